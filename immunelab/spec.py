@@ -1,0 +1,94 @@
+"""What a run is: a frozen spec, its identity, and its JSON. Standard library only, so that anyone may read one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from typing import Any
+
+from immunelab.errors import UserError, unknown
+
+KINDS = ("immunize", "attack", "finetune", "evaluate")
+LABELS = ("name", "group", "parent")  # not part of a run's identity
+KIND_OF_METHOD = {"immunize": "defense", "attack": "attack", "finetune": "attack"}
+MODEL = re.compile(r"^[^\x00-\x1f]{1,500}$")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Everything that decides a run's numbers, and three labels that do not (`name`, `group`, `parent`).
+
+    `model` is `fable`, a Hub id, a local folder, or `run:<run_id>` for the checkpoint that a run made; in the last
+    case `parent` is that run's id and `parent_hash` its spec hash, which stands in for the id in the identity.
+    """
+
+    kind: str
+    method: str = ""
+    knobs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: str = "fable"
+    corpus: str = "fable"
+    seed: int = 0
+    device: str = "auto"
+    evaluations: tuple[str, ...] = ()  # registered names; empty takes those of the corpus
+    evaluate_every: int = 0  # steps between evaluations; 0 evaluates at the first and the last step only
+    layers_every: int = 10  # steps between per-layer traces; 0 traces none
+    checkpoint_every: int = 0  # steps between checkpoints; 0 writes one at the end, and one on stop
+    parent_hash: str = ""
+    parent: str = ""
+    name: str = ""
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        hints = {f.name: f.type for f in dataclasses.fields(self)}
+        for name, hint in hints.items():
+            value = getattr(self, name)
+            if hint == "str" and not isinstance(value, str):
+                raise UserError(f"A spec's {name} is a text, and got {value!r}.")
+            if hint == "int" and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31):
+                raise UserError(f"A spec's {name} is a whole number from 0 to 2147483647, and got {value!r}.")
+        if self.kind not in KINDS:
+            raise unknown("kind of run", self.kind, KINDS)
+        if not MODEL.match(self.model) or not MODEL.match(self.corpus):
+            raise UserError("A spec's model and corpus are names, ids or paths of 1 to 500 characters.")
+        if not isinstance(self.knobs, dict) or not all(isinstance(k, str) for k in self.knobs):
+            raise UserError(f"A spec's knobs map names to values, and got {self.knobs!r}.")
+        for key, value in self.knobs.items():
+            if not isinstance(value, str | int | float | bool) or (isinstance(value, float) and not math.isfinite(value)):
+                raise UserError(f"A spec's knob {key} is a text, a finite number or true/false, and got {value!r}.")
+        if not all(isinstance(e, str) for e in self.evaluations):
+            raise UserError(f"A spec's evaluations are a list of names, and got {self.evaluations!r}.")
+        object.__setattr__(self, "evaluations", tuple(self.evaluations))
+
+    @property
+    def hash(self) -> str:
+        """Identity: 16 hex digits over all that decides the numbers. Equal hash, same CPU: equal numbers."""
+        identity = {k: v for k, v in dataclasses.asdict(self).items() if k not in LABELS}
+        if self.parent_hash:
+            identity["model"] = f"spec:{self.parent_hash}"
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """As indented JSON, every field present."""
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the spec") -> RunSpec:
+        """Read back; a UserError names `source` and the field that does not fit."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{source} is not JSON: {error}.") from None
+        if not isinstance(data, dict):
+            raise UserError(f"{source} holds a JSON {type(data).__name__}, and a spec is an object.")
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in data:
+            if key not in known:
+                raise unknown(f"field of a spec (in {source})", key, known)
+        if "kind" not in data:
+            raise UserError(f"{source} lacks the field 'kind' (one of {', '.join(KINDS)}).")
+        if "evaluations" in data and not isinstance(data["evaluations"], list):
+            raise UserError(f"{source}: evaluations is a list of names, and got {data['evaluations']!r}.")
+        return cls(**{**data, "evaluations": tuple(data.get("evaluations", ()))})
