@@ -1,0 +1,1 @@
+"""Pure functions from recorded frames to read-outs: outcomes, collapse curves, intervals."""

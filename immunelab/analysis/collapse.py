@@ -1,0 +1,79 @@
+"""The collapse curve: harmfulness and utility against attack steps and against intensity, as bands over seeds.
+
+Frames in, frames out. `curves` is what `store.queries.attack_curves` returns: one row per attack run and checkpoint.
+Every number is a recorded run's or the mean, minimum and maximum over recorded runs; nothing is interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from immunelab.analysis.outcomes import DEFAULT, Thresholds, counts, run_outcomes, worst
+
+INTENSITY = ("learning_rate", "steps", "samples", "harmful_share")  # what an attack's intensity is made of
+METRICS = ("harmfulness", "utility")
+
+
+def by_step(curves: pd.DataFrame, by: Sequence[str] = ("defense",), metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+    """Bands along the attack: columns `by`, step, metric, mean, low, high, n (runs behind the band at this step)."""
+    return _bands(curves, [*by, "step"], metrics)
+
+
+def by_intensity(
+    curves: pd.DataFrame,
+    x: str = "learning_rate",
+    thresholds: Thresholds = DEFAULT,
+    by: Sequence[str] = ("defense",),
+) -> pd.DataFrame:
+    """Bands of the scores after the attack, one row per `by`, x and metric, with the outcomes of the cell.
+
+    Columns: `by`, x, metric, mean, low, high, n, outcome (the worst of the cell), outcomes (such as "2 broken,
+    1 resisted"). Only runs that reached their last checkpoint belong here: pass finished runs.
+    """
+    read = run_outcomes(curves, thresholds)
+    if read.empty:
+        return pd.DataFrame(columns=[*by, x, "metric", "mean", "low", "high", "n", "outcome", "outcomes"])
+    bands = _bands(read, [*by, x], METRICS)
+    cells = read.groupby([*by, x])["outcome"].agg(outcome=worst, outcomes=describe).reset_index()
+    return bands.merge(cells, on=[*by, x], how="left")
+
+
+def describe(labels: Any) -> str:
+    """A cell's outcomes in words, the worst first: "2 broken, 1 resisted"."""
+    return ", ".join(f"{n} {name}" for name, n in counts(labels).items() if n)
+
+
+def recorded(curves: pd.DataFrame, setting: str, choice: Mapping[str, Any] | None = None) -> list[Any]:
+    """The values of a setting that recorded runs have, in order; with `choice`, among runs that match it."""
+    rows = select(curves, choice or {})
+    return sorted(rows[setting].dropna().unique().tolist())
+
+
+def select(curves: pd.DataFrame, choice: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of runs whose settings equal the choice."""
+    rows = curves
+    for setting, value in choice.items():
+        rows = rows[rows[setting] == value]
+    return rows
+
+
+def missing(
+    curves: pd.DataFrame, choice: Mapping[str, Any], defenses: Sequence[str], column: str = "defense"
+) -> list[str]:
+    """The defenses of which no recorded run has exactly this choice of settings."""
+    have = set(select(curves, choice)[column])
+    return [d for d in defenses if d not in have]
+
+
+def nearest(values: Sequence[float], wanted: float) -> float:
+    """The recorded value nearest to a wanted one, for links to values that are not recorded (any more)."""
+    return min(values, key=lambda v: abs(v - wanted))
+
+
+def _bands(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str]) -> pd.DataFrame:
+    long = rows.melt(id_vars=keys, value_vars=list(metrics), var_name="metric", value_name="value")
+    grouped = long.dropna(subset=["value"]).groupby([*keys, "metric"], sort=True)["value"]
+    return grouped.agg(mean="mean", low="min", high="max", n="count").reset_index()

@@ -1,0 +1,71 @@
+"""Bands are over recorded runs only; statistics agree with published values."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from immunelab.analysis import collapse
+from immunelab.analysis.statistics import bootstrap, wilson
+
+
+def curves() -> pd.DataFrame:
+    rows = []
+    for seed, final in enumerate([0.6, 0.8, 0.7]):
+        for rate in (1e-4, 1e-3):
+            for step, harm in ((0, 0.0), (10, final / 2), (20, final)):
+                rows.append(
+                    {"run_id": f"{seed}-{rate}", "step": step, "harmfulness": harm, "utility": 0.9, "seed": seed,
+                     "learning_rate": rate, "steps": 20, "defense": "undefended"}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_bands_over_seeds() -> None:
+    bands = collapse.by_step(collapse.select(curves(), {"learning_rate": 1e-3}))
+    last = bands[(bands["step"] == 20) & (bands["metric"] == "harmfulness")].iloc[0]
+    assert (last["low"], last["high"], last["n"]) == (0.6, 0.8, 3)
+    assert last["mean"] == pytest.approx(0.7)
+
+
+def test_a_missing_score_is_no_zero() -> None:
+    frame = curves()
+    frame.loc[frame["step"] == 10, "harmfulness"] = math.nan
+    bands = collapse.by_step(frame)
+    assert 10 not in set(bands.loc[bands["metric"] == "harmfulness", "step"])
+
+
+def test_intensity_takes_the_final_scores_and_the_cells_outcomes() -> None:
+    bands = collapse.by_intensity(curves())
+    row = bands[(bands["learning_rate"] == 1e-4) & (bands["metric"] == "harmfulness")].iloc[0]
+    assert row["mean"] == pytest.approx(0.7)
+    assert row["outcome"] == "broken"
+    assert row["outcomes"] == "3 broken"
+    assert collapse.by_intensity(curves().iloc[:0]).empty
+
+
+def test_choices_are_recorded_ones() -> None:
+    assert collapse.recorded(curves(), "learning_rate") == [1e-4, 1e-3]
+    assert collapse.nearest([1e-4, 1e-3], 9e-4) == 1e-3
+    assert collapse.missing(curves(), {"learning_rate": 1e-3}, ["undefended", "seam"]) == ["seam"]
+    assert collapse.missing(curves(), {"learning_rate": 5.0}, ["undefended"]) == ["undefended"]
+
+
+def test_wilson_against_published_values() -> None:
+    # Newcombe (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29.
+    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611),
+                               (1, 29, 0.0061, 0.1718)):  # fmt: skip
+        assert wilson(hits / n, n) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(0.5, 0) == (0, 1)
+    assert wilson(math.nan, 5) == (0, 1)
+    assert wilson(1.0, 10)[1] == 1.0
+
+
+def test_bootstrap() -> None:
+    assert bootstrap([0.4]) == pytest.approx((0.4, 0.4))
+    low, high = bootstrap([0.1, 0.2, 0.3, 0.4])
+    assert 0.1 <= low < 0.25 < high <= 0.4
+    assert bootstrap([0.1, 0.2, 0.3, 0.4]) == (low, high)
+    assert all(math.isnan(v) for v in bootstrap([]))
