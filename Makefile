@@ -1,0 +1,42 @@
+# make app: the app in the browser · make demo: the whole story in the terminal · make test: lint, types, tests
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help app demo test lint showcase install clean
+
+help: ## list what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "make %-9s %s\n", $$1, $$2}'
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "ImmuneLab needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
+	@test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
+	$(RUN)python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+install: $(STAMP) ## make .venv with the pinned packages (the other targets do it by themselves)
+
+app: $(STAMP) ## start the app at http://127.0.0.1:8501
+	$(RUN)streamlit run app.py
+
+demo: $(STAMP) ## immunize, attack, report: headless, under three minutes on two cores
+	$(RUN)immunelab demo
+
+test: lint ## lint, types and all tests
+	$(RUN)python -m pytest
+
+lint: $(STAMP) ## ruff and mypy
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+	$(RUN)mypy
+
+showcase: $(STAMP) ## record the showcase anew into data/showcase
+	$(RUN)immunelab showcase build
+
+clean: ## remove what was built; the lab folder with your runs stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis test-results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,19 @@
+"""Where the shipped files lie (Fable, showcase): `data/` of the clone, or what a wheel installed. Standard library."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+from immunelab.errors import UserError
+
+CLONE = Path(__file__).resolve().parent.parent / "data"
+INSTALLED = Path(sysconfig.get_path("data")) / "share" / "immunelab"  # [tool.setuptools.data-files]
+
+
+def data() -> Path:
+    """The folder that holds `fable/` and `showcase/`; a UserError where neither a clone nor a wheel brought it."""
+    for folder in (CLONE, INSTALLED):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"The shipped data was found neither in {CLONE} nor in {INSTALLED}. Reinstall from a fresh clone.")
