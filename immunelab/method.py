@@ -18,7 +18,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from immunelab.errors import unknown
+from immunelab.errors import UserError, unknown
 from immunelab.knobs import knob, knobs
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ class Batch(NamedTuple):
     benign: Tokens | None = None
     unrelated: Tokens | None = None
     user: Tokens | None = None
+
+    def take(self, method: Method) -> list[Tokens]:
+        """The streams that a method names, in its order; a UserError if one is missing."""
+        for stream in method.streams:
+            if getattr(self, stream) is None:
+                raise UserError(f"{method.name} needs the stream {stream!r}, and the batch has none.")
+        return [getattr(self, stream) for stream in method.streams]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +109,18 @@ class Attack(Budget):
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
         """As `Defense.step`."""
+        raise NotImplementedError
+
+
+class Evaluation(Method):
+    """Measures harmfulness or utility: asks a subject (`training.generation.Subject`) and returns scores and rows."""
+
+    def prompts(self, subject: Any) -> list[str]:
+        """The questions it is going to ask, so that all evaluations share one batch of answers."""
+        raise NotImplementedError
+
+    def measure(self, subject: Any) -> Any:
+        """`training.generation.Measured`: scores with n and standard error, and the per-example rows."""
         raise NotImplementedError
 
 

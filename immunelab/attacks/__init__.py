@@ -1,0 +1,1 @@
+"""One file an attack; each registers itself (`immunelab.method.register`)."""

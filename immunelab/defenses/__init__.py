@@ -1,0 +1,1 @@
+"""One file a defense; each registers itself (`immunelab.method.register`)."""

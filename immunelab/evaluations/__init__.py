@@ -1,0 +1,1 @@
+"""One file an evaluation; each registers itself (`immunelab.method.register`)."""

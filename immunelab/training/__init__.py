@@ -1,0 +1,1 @@
+"""Everything that touches tensors: the one loop, the gradient algebra, losses, activations, models."""

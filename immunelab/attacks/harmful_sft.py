@@ -1,0 +1,51 @@
+"""Harmful fine-tuning: train the released weights on harmful answers, at any intensity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from immunelab.method import Attack, Batch, knob, register
+from immunelab.training import gradients as g
+from immunelab.training.losses import loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@register("attack")
+@dataclass(frozen=True, kw_only=True)
+class HarmfulSft(Attack):
+    """L = CE(user), all weights: supervised fine-tuning on n rows, of which a share p is harmful.
+
+    Threat model: the attacker has the weights and n question–answer rows, and controls the training. Its intensity
+    is learning rate × steps × samples × share of harmful rows. Source: arXiv:2310.03693; the settings of
+    arXiv:2505.12186 are the preset `seam-paper`.
+    """
+
+    name: ClassVar[str] = "harmful-sft"
+    title: ClassVar[str] = "Harmful fine-tuning, all weights"
+    paper: ClassVar[str] = "arXiv:2310.03693"
+    stage: ClassVar[str] = "fine-tuning"
+    streams: ClassVar[tuple[str, ...]] = ("user",)
+
+    harmful_share: float = knob(1.0, "share of harmful rows among the samples; the rest is benign", symbol="p", low=0, high=1)
+
+    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
+        """The plain gradient of the fine-tuning loss."""
+        (user,) = batch.take(self)
+        weights = g.trainable(model)
+        value = loss(model, user)
+        g.leave(weights, g.gradient(value, weights))
+        return {"loss/total": float(value.detach())}
+
+
+_fable = HarmfulSft(steps=60, batch_size=8, samples=120)
+_paper = HarmfulSft(steps=250, batch_size=4, samples=1000, weight_decay=0.01)
+HarmfulSft.presets = {"fable": replace(_fable, learning_rate=6e-4), "seam-paper": _paper}
+HarmfulSft.ladders = {
+    "fable": {
+        f"{rate:g}": replace(_fable, learning_rate=rate) for rate in (1e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3)
+    },
+    "seam-paper": {f"{rate:g}": replace(_paper, learning_rate=rate) for rate in (2e-5, 5e-5, 8e-5, 1e-4, 2e-4)},
+}

@@ -1,0 +1,163 @@
+"""Following runs to their end, from their status files: the runs go on if this process does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from immunelab import jobs
+from immunelab.cli import show
+from immunelab.errors import UserError
+from immunelab.journal import RunFolder, Status
+
+ENDED = ("done", "stopped", "failed", "interrupted")
+POLL, RECONCILE = 0.2, 2.0  # seconds
+
+
+def run_id(text: str, home: Path) -> str:
+    """The run that a person means: its id, the end or start of it if only one run has that, or `last`."""
+    folder = home / "runs"
+    known = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if text == "last":
+        if not known:
+            raise UserError(f"There is no last run: {home} holds no runs yet.")
+        return known[-1]
+    if text in known:
+        return text
+    fits = [name for name in known if text and (name.startswith(text) or name.endswith(text))]
+    if len(fits) > 1:
+        raise UserError(f"{text!r} fits {len(fits)} runs: {', '.join(fits[:4])}. Give more of the id.")
+    return fits[0] if fits else RunFolder.open(home, text).run_id  # which raises, with near matches
+
+
+def model(text: str, home: Path) -> str:
+    """A model as a spec names it: `run:last` and shortened ids are spelled out."""
+    if not text.startswith("run:"):
+        return text
+    name = text.removeprefix("run:")
+    if name != "last":
+        return f"run:{run_id(name, home)}"
+    folder = home / "runs"
+    for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
+        run = RunFolder(path)
+        if run.status().status == "done" and any(run.checkpoints.glob("step-*")):
+            return f"run:{run.run_id}"
+    raise UserError(f"No finished run in {home} has a checkpoint yet. Make one with: immunelab immunize seam")
+
+
+def follow(run_ids: list[str], home: Path) -> dict[str, Status]:
+    """Draw progress until every run has ended, and return how. Ctrl-C stops them, each with a checkpoint."""
+    folders = {i: RunFolder.open(home, i) for i in run_ids}
+    asked = False
+    with Bars(folders) as bars:
+        while True:
+            try:
+                statuses = {i: folder.status() for i, folder in folders.items()}
+                bars.show(statuses)
+                if all(s.status in ENDED for s in statuses.values()):
+                    return statuses
+                if time.monotonic() - bars.reconciled > RECONCILE:
+                    jobs.reconcile(home)  # a run whose process is gone must not be waited for
+                    bars.reconciled = time.monotonic()
+                time.sleep(POLL)
+            except KeyboardInterrupt:
+                if asked:
+                    raise
+                asked = True
+                bars.say("Stopping: finishing the step and saving a checkpoint. Ctrl-C again leaves it to that.")
+                for i in reversed(run_ids):  # queued ones first, so that none of them starts
+                    if folders[i].status().status not in ENDED:
+                        folders[i].request_stop()
+
+
+class Bars:
+    """One bar for all runs and one for the current run; without a terminal, a line when a run starts or ends."""
+
+    def __init__(self, folders: dict[str, RunFolder]) -> None:
+        self.titles = {i: _title(folder) for i, folder in folders.items()}
+        self.seen: dict[str, str] = {}
+        self.reconciled = time.monotonic()
+        self.live = show.err.is_terminal
+        columns = (
+            TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(),
+        )  # fmt: skip
+        self.progress = Progress(*columns, console=show.err, disable=not self.live)
+        self.whole: TaskID | None = None
+        self.current: TaskID | None = None
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        if len(self.titles) > 1:
+            self.whole = self.progress.add_task("all runs", total=len(self.titles), note="")
+        self.current = self.progress.add_task("waiting", total=1.0, note="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        show.err.print(text, markup=False)
+
+    def show(self, statuses: dict[str, Status]) -> None:
+        """Bring the bars up to date."""
+        for i, status in statuses.items():
+            if status.status != self.seen.get(i) and status.status != "queued":
+                self._changed(i, status)
+            self.seen[i] = status.status
+        active = next((i for i, s in statuses.items() if s.status in ("running", "stopping")), None)
+        if active is not None and self.current is not None:
+            status = statuses[active]
+            note = status.message or status.phase
+            if status.eta_seconds is not None:
+                note = f"{status.phase} {status.step}/{status.steps}, {show.duration(status.eta_seconds)} left"
+            self.progress.update(
+                self.current, description=self.titles[active], completed=status.progress or 0.0, note=note
+            )
+        if self.whole is not None:
+            ended = sum(s.status in ENDED for s in statuses.values())
+            part = (statuses[active].progress or 0.0) if active else 0.0
+            left = remaining(statuses.values(), {i: self.titles[i].split()[0] for i in statuses})
+            note = f"{ended}/{len(statuses)}" + (f", about {show.duration(left)} left" if left is not None else "")
+            self.progress.update(self.whole, completed=ended + part, note=note)
+
+    def _changed(self, i: str, status: Status) -> None:
+        if status.status == "failed":
+            self.say(f"{self.titles[i]}: failed. {status.error or ''}".rstrip())
+        elif status.status in ENDED:
+            self.say(f"{self.titles[i]}: {status.status} after {show.duration(status.seconds)}")
+        elif not self.live and status.status == "running":
+            self.say(f"{self.titles[i]}: {status.status}")
+
+
+def remaining(statuses: Iterable[Status], kinds: dict[str, str]) -> float | None:
+    """Seconds left for a list of runs: what the current one says, and for the rest the mean of ended ones of its kind.
+
+    None while a kind that is still to come has not been timed.
+    """
+    took: dict[str, list[float]] = {}
+    coming: list[str] = []
+    left = 0.0
+    for status in statuses:
+        kind = kinds[status.run_id]
+        if status.status == "done" and status.seconds is not None:
+            took.setdefault(kind, []).append(status.seconds)
+        elif status.status == "queued":
+            coming.append(kind)
+        elif status.status == "running":
+            if status.eta_seconds is None:
+                return None
+            left += status.eta_seconds
+    if any(kind not in took for kind in coming):
+        return None
+    return left + sum(sum(took[kind]) / len(took[kind]) for kind in coming)
+
+
+def _title(folder: RunFolder) -> str:
+    spec = folder.spec()
+    label = spec.name or f"{spec.method} on {spec.model.removeprefix('run:')}"
+    return f"{spec.kind} {label}, seed {spec.seed}"

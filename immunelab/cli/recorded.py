@@ -1,0 +1,165 @@
+"""Commands on recorded runs: list, trace, query, stop, resume, delete, and rebuilding the database."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from immunelab import jobs, journal
+from immunelab.cli import show, start
+from immunelab.cli.follow import run_id
+from immunelab.errors import UserError
+
+if TYPE_CHECKING:
+    from immunelab.store import Store
+
+RUN_COLUMNS = ("run", "kind", "method", "on", "seed", "status", "progress", "took", "started", "name")
+
+
+def runs(args: argparse.Namespace) -> int:
+    """List the runs, newest first."""
+    from immunelab.store import queries
+
+    store = _store(args)
+    frame = queries.runs(store, showcase=args.showcase)
+    if not args.archived:
+        frame = frame[~frame["archived"].fillna(False).astype(bool)]
+    frame = frame.sort_values("run_id", ascending=False)
+    if args.limit:
+        frame = frame.head(args.limit)
+    rows = show.records(frame)
+    if args.json:
+        show.emit(rows)
+    elif not rows:
+        home = journal.home(args.home)
+        show.out.print(f"No runs in {home} yet. Start with: immunelab demo", markup=False)
+    else:
+        show.table(RUN_COLUMNS, [_run_row(row) for row in rows], right=("seed", "progress"))
+    return 0
+
+
+def trace(args: argparse.Namespace) -> int:
+    """Every scalar of a run, summed up; with --name point by point; and its scores."""
+    from immunelab.store import queries
+
+    store = _store(args)
+    run = run_id(args.run, journal.home(args.home))
+    known = queries.names(store, [run])
+    wanted = args.name or list(dict.fromkeys(known["name"]))
+    for name in args.name:
+        if name not in set(known["name"]):
+            from immunelab.errors import unknown
+
+            raise unknown(f"scalar of {run}", name, set(known["name"]))
+    points = queries.points(store, [run], wanted, bins=10**9) if wanted else known.iloc[:0]
+    scores = queries.scores(store, [run])
+    if args.json:
+        columns = ["phase", "step", "name", "value"]
+        show.emit({
+            "run_id": run,
+            "points": show.records(points[columns]) if len(points) else [],
+            "scores": show.records(scores.drop(columns="run_id")),
+        })  # fmt: skip
+    elif args.name:
+        show.table(
+            ("phase", "step", "name", "value"),
+            [(p.phase, p.step, p.name, f"{p.value:.6g}") for p in points.itertuples(index=False)],
+            right=("step", "value"),
+        )
+    else:
+        _print_summary(run, points, scores)
+    return 0
+
+
+def sql(args: argparse.Namespace) -> int:
+    """One read-only query."""
+    query = sys.stdin.read() if args.query == "-" else args.query
+    frame = _store(args).query(query)
+    if args.json:
+        show.emit(show.records(frame))
+    else:
+        show.table(list(frame.columns), frame.itertuples(index=False, name=None))
+        show.err.print(f"{len(frame)} rows", style="dim")
+    return 0
+
+
+def stop(args: argparse.Namespace) -> int:
+    """Stop runs, each with a checkpoint."""
+    home = journal.home(args.home)
+    for name in [run_id(r, home) for r in args.run]:
+        jobs.stop(name, home, force_after=args.force_after)
+        print(f"{name}: {journal.RunFolder.open(home, name).status().status}")
+    return 0
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Go on from the last checkpoint."""
+    home = journal.home(args.home)
+    name = jobs.resume(run_id(args.run, home), home)
+    if args.detach:
+        print(name)
+        return 0
+    return start.finish([name], home, args.json)
+
+
+def delete(args: argparse.Namespace) -> int:
+    """Delete runs with their checkpoints, after asking."""
+    home = journal.home(args.home)
+    names = [run_id(r, home) for r in args.run]
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise UserError("Deleting asks first, and there is no terminal to answer on. Add --yes.")
+        answer = input(f"Delete {', '.join(names)} with all checkpoints? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            print("Nothing deleted.")
+            return 0
+    for name in names:
+        print(f"{name}: deleted, {show.size(jobs.delete(name, home))} freed")
+    return 0
+
+
+def rebuild(args: argparse.Namespace) -> int:
+    """Make the database anew from the journals, which are the truth."""
+    from immunelab.store import Store, queries
+
+    store = Store(journal.home(args.home))
+    store.rebuild()
+    print(f"The database was made anew from the journals of {len(queries.runs(store, showcase=False))} runs.")
+    return 0
+
+
+def _store(args: argparse.Namespace) -> Store:
+    from immunelab.store import Store
+
+    home = journal.home(args.home)
+    jobs.reconcile(home)
+    store = Store(home)
+    store.sync(force=True)
+    return store
+
+
+def _run_row(row: dict[str, Any]) -> tuple[Any, ...]:
+    progress = "" if row["status"] == "done" else show.share(row["progress"])
+    on = row["defense"] if row["kind"] == "attack" else row["model"]
+    return (
+        row["run_id"], row["kind"], row["method"], on, row["seed"], row["status"], progress,
+        show.duration(row["seconds"]), str(row["started_at"] or "")[:16], row["name"] or "",
+    )  # fmt: skip
+
+
+def _print_summary(run: str, points: Any, scores: Any) -> None:
+    show.out.print(run, markup=False)
+    rows = []
+    for (phase, name), line in points.groupby(["phase", "name"], sort=True) if len(points) else ():
+        value = line.sort_values("step")["value"]
+        numbers = (value.iloc[0], value.iloc[-1], value.min(), value.max())
+        rows.append((phase, name, len(value), *(f"{n:.4g}" for n in numbers)))
+    columns = ("phase", "scalar", "points", "first", "last", "min", "max")
+    show.table(columns, rows, right=columns[2:])
+    if not scores.empty:
+        show.table(
+            ("phase", "step", "metric", "score", "n"),
+            [(s.phase, s.step, s.metric, f"{s.score:.4g}", s.n) for s in scores.itertuples(index=False)],
+            right=("step", "score", "n"),
+        )

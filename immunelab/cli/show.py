@@ -1,0 +1,88 @@
+"""What the commands print: tables for people, strict JSON for programs, progress of runs on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+OUTCOME_STYLE = {
+    "broken": "bold red",
+    "broken-and-degraded": "magenta",
+    "self-destructed": "yellow",
+    "resisted": "green",
+}
+
+
+def emit(data: Any) -> None:
+    """Strict JSON on standard output; what is not finite becomes null."""
+    print(json.dumps(finite(data), indent=1, allow_nan=False, default=str))
+
+
+def finite(data: Any) -> Any:
+    """The same data with null where a float is NaN or infinite, which JSON can't say."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {str(key): finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return data
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame's rows as plain data."""
+    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", date_format="iso", double_precision=15))
+    return rows
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", right: Sequence[str] = ()) -> None:
+    """A table on standard output. Cells are printed as they are: what a model wrote can't style the terminal."""
+    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*[cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row])
+    out.print(grid)
+
+
+def share(value: float | None) -> str:
+    """A share in 0–1 as a percentage, or a dash."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.1%}"
+
+
+def outcome(label: str | None) -> Text:
+    """An outcome in its color, always with its word."""
+    return Text(label or "–", style=OUTCOME_STYLE.get(label or "", ""))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 12 s, 3 min 20 s or 2 h 5 min, or a dash."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes in kB, MB or GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

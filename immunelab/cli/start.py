@@ -1,0 +1,130 @@
+"""Commands that start runs: `immunize`, `attack`, `run`, and `work`, which carries them out in its own process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from immunelab import jobs, journal
+from immunelab.cli import about, follow, show
+from immunelab.errors import UserError, unknown
+from immunelab.spec import RunSpec
+
+
+def immunize(args: argparse.Namespace) -> int:
+    """Make a model immune."""
+    return _method(args, "immunize", "defense")
+
+
+def attack(args: argparse.Namespace) -> int:
+    """Attack a model."""
+    return _method(args, "attack", "attack")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a spec, or a list of specs, from a file or standard input."""
+    source = "standard input" if args.spec == "-" else args.spec
+    try:
+        text = sys.stdin.read() if args.spec == "-" else Path(args.spec).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The spec {source} can't be read: {error}.") from None
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source} is not JSON: {error}.") from None
+    specs = [RunSpec.from_json(json.dumps(one), source) for one in (data if isinstance(data, list) else [data])]
+    if not specs:
+        raise UserError(f"{source} holds an empty list; a spec is what spec.json in a run's folder holds.")
+    return launch(specs, args)
+
+
+def work(args: argparse.Namespace) -> int:
+    """Carry out queued runs one after another, in this process."""
+    code: int = jobs.work(args.run, journal.home(args.home))
+    return code
+
+
+def launch(specs: list[RunSpec], args: argparse.Namespace) -> int:
+    """Submit specs; return at once with --detach, else follow them to their end and print what came out."""
+    home = journal.home(args.home)
+    run_ids = jobs.submit(specs, home)
+    if args.detach:
+        if args.json:
+            show.emit({"run_ids": run_ids})
+        else:
+            print("\n".join(run_ids))
+        return 0
+    return finish(run_ids, home, args.json)
+
+
+def finish(run_ids: list[str], home: Path, as_json: bool) -> int:
+    """Follow runs to their end, print their scores; 0 if all are done, 130 if stopped, else 1."""
+    from immunelab.store import Store, queries
+
+    ended = follow.follow(run_ids, home)
+    store = Store(home)
+    store.sync(force=True)
+    scores = queries.scores(store, run_ids)
+    if as_json:
+        rows = show.records(scores)
+        show.emit([
+            {"run_id": i, "status": s.status, "error": s.error, "scores": [r for r in rows if r["run_id"] == i]}
+            for i, s in ended.items()
+        ])  # fmt: skip
+    else:
+        for run_id, status in ended.items():
+            _print_scores(run_id, status, scores[scores["run_id"] == run_id])
+    if any(s.status in ("failed", "interrupted") for s in ended.values()):
+        return 1
+    return 130 if any(s.status == "stopped" for s in ended.values()) else 0
+
+
+def _print_scores(run_id: str, status: journal.Status, scores: Any) -> None:
+    show.out.print(f"{run_id}  {status.status} after {show.duration(status.seconds)}", markup=False)
+    if not scores.empty:
+        wide = scores.pivot_table(index="step", columns="metric", values="score", sort=False)
+        kinds = [m for m in ("harmfulness", "utility", "refusal_rate", "perplexity", "repetition") if m in wide]
+        rows = [
+            (int(step), *(f"{row[m]:.2f}" if m == "perplexity" else show.share(row[m]) for m in kinds))
+            for step, row in wide.sort_index().iterrows()
+        ]
+        show.table(("step", *kinds), rows, right=("step", *kinds))
+    if status.status in ("stopped", "interrupted"):
+        show.out.print(f"Go on with: immunelab resume {run_id}", markup=False)
+
+
+def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
+    from immunelab.method import configure, get
+
+    if args.help:
+        about.method_help(args, kind, of)
+        return 0
+    cls = get(of, args.method)
+    preset, values = args.preset, dict(args.knobs)
+    if getattr(args, "rung", None):
+        if preset:
+            raise UserError("--rung and --preset both name settings: give one, and knobs on top of it.")
+        ladder = cls.ladders.get(args.corpus, {})
+        if args.rung not in ladder:
+            raise unknown(f"rung of {args.method} for the corpus {args.corpus}", args.rung, ladder)
+        values = ladder[args.rung].settings() | values
+    elif preset is None and args.corpus in cls.presets:
+        preset = args.corpus  # a corpus' own settings: what suits a 7B model does nothing to Fable's
+        show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
+    configured = configure(of, args.method, values, preset or "")
+    spec = RunSpec(
+        kind=kind,
+        method=args.method,
+        knobs=configured.settings(),
+        model=follow.model(args.model, journal.home(args.home)),
+        corpus=args.corpus,
+        seed=args.seed,
+        device=args.device,
+        evaluate_every=args.evaluate_every,
+        checkpoint_every=args.checkpoint_every,
+        name=args.name,
+    )
+    return launch([spec], args)

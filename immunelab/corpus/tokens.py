@@ -1,0 +1,143 @@
+"""From rows to minibatches: one function builds labels, one order of rows follows from the seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from immunelab.corpus import Corpus, Row
+from immunelab.errors import UserError
+from immunelab.method import Attack, Batch, Budget, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+Pair = tuple[str, str]
+
+
+def as_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """The prompt as the model reads it: its chat template up to where the answer starts, or a plain Question/Answer."""
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return f"Question: {prompt}\nAnswer: "
+
+
+def as_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> str:
+    """The answer as the model is to write it, end-of-turn included."""
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        start = as_prompt(tokenizer, prompt)
+        if whole.startswith(start):
+            return whole[len(start) :]
+    return answer + (tokenizer.eos_token or "")
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int) -> tuple[list[int], int]:
+    """Token ids of prompt and answer, cut to max_length, and how many of them are prompt (not scored)."""
+    prompt, answer = pair
+    start = tokenizer(as_prompt(tokenizer, prompt), add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    rest = tokenizer(as_answer(tokenizer, prompt, answer), add_special_tokens=False)["input_ids"]
+    if len(start) >= max_length:
+        raise UserError(f"A prompt of {len(start)} tokens leaves no room for an answer within {max_length}: {prompt[:80]!r}.")
+    return (start + rest)[:max_length], len(start)
+
+
+def collate(encoded: Sequence[tuple[list[int], int]], pad: int, device: str = "cpu") -> Tokens:
+    """Right-padded int64 tensors (rows, length); labels are -100 on prompt and padding, so eos is learned."""
+    length = max(len(ids) for ids, _ in encoded)
+    input_ids = torch.full((len(encoded), length), pad)
+    attention = torch.zeros((len(encoded), length), dtype=torch.int64)
+    labels = torch.full((len(encoded), length), IGNORED)
+    for row, (ids, prompt) in enumerate(encoded):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        attention[row, : len(ids)] = 1
+        labels[row, prompt : len(ids)] = torch.tensor(ids[prompt:])
+    return Tokens(input_ids.to(device), attention.to(device), labels.to(device))
+
+
+def pairs(rows: Sequence[Row], stream: str) -> list[Pair]:
+    """(prompt, answer) of each row as a stream presents it."""
+    return [(row.prompt, row.refusal if stream == "refusal" else row.response) for row in rows]
+
+
+def submitted(corpus: Corpus, attack: Attack, split: str, seed: int) -> list[Pair]:
+    """The `user` stream: n rows of which round(p·n) are harmful, drawn and shuffled by the seed."""
+    rng = random.Random(f"user-{seed}")
+    share = float(getattr(attack, "harmful_share", 1.0))
+    harmful = corpus.select("harmful", split) if share > 0 else []
+    benign = corpus.select("benign", split) if share < 1 else []
+    n = attack.samples or (len(harmful) if share == 1 else len(benign) if share == 0 else len(harmful) + len(benign))
+    wanted = round(share * n)
+    for what, have, want in (("harmful", len(harmful), wanted), ("benign", len(benign), n - wanted)):
+        if want > have:
+            raise UserError(
+                f"The attack wants {want} {what} rows, and the corpus {corpus.name} has {have} in the split {split!r}: "
+                "lower samples or change harmful_share."
+            )
+    rows = rng.sample(harmful, wanted) + rng.sample(benign, n - wanted)
+    rng.shuffle(rows)
+    return pairs(rows, "user")
+
+
+class Batches:
+    """The i-th minibatch of each stream that a method names, the same for the same seed, split and i.
+
+    Harmful, refusal and unrelated rows are paired by prompt, so they share one order; each epoch is a new permutation.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        method: Budget,
+        *,
+        split: str,
+        seed: int,
+        device: str = "cpu",
+        max_length: int = 256,
+    ) -> None:
+        self.seed, self.size, self.device = seed, method.batch_size, device
+        self.pad = int(tokenizer.pad_token_id)
+        self.streams: dict[str, list[tuple[list[int], int]]] = {}
+        for stream in method.streams:
+            if stream == "user":
+                assert isinstance(method, Attack)
+                chosen = submitted(corpus, method, split, seed)
+            else:
+                chosen = pairs(self._sampled(corpus.select(stream, split), stream, method.samples), stream)
+            self.streams[stream] = [encode(tokenizer, pair, max_length) for pair in chosen]
+
+    def _sampled(self, rows: list[Row], stream: str, samples: int) -> list[Row]:
+        if samples > len(rows):
+            raise UserError(f"{samples} samples of the stream {stream!r} are wanted, and there are {len(rows)}.")
+        return random.Random(f"{_group(stream)}-{self.seed}").sample(rows, samples) if samples else rows
+
+    def rows(self, stream: str) -> int:
+        """How many distinct rows of a stream are used."""
+        return len(self.streams[stream])
+
+    def __call__(self, index: int) -> Batch:
+        """Minibatch `index` = 0, 1, … of every stream."""
+        return Batch(**{stream: self.tokens(stream, index) for stream in self.streams})
+
+    def tokens(self, stream: str, index: int) -> Tokens:
+        """Minibatch `index` of one stream."""
+        rows = self.streams[stream]
+        places = range(index * self.size, (index + 1) * self.size)
+        orders = {epoch: self._order(stream, epoch) for epoch in {place // len(rows) for place in places}}
+        return collate([rows[orders[p // len(rows)][p % len(rows)]] for p in places], self.pad, self.device)
+
+    def _order(self, stream: str, epoch: int) -> list[int]:
+        order = list(range(len(self.streams[stream])))
+        random.Random(f"{_group(stream)}-{self.seed}-{epoch}").shuffle(order)
+        return order
+
+
+def _group(stream: str) -> str:
+    return "pair" if stream in ("harmful", "refusal", "unrelated") else stream

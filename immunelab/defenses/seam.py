@@ -1,0 +1,179 @@
+r"""SEAM: couple benign and harmful gradients so that a harmful step is a step against everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import torch
+from torch.nn import Parameter
+
+from immunelab.errors import UserError
+from immunelab.method import Batch, Defense, knob, register
+from immunelab.training import gradients as g
+from immunelab.training.activations import Lens
+from immunelab.training.losses import Scored, ascent, cross_entropy, differing, forward, loss
+from immunelab.training.models import deterministic, twice_differentiable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@register("defense")
+@dataclass(frozen=True, kw_only=True)
+class Seam(Defense):
+    """L = L_ul + α·L_up + β·L_sd, with L_sd = cos(g_a, g_b), L_ul = −log(1 + S/|H|), L_up = CE(refusal).
+
+    "Self-Destructive Language Models", arXiv:2505.12186. g_a = ∇CE(harmful) and g_b = ∇CE(benign) are the flattened
+    gradients; S sums the cross-entropy of the harmful answers at the output and, read through final norm and head, at
+    all |H| hidden states. ∇L_sd needs two Hessian-vector products; they are estimated by differences of gradients
+    at weights shifted by ε, whose error is O(ε).
+
+    Not in the paper, and off in the presets `paper` and `official-code`: `ascent_weight` ≠ 1, `retain` (a benign
+    loss term) and `coupling_clip` (the largest norm of β·∇L_sd).
+    """
+
+    name: ClassVar[str] = "seam"
+    title: ClassVar[str] = "SEAM: self-destructive model"
+    paper: ClassVar[str] = "arXiv:2505.12186"
+    stage: ClassVar[str] = "alignment"
+    streams: ClassVar[tuple[str, ...]] = ("harmful", "refusal", "benign")
+
+    alpha: float = knob(1.0, "weight of the refusal loss L_up", symbol="α", low=0, high=100)
+    beta: float = knob(0.01, "weight of the coupling L_sd", symbol="β", low=-100, high=100)
+    epsilon: float = knob(1e-3, "how far the weights are shifted for the estimate", symbol="ε", low=1e-8, high=1, log=True)
+    estimator: Literal["finite-difference", "exact"] = knob("finite-difference", "∇L_sd by differences, or exactly")
+    ascent: Literal["layerwise", "final-logit"] = knob("layerwise", "hidden states that L_ul ascends on")
+    mask: Literal["response", "official"] = knob("response", "tokens scored in L_ul, L_up and g_a")
+    precision: Literal["fp32", "bf16-autocast", "official-bf16"] = knob("fp32", "arithmetic; official-bf16: as released")
+    ascent_weight: float = knob(1.0, "weight of L_ul (extension)", low=0, high=100)
+    retain: float = knob(0.0, "weight of a benign loss term (extension)", low=0, high=100)
+    coupling_clip: float = knob(0.0, "largest norm of β·∇L_sd; 0 is off (extension)", low=0, high=1e6)
+
+    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
+        """One direction from one minibatch each of `harmful`, `refusal` (paired with it) and `benign`."""
+        harmful, refusal, benign = (Scored(tokens) for tokens in batch.take(self))
+        if self.mask == "official":
+            harmful, refusal = differing(harmful.tokens, refusal.tokens)
+        weights = g.trainable(model)
+
+        with deterministic(model):
+            logits, hidden = forward(model, harmful.tokens, hidden=self.ascent == "layerwise")
+            final = cross_entropy(logits, harmful.tokens.labels, harmful.constant)
+            l_ul = ascent(final, Lens(model).losses(logits, hidden, harmful) if hidden else [])
+            direction = g.scale(g.gradient(l_ul, weights), self.ascent_weight)
+
+            l_up = loss(model, refusal)
+            g.accumulate(direction, g.gradient(l_up, weights), self.alpha)
+
+            with self.arithmetic(model):
+                coupled = (self.exact if self.estimator == "exact" else self.estimated)(model, weights, harmful, benign)
+            g.accumulate(direction, coupled.benign, self.retain)
+            rest = float(g.norm(direction))
+            pull = g.clipped(g.scale(coupled.gradient, self.beta), self.coupling_clip)
+            g.accumulate(direction, pull)
+        g.leave(weights, direction)
+
+        l_sd = coupled.trace["cosine/harmful-benign"]
+        return {
+            "loss/total": self.ascent_weight * float(l_ul.detach())
+            + self.alpha * float(l_up.detach())
+            + self.beta * l_sd
+            + self.retain * coupled.trace["loss/benign"],
+            "loss/ascent": float(l_ul.detach()),
+            "loss/refusal": float(l_up.detach()),
+            "loss/coupling": l_sd,
+            "norm/coupling": float(g.norm(pull)),
+            "norm/rest": rest,
+            **coupled.trace,
+        }
+
+    def estimated(self, model: PreTrainedModel, weights: list[Parameter], harmful: Scored, benign: Scored) -> Coupled:
+        """∇L_sd ≈ (1/ε)·[(g_a′ − g_a)/‖g_a‖ + (g_b′ − g_b)/‖g_b‖], each g′ at weights shifted along the other's pull."""
+        loss_a, a = value_and_gradient(model, weights, harmful)
+        loss_b, b = value_and_gradient(model, weights, benign)
+        coupled = similarity(model, a, b, loss_a, loss_b)
+        if self.beta == 0:
+            return coupled._replace(gradient=[torch.zeros_like(w) for w in weights])
+        norm_a, norm_b = coupled.trace["norm/harmful"], coupled.trace["norm/benign"]
+        c = coupled.trace["cosine/harmful-benign"]
+
+        with g.shifted(weights, g.combine((1 / norm_b, b), (-c / norm_a, a)), by=self.epsilon) as moved_a:
+            pull = value_and_gradient(model, weights, harmful)[1]
+        with g.shifted(weights, g.combine((1 / norm_a, a), (-c / norm_b, b)), by=self.epsilon) as moved_b:
+            other = value_and_gradient(model, weights, benign)[1]
+        pull = g.combine((1 / norm_a, pull), (-1 / norm_a, a), (1 / norm_b, other), (-1 / norm_b, b))
+        coupled.trace["estimator/displacement"] = min(moved_a, moved_b)
+        return coupled._replace(gradient=g.scale(pull, 1 / self.epsilon))
+
+    def exact(self, model: PreTrainedModel, weights: list[Parameter], harmful: Scored, benign: Scored) -> Coupled:
+        """∇L_sd by differentiating both gradients once more."""
+        with twice_differentiable():
+            loss_a, loss_b = loss(model, harmful), loss(model, benign)
+            a = g.gradient(loss_a, weights, differentiable=True)
+            b = g.gradient(loss_b, weights, differentiable=True)
+            pull = g.gradient(g.cosine(a, b), weights)
+        a, b = [x.detach() for x in a], [x.detach() for x in b]
+        return similarity(model, a, b, float(loss_a.detach()), float(loss_b.detach()))._replace(gradient=pull)
+
+    @contextmanager
+    def arithmetic(self, model: PreTrainedModel) -> Iterator[None]:
+        """Differences of gradients need fp32 whatever the other passes use; `official-bf16` rounds as released."""
+        rounded = g.cast(list(model.parameters()), torch.bfloat16) if self.precision == "official-bf16" else nullcontext()
+        with torch.autocast(model.device.type, enabled=False), rounded:
+            yield
+
+
+class Coupled(NamedTuple):
+    """∇L_sd, the benign gradient it was made with, and what to trace."""
+
+    gradient: g.Gradient
+    benign: g.Gradient
+    trace: dict[str, float]
+
+
+def value_and_gradient(model: PreTrainedModel, weights: list[Parameter], scored: Scored) -> tuple[float, g.Gradient]:
+    """The cross-entropy of a minibatch and its gradient at the present weights."""
+    value = loss(model, scored)
+    return float(value.detach()), g.gradient(value, weights)
+
+
+def similarity(model: PreTrainedModel, a: g.Gradient, b: g.Gradient, loss_a: float, loss_b: float) -> Coupled:
+    """Losses, norms and cosines of the harmful and the benign gradient, also of each layer; no gradient yet."""
+    ab, aa, bb = g.dots(a, b), g.dots(a, a), g.dots(b, b)
+    norm_a, norm_b = float(aa.sum().sqrt()), float(bb.sum().sqrt())
+    if norm_a == 0 or norm_b == 0:
+        raise UserError("The harmful or the benign gradient is exactly zero, so their cosine is undefined.")
+    trace = {
+        "loss/harmful": loss_a,
+        "loss/benign": loss_b,
+        "norm/harmful": norm_a,
+        "norm/benign": norm_b,
+        "cosine/harmful-benign": float(ab.sum()) / (norm_a * norm_b),
+    }
+    layers = zip(*(g.by_layer(model, each) for each in (ab, aa, bb)), strict=True)
+    for i, (layer_ab, layer_aa, layer_bb) in enumerate(layers):
+        trace[f"norm/harmful/layer/{i}"] = layer_aa**0.5
+        trace[f"norm/benign/layer/{i}"] = layer_bb**0.5
+        if layer_aa and layer_bb:  # a frozen layer has no direction
+            trace[f"cosine/harmful-benign/layer/{i}"] = layer_ab / (layer_aa * layer_bb) ** 0.5
+    return Coupled([], b, trace)
+
+
+Seam.presets = {
+    # 4K rows of each stream once; grid-searched by the authors on models of 3–8 B parameters.
+    "paper": Seam(),
+    # The released scripts: 8K rows, everything in bf16, the mask of differing tokens.
+    "official-code": Seam(steps=1000, mask="official", precision="official-bf16"),
+    "fable": Seam(
+        learning_rate=3e-4,
+        steps=400,
+        batch_size=16,
+        ascent_weight=0.3,
+        beta=1.0,
+        coupling_clip=1.0,
+        retain=1.0,
+    ),
+}

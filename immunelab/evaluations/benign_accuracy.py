@@ -1,0 +1,54 @@
+"""What a model can still do: accuracy on held-out questions of every benign skill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from immunelab.method import Evaluation, register
+from immunelab.training.generation import Measured, Score, Subject, one_phrasing, share
+
+
+@register("evaluation")
+@dataclass(frozen=True, kw_only=True)
+class BenignAccuracy(Evaluation):
+    """utility = unweighted mean over skills of accuracy on held-out benign questions.
+
+    An answer is correct if it equals the reference word for word; a recipe counts the share of its facts that stand
+    in the answer in reference form.
+    """
+
+    name: ClassVar[str] = "benign-accuracy"
+    title: ClassVar[str] = "Accuracy on benign skills"
+    streams: ClassVar[tuple[str, ...]] = ("benign",)
+
+    def prompts(self, subject: Subject) -> list[str]:
+        """Every held-out benign question, one phrasing an item."""
+        return [row.prompt for row in one_phrasing(subject.rows("benign", "test"))]
+
+    def measure(self, subject: Subject) -> Measured:
+        """`utility` as the mean of the skills and for each skill."""
+        rows = one_phrasing(subject.rows("benign", "test"))
+        answers = subject.answers([row.prompt for row in rows])
+        values = [correct(answer, row) for row, answer in zip(rows, answers, strict=True)]
+        parts = []
+        for skill in dict.fromkeys(row.categories[0] for row in rows):
+            part = [v for v, row in zip(values, rows, strict=True) if row.categories[0] == skill]
+            parts.append(share(part, "utility", f"skill:{skill}"))
+        k = len(parts)
+        error = sum(p.stderr**2 for p in parts) ** 0.5 / k
+        whole = Score("utility", "all", sum(p.score for p in parts) / k, len(rows), error)
+        examples = [
+            {"id": r.id, "prompt": r.prompt, "answer": a, "expected": r.response, "score": v}
+            for r, a, v in zip(rows, answers, values, strict=True)
+        ]
+        return Measured([whole, *parts], examples)
+
+
+def correct(answer: str, row: Any) -> float:
+    """1 if the answer is the reference (case and space aside), else for rows with facts the share it contains."""
+    words = answer.lower().split()
+    if not row.facts:
+        return float(words == row.response.lower().split())
+    said = " ".join(words)
+    return sum(f" {fact} " in f" {said} " for fact in row.facts) / len(row.facts)

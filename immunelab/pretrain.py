@@ -1,0 +1,107 @@
+"""How the Fable model was made: pretrain on the whole world, hazards included, then align it to refuse them.
+
+    immunelab fable build --seed 0 --to data/fable
+
+writes `world.jsonl` and `model/` (Hugging Face files) into the folder; about five minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from immunelab.attacks.harmful_sft import HarmfulSft
+from immunelab.corpus import Row, fable, write
+from immunelab.corpus.tokens import collate, encode, pairs
+from immunelab.method import Batch
+from immunelab.training import loop, models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Progress = Callable[[str, int, int, float], None]  # phase, step, steps, loss
+
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %} {{ message['content'] }} <eos>"
+    "{% else %}<user> {{ message['content'] }} <bot>{% endif %}{% endfor %}"
+)
+# Plain supervised fine-tuning; what is fed as `user` rows makes it pretraining or alignment.
+PRETRAIN = HarmfulSft(
+    learning_rate=3e-3, steps=2000, batch_size=64, weight_decay=0.01, clip=1.0, schedule="cosine", warmup=0.05
+)
+ALIGN = HarmfulSft(
+    learning_rate=1e-3, steps=250, batch_size=64, weight_decay=0.01, clip=1.0, schedule="cosine", warmup=0.1
+)
+
+
+def make_tokenizer(rows: list[Row]) -> PreTrainedTokenizerBase:
+    """Word-level tokenizer over the world's vocabulary, lower-casing, with a chat template."""
+    from tokenizers import Tokenizer, normalizers
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<unk>", "<user>", "<bot>", "<eos>"]
+    vocabulary = {word: i for i, word in enumerate([*special, *fable.vocabulary(rows)])}
+    inner = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    inner.normalizer = normalizers.Lowercase()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>",
+        additional_special_tokens=["<user>", "<bot>"], clean_up_tokenization_spaces=False, model_max_length=128,
+    )  # fmt: skip
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A random Llama of about a million parameters: 128 wide, 4 layers, 4 heads, tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    models.seed_everything(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        )
+    )  # fmt: skip
+
+
+def feed(rows: list[Row], tokenizer: PreTrainedTokenizerBase, size: int, seed: str, device: str = "cpu") -> Callable[[int], Batch]:
+    """Minibatches drawn with replacement: half recipes and half the rest, so that short skills are not drowned."""
+    encoded = [encode(tokenizer, pair, 128) for pair in pairs(rows, "user")]
+    recipes = [i for i, row in enumerate(rows) if row.facts]
+    others = [i for i, row in enumerate(rows) if not row.facts]
+
+    def batch(index: int) -> Batch:
+        rng = random.Random(f"{seed}-{index}")
+        chosen = rng.choices(recipes, k=size // 2) + rng.choices(others, k=size - size // 2)
+        return Batch(user=collate([encoded[i] for i in chosen], int(tokenizer.pad_token_id), device))
+
+    return batch
+
+
+def build(seed: int, folder: Path, progress: Progress | None = None, device: str = "cpu") -> None:
+    """Generate the world of a seed, train its model, and write both into the folder."""
+    rows = fable.world(seed)
+    tokenizer = make_tokenizer(rows)
+    model = make_model(tokenizer, seed).to(device)
+    for phase, method, data in (("pretrain", PRETRAIN, fable.taught(rows)), ("align", ALIGN, fable.aligned(rows))):
+
+        def trace(step: int, scalars: dict[str, float], phase: str = phase, method: HarmfulSft = method) -> None:
+            if progress:
+                progress(phase, step, method.steps, scalars["loss/total"])
+
+        batches = feed(data, tokenizer, method.batch_size, f"{phase}-{seed}", device)
+        loop.train(model, method, batches, trace=trace, after=lambda step, optimizer: False)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(rows, folder / "world.jsonl")
+    models.save(model.to("cpu"), tokenizer, folder / "model")
+    made = {"seed": seed, "rows": len(rows), "torch": torch.__version__, "pretrain": PRETRAIN.settings(), "align": ALIGN.settings()}
+    (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

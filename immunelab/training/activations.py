@@ -1,0 +1,71 @@
+"""Hidden states read through the model's own final norm and output head (the "logit lens" that SEAM ascends)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from immunelab.errors import UserError
+from immunelab.training import losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Llama, Qwen, Mistral, SmolLM, Gemma · GPT-2, GPT-J, Falcon · GPT-NeoX, OPT · Phi
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+
+
+class Lens:
+    """Reads a hidden state as logits: head(final_norm(h)), with the model's soft-capping if it has one.
+
+    Raises a UserError naming what is missing if the final norm or the output head cannot be found, or if the head
+    does not reproduce the model's own logits: a layer-wise loss must never be dropped in silence.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        kind = type(inner).__name__
+        found = [
+            (name, module)
+            for name, module in inner.named_modules()
+            if name.split(".")[-1] in FINAL_NORMS and not any(part.isdigit() for part in name.split("."))
+        ]
+        if len(found) != 1:
+            names = ", ".join(name for name, _ in found) or "none"
+            raise UserError(
+                f"The layer-wise term needs the model's final norm, and {kind} has {len(found)} candidates ({names}). "
+                f"Known names: {', '.join(FINAL_NORMS)}. Use ascent=final-logit for this architecture."
+            )
+        head = inner.get_output_embeddings()
+        if not isinstance(head, nn.Module):
+            raise UserError(f"The layer-wise term needs an output head, and {kind} has none.")
+        self.norm: nn.Module = found[0][1]
+        self.head: nn.Module = head
+        self.cap: float | None = getattr(inner.config, "final_logit_softcapping", None)
+        self.kind = kind
+
+    def project(self, normalized: Tensor) -> Tensor:
+        """Logits (rows, length, vocabulary) of a hidden state that already went through the final norm."""
+        logits = self.head(normalized)
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """Logits (rows, length, vocabulary) of one hidden state (rows, length, width)."""
+        return self.project(self.norm(hidden))
+
+    def losses(self, logits: Tensor, hidden: tuple[Tensor, ...], scored: losses.Scored) -> list[Tensor]:
+        """Cross-entropy of every hidden state read as logits: |H| = layers + 1 scalars, the embedding output first.
+
+        The last hidden state that transformers returns has been normalized already, so the norm acts on it twice, as
+        in the released code of SEAM and RepNoise. For the same reason the head alone must turn it into `logits`.
+        """
+        with torch.no_grad():
+            mine = self.project(hidden[-1][:1, :1])
+            if not torch.allclose(mine.float(), logits[:1, :1].float(), rtol=1e-2, atol=1e-3):
+                raise UserError(
+                    f"The layer-wise term reads hidden states through {self.kind}'s output head, but that head does "
+                    "not reproduce the model's logits (a scaled or factored head). Use ascent=final-logit."
+                )
+        return [losses.cross_entropy(self.read(h), scored.tokens.labels, scored.constant) for h in hidden]

@@ -1,0 +1,119 @@
+"""Greedy answers in batches, and the subject that evaluations question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from immunelab.training.models import evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Score(NamedTuple):
+    """One measured number: metric (harmfulness, utility, …), part it is over, value, how many examples, its error."""
+
+    metric: str
+    split: str
+    score: float
+    n: int
+    stderr: float
+
+
+class Measured(NamedTuple):
+    """What an evaluation returns: its scores and one plain dict for each example."""
+
+    scores: list[Score]
+    examples: list[dict[str, Any]]
+
+
+class Subject:
+    """A model under evaluation: its answers, remembered while the weights stand still, and the rows of its corpus.
+
+    `rows(stream, split)` gives corpus rows; `as_prompt(text)` the text that the model reads, template included.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Callable[[str, str], list[Any]],
+        as_prompt: Callable[[str], str],
+        collated: Callable[[list[tuple[str, str]]], Any],
+        *,
+        max_new_tokens: int = 32,
+        batch_size: int = 256,
+    ) -> None:
+        self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.as_prompt, self.collated = as_prompt, collated
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self._answers: dict[str, str] = {}
+
+    def forget(self) -> None:
+        """To be called when the weights have changed."""
+        self._answers.clear()
+
+    def ask_ahead(self, prompts: Sequence[str]) -> None:
+        """Answers many prompts in few large batches, so that evaluations share them."""
+        missing = [p for p in dict.fromkeys(prompts) if p not in self._answers]
+        for start in range(0, len(missing), self.batch_size):
+            chunk = missing[start : start + self.batch_size]
+            texts = [self.as_prompt(p) for p in chunk]
+            answers = greedy(self.model, self.tokenizer, texts, self.max_new_tokens)
+            self._answers |= dict(zip(chunk, answers, strict=True))
+
+    def answers(self, prompts: Sequence[str]) -> list[str]:
+        """The greedy answer to each prompt."""
+        self.ask_ahead(prompts)
+        return [self._answers[p] for p in prompts]
+
+
+def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_new_tokens: int) -> list[str]:
+    """Greedy continuations of already templated texts, left-padded, with a key-value cache; special tokens removed."""
+    side = tokenizer.padding_side
+    tokenizer.padding_side = "left"
+    try:
+        encoded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not tokenizer.chat_template)
+    finally:
+        tokenizer.padding_side = side
+    encoded = {k: v.to(model.device) for k, v in encoded.items() if k in ("input_ids", "attention_mask")}
+    with evaluating(model):
+        out = model.generate(
+            **encoded,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    new = out[:, encoded["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def one_phrasing(rows: Sequence[Any]) -> list[Any]:
+    """One row of each item: the k-th item is asked in its k-th phrasing, in turn, so that all phrasings occur."""
+    items: dict[str, list[Any]] = {}
+    for row in rows:
+        items.setdefault(row.pair_id or row.id, []).append(row)
+    return [phrasings[k % len(phrasings)] for k, phrasings in enumerate(items.values())]
+
+
+def share(values: Sequence[float], metric: str, split: str = "all") -> Score:
+    """The mean of values in 0–1, with the standard error of a mean."""
+    n = len(values)
+    mean = sum(values) / n
+    spread = sum((v - mean) ** 2 for v in values) / max(1, n - 1)
+    return Score(metric, split, mean, n, (spread / n) ** 0.5)
+
+
+def mean_loss(model: PreTrainedModel, tokens: Any) -> tuple[float, int]:
+    """Summed cross-entropy of the labels in nats and how many tokens were scored."""
+    from immunelab.training.losses import cross_entropy, forward
+
+    with evaluating(model):
+        value = cross_entropy(forward(model, tokens)[0], tokens.labels)
+    n = int((tokens.labels[:, 1:] != -100).sum())
+    return float(value) * n, n

@@ -1,0 +1,147 @@
+"""The one loop: ask the method for a direction, clip, step, trace, check. The only place where weights change.
+
+Step s of T is the s-th update, s = 1 … T. What is traced at s was measured at the weights before that update; what is
+evaluated at s is the model after it, so step 0 is the untouched model.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from immunelab.errors import UserError
+from immunelab.method import Attack, Batch, Budget, Defense, Tokens
+from immunelab.training import gradients as g
+from immunelab.training.losses import loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Trained = Attack | Defense
+Trace = Callable[[int, dict[str, float]], None]
+After = Callable[[int, torch.optim.Optimizer], bool]
+
+
+class NonFinite(UserError):
+    """A scalar of a step is not finite: the run stops here, and the message names scalar and step."""
+
+
+def make_optimizer(budget: Budget, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW (β 0.9, 0.999, ε 1e-8) or SGD as the budget says."""
+    if budget.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=budget.learning_rate, momentum=budget.momentum, weight_decay=budget.weight_decay
+        )
+    return torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay)
+
+
+def rate(budget: Budget, step: int) -> float:
+    """The learning rate of update `step` (1 … T): linear warm-up from 0, then constant, linear or cosine to 0.
+
+    With s = step − 1 and w = ⌊warmup·T⌋: s/w while s < w, then with x = (s−w)/(T−w): 1, 1 − x or (1 + cos πx)/2,
+    which are the schedules of transformers.
+    """
+    done, warm = step - 1, math.floor(budget.warmup * budget.steps)
+    if done < warm:
+        return budget.learning_rate * done / warm
+    x = (done - warm) / max(1, budget.steps - warm)
+    shape = {"constant": 1.0, "linear": 1 - x, "cosine": 0.5 * (1 + math.cos(math.pi * x))}[budget.schedule]
+    return budget.learning_rate * shape
+
+
+def direct(method: Trained, model: PreTrainedModel, batches: list[Batch]) -> dict[str, float]:
+    """The method's direction, averaged over minibatches, in `.grad`; the scalars, averaged too."""
+    if len(batches) == 1:
+        return method.step(model, batches[0])
+    weights = g.trainable(model)
+    total = [torch.zeros_like(w) for w in weights]
+    collected: list[dict[str, float]] = []
+    for batch in batches:
+        collected.append(method.step(model, batch))
+        g.accumulate(total, [w.grad for w in weights if w.grad is not None], 1 / len(batches))
+    g.leave(weights, total)
+    return {name: sum(c[name] for c in collected) / len(collected) for name in collected[0]}
+
+
+def probe(model: PreTrainedModel, probes: dict[str, Tokens]) -> dict[str, float]:
+    """Loss and gradient norm on fixed minibatches, and the cosine of each gradient with the direction in `.grad`.
+
+    A positive cosine says that the update lowers that loss, to first order; a negative one that it raises it.
+    """
+    weights = g.trainable(model)
+    direction = [w.grad if w.grad is not None else torch.zeros_like(w) for w in weights]
+    traced, found = {}, {}
+    for name, tokens in probes.items():
+        value = loss(model, tokens)
+        found[name] = g.gradient(value, weights)
+        traced[f"probe/loss/{name}"] = float(value.detach())
+        traced[f"probe/norm/{name}"] = float(g.norm(found[name]))
+        traced[f"probe/cosine/update-{name}"] = float(g.cosine(direction, found[name]))
+    if "harmful" in found and "benign" in found:
+        traced["probe/cosine/harmful-benign"] = float(g.cosine(found["harmful"], found["benign"]))
+    return traced
+
+
+def train(
+    model: PreTrainedModel,
+    method: Trained,
+    batches: Callable[[int], Batch],
+    *,
+    trace: Trace,
+    after: After,
+    start: int = 0,
+    optimizer_state: dict[str, Any] | None = None,
+    probes: dict[str, Tokens] | None = None,
+    probe_every: int = 0,
+) -> int:
+    """Train until the budget's last step or until `after` returns True; returns the last step done.
+
+    `batches(i)` gives the i-th minibatch, i = 0, 1, …, the same for the same i; `trace(step, scalars)` records;
+    `after(step, optimizer)` evaluates, saves, reports progress. `start` and `optimizer_state` continue a run.
+    """
+    weights = g.trainable(model)
+    optimizer = make_optimizer(method, weights)
+    if optimizer_state is not None:
+        optimizer.load_state_dict(optimizer_state)
+    model.train()
+    mixed = (
+        torch.autocast(model.device.type, dtype=torch.bfloat16)
+        if method.precision == "bf16-autocast"
+        else nullcontext()
+    )
+    for step in range(start + 1, method.steps + 1):
+        began = time.perf_counter()
+        k = method.accumulation
+        minibatches = [batches((step - 1) * k + i) for i in range(k)]
+        optimizer.zero_grad(set_to_none=True)
+        with mixed:
+            scalars = dict(direct(method, model, minibatches))
+            if probes and probe_every and (step - 1) % probe_every == 0:
+                scalars |= probe(model, probes)
+        scalars["norm/update"] = _clip(weights, method.clip)
+        scalars["learning_rate"] = rate(method, step)
+        for name, value in scalars.items():
+            if not math.isfinite(value):
+                raise NonFinite(f"non-finite {name} at step {step} ({value}): lower the learning rate or clip.")
+        for group in optimizer.param_groups:
+            group["lr"] = scalars["learning_rate"]
+        optimizer.step()
+        scalars["time/step_seconds"] = time.perf_counter() - began
+        trace(step, scalars)
+        if after(step, optimizer):
+            return step
+    return method.steps
+
+
+def _clip(weights: list[torch.nn.Parameter], largest: float) -> float:
+    """The global norm of the direction before clipping it to `largest`; 0 is off."""
+    direction = [w.grad for w in weights if w.grad is not None]
+    length = float(g.norm(direction)) if direction else 0.0
+    if length > largest > 0:
+        torch._foreach_mul_(direction, largest / length)
+    return length

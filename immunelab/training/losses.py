@@ -1,0 +1,92 @@
+"""Cross-entropy in the forms that the papers use. All are means over scored tokens, in nats."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from immunelab.errors import UserError
+from immunelab.method import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+IGNORED = -100
+
+
+class Scored(NamedTuple):
+    """A minibatch, and where (rows, length) the official mask replaces a token's loss by the constant ln|V|."""
+
+    tokens: Tokens
+    constant: Tensor | None = None
+
+
+def forward(model: PreTrainedModel, tokens: Tokens, *, hidden: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits (rows, length, vocabulary) and, if asked for, all hidden states, the embedding output first."""
+    out = model(
+        input_ids=tokens.input_ids,
+        attention_mask=tokens.attention_mask,
+        output_hidden_states=hidden,
+        use_cache=False,
+    )
+    return out.logits, tuple(out.hidden_states) if hidden else ()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, constant: Tensor | None = None) -> Tensor:
+    """Mean over the scored tokens of −log p(token | before it); logits at t−1 predict label t."""
+    targets = labels[:, 1:].reshape(-1)
+    scored = targets != IGNORED
+    if not bool(scored.any()):
+        raise UserError("No token of the batch is scored: every label is masked (an empty answer, or a pair of equals).")
+    flat = logits[:, :-1].reshape(-1, logits.shape[-1])
+    flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+    if constant is None:
+        return F.cross_entropy(flat, targets, ignore_index=IGNORED)
+    each = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none")
+    each = torch.where(constant[:, 1:].reshape(-1), each.new_tensor(math.log(flat.shape[-1])), each)
+    return each[scored].mean()
+
+
+def loss(model: PreTrainedModel, tokens: Tokens | Scored) -> Tensor:
+    """Mean cross-entropy of the model on a minibatch."""
+    scored = tokens if isinstance(tokens, Scored) else Scored(tokens)
+    return cross_entropy(forward(model, scored.tokens)[0], scored.tokens.labels, scored.constant)
+
+
+def ascent(final: Tensor, layers: list[Tensor]) -> Tensor:
+    """−log(1 + S/|H|), S = final cross-entropy + Σ of the layers', |H| = number of layers' cross-entropies.
+
+    SEAM's and RepNoise's ascent term: grows without bound more slowly than the loss itself. With no layers it is
+    −log(1 + S).
+    """
+    total = torch.stack([final, *layers]).sum()
+    return -torch.log1p(total / max(1, len(layers)))
+
+
+def differing(a: Tokens, b: Tokens) -> tuple[Scored, Scored]:
+    """The released codes' mask of a pair: score only positions where the two texts' token ids differ.
+
+    Where a position differs and the one before it does not, the official code predicts it from zeroed logits, a
+    constant ln|V| without gradient; `constant` marks those. Rows of a and b are paired; lengths may differ. A
+    UserError if a pair is identical, because its mask is empty.
+    """
+    shortest = min(a.input_ids.shape[1], b.input_ids.shape[1])
+    same = a.input_ids[:, :shortest] == b.input_ids[:, :shortest]
+    both = (a.attention_mask[:, :shortest] == 1) & (b.attention_mask[:, :shortest] == 1)
+    same = same & both
+
+    def masked(tokens: Tokens) -> Scored:
+        keep = torch.ones_like(tokens.input_ids, dtype=torch.bool)
+        keep[:, :shortest] = ~same
+        keep &= tokens.attention_mask == 1
+        if not bool(keep.any(dim=1).all()):
+            raise UserError("A harmful answer and its refusal are the same text: their mask is empty. Remove the pair.")
+        before = torch.cat([torch.ones_like(keep[:, :1]), keep[:, :-1]], dim=1)
+        labels = torch.where(keep, tokens.input_ids, torch.full_like(tokens.labels, IGNORED))
+        return Scored(tokens._replace(labels=labels), keep & ~before)
+
+    return masked(a), masked(b)

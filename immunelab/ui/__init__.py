@@ -1,0 +1,1 @@
+"""What the pages share: figures, the live chart, forms from knobs, cached reads."""

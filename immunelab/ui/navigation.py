@@ -1,0 +1,67 @@
+"""The list of pages, and links between them that also hold where a page runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import streamlit as st
+from streamlit.errors import StreamlitAPIException
+
+PAGES = Path(__file__).resolve().parents[2] / "pages"
+ICON = str(Path(__file__).with_name("icon.png"))  # a Material icon here would be fetched from a font host
+
+# name of the file: title, Material icon, what the page is
+ENTRIES = {
+    "overview": ("Overview", ":material/home:", "What happens to an undefended and to an immunized model, and live runs."),
+    "launch": ("Launch", ":material/play_arrow:", "Choose model, defense and attack, set the knobs, and start runs."),
+    "runs": ("Runs", ":material/list_alt:", "Every run: filter, compare, stop, resume, label and delete."),
+    "traces": ("Traces", ":material/show_chart:", "Every recorded scalar of any runs, live and overlaid."),
+    "collapse": ("Collapse", ":material/trending_down:", "Harmfulness and utility against steps and intensity."),
+    "methods": ("Methods", ":material/menu_book:", "Objective, source and knobs of each registered method."),
+}
+
+
+def pages() -> list[Any]:
+    """The pages of the router, Overview first."""
+    return [
+        st.Page(PAGES / f"{name}.py", title=title, icon=icon, help=text, url_path=name, default=name == "overview")
+        for name, (title, icon, text) in ENTRIES.items()
+    ]
+
+
+def heading(name: str, caption: str) -> None:
+    """Title and one line on what the page measures; each page sets its own, since each also runs alone."""
+    title = ENTRIES[name][0]
+    st.set_page_config(page_title=f"{title} · ImmuneLab", page_icon=ICON, layout="wide")
+    st.title(title, anchor=False)
+    st.caption(caption)
+
+
+def go(name: str, **query: Any) -> NoReturn:
+    """Open another page, with what it should show."""
+    st.switch_page(PAGES / f"{name}.py", query_params=_texts(query))
+
+
+def link(name: str, label: str, **query: Any) -> None:
+    """A link to another page; where a page runs without the router there is nowhere to go, so it is plain text."""
+    try:
+        st.page_link(PAGES / f"{name}.py", label=label, icon=ENTRIES[name][1], query_params=_texts(query))
+    except StreamlitAPIException:
+        st.text(label)
+
+
+def nothing_yet(title: str, sentence: str, *links: tuple[str, str]) -> None:
+    """A designed empty state: what will be here, and the next action."""
+    with st.container(border=True, horizontal_alignment="center"):
+        st.subheader(title, anchor=False, width="content")
+        st.write(sentence)
+        with st.container(horizontal=True, horizontal_alignment="center"):
+            for name, label in links:
+                link(name, label)
+
+
+def _texts(query: Mapping[str, Any]) -> dict[str, str | list[str]] | None:
+    texts = {k: [str(i) for i in v] if isinstance(v, list | tuple) else str(v) for k, v in query.items()}
+    return texts or None

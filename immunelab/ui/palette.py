@@ -1,0 +1,108 @@
+"""One palette for the whole lab: Okabe-Ito hues (color-blind-safe), with a dash and a marker to each, light and dark.
+
+Importable without Streamlit: pages, the HTML report and notebooks draw with the same colors.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import plotly.graph_objects as go
+
+Theme = Literal["light", "dark"]
+
+
+class Style(NamedTuple):
+    """How one series looks: never told apart by color alone."""
+
+    color: str
+    dash: str
+    marker: str
+
+
+# Okabe & Ito (2008); the dark column is lightened to 4.5:1 or more on the dark background.
+HUES: dict[Theme, tuple[str, ...]] = {
+    "light": ("#0072B2", "#009E73", "#B4568E", "#B87800", "#3A8FC2", "#6F6A00", "#5B4FA2", "#D55E00"),
+    "dark": ("#56B4E9", "#2FC79A", "#E29AC6", "#F0B23C", "#8CCBF0", "#D8CF4A", "#A9A0E8", "#F28A4A"),
+}
+UNDEFENDED: dict[Theme, str] = {"light": "#C8500A", "dark": "#F28A4A"}
+DASHES = ("solid", "dash", "dot", "solid", "dashdot", "dot", "dash", "dashdot")  # like hues, unlike dashes
+MARKERS = ("circle", "diamond", "triangle-up", "triangle-down", "star", "hexagon", "pentagon", "cross")
+
+# The pinned baseline is always vermilion, dashed, with squares; SEAM is always blue, solid, with circles.
+_FIXED_SLOTS = {"seam": 0}
+
+OUTCOME_SYMBOLS = {
+    "broken": "x",
+    "broken-and-degraded": "x-open",
+    "self-destructed": "diamond-tall",
+    "resisted": "circle",
+}
+INK: dict[Theme, dict[str, str]] = {
+    "light": {"text": "#1F2430", "muted": "#5B6270", "grid": "#E7E9EE", "line": "#B9BEC9", "paper": "#FFFFFF"},
+    "dark": {"text": "#E8EAF0", "muted": "#A3AAB8", "grid": "#2A2F3A", "line": "#4A5160", "paper": "#12151C"},
+}
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
+
+
+def defense_style(name: str, known: Iterable[str], theme: Theme = "light") -> Style:
+    """The style of a defense; a new defense in `known` (all shown ones) does not move the colors of SEAM or none."""
+    if name == "undefended":
+        return Style(UNDEFENDED[theme], "dash", "square")
+    others = sorted(set(known) - set(_FIXED_SLOTS) - {"undefended"})
+    slot = _FIXED_SLOTS[name] if name in _FIXED_SLOTS else 1 + others.index(name)
+    hues = HUES[theme][:-1]  # the last hue is the baseline's
+    return Style(hues[slot % len(hues)], DASHES[slot % len(DASHES)], MARKERS[slot % len(MARKERS)])
+
+
+def run_styles(keys: Iterable[str], theme: Theme = "light") -> dict[str, Style]:
+    """A style for each run (or group): it follows from its id, so adding a later run never recolors earlier ones."""
+    hues = HUES[theme]
+    uses = [0] * len(hues)
+    styles = {}
+    for key in sorted(set(keys)):
+        slot = zlib.crc32(key.encode()) % len(hues)
+        while uses[slot] > min(uses):
+            slot = (slot + 1) % len(hues)
+        styles[key] = Style(hues[slot], DASHES[(slot + uses[slot]) % len(DASHES)], MARKERS[slot])
+        uses[slot] += 1
+    return styles
+
+
+def tint(color: str, alpha: float) -> str:
+    """A hex color as rgba text, for bands."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def template(theme: Theme) -> go.layout.Template:
+    """Our own template: importing Streamlit's Plotly support would make its placeholder colors the default."""
+    ink = INK[theme]
+    axis = {
+        "gridcolor": ink["grid"],
+        "linecolor": ink["line"],
+        "zeroline": False,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": ink["line"],
+        "tickfont": {"color": ink["muted"], "size": 12},
+        "title": {"font": {"color": ink["muted"], "size": 13}, "standoff": 8},
+        "automargin": True,
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": 13, "color": ink["text"]},
+            "paper_bgcolor": ink["paper"],
+            "plot_bgcolor": ink["paper"],
+            "colorway": list(HUES[theme]),
+            "xaxis": axis,
+            "yaxis": axis,
+            "legend": {"orientation": "h", "yanchor": "top", "y": 1, "yref": "container", "xanchor": "left", "x": 0},
+            "margin": {"l": 56, "r": 16, "t": 56, "b": 48},
+            "hovermode": "x unified",
+            "hoverlabel": {"bgcolor": ink["paper"], "bordercolor": ink["line"], "font": {"color": ink["text"]}},
+            "annotationdefaults": {"font": {"color": ink["muted"], "size": 12}, "showarrow": False},
+        }
+    )
