@@ -35,6 +35,7 @@ class RunSpec:
     evaluations: tuple[str, ...] = ()  # registered names; empty takes those of the corpus
     evaluate_every: int = 0  # steps between evaluations; 0 evaluates at the first and the last step only
     layers_every: int = 10  # steps between per-layer traces; 0 traces none
+    probe_every: int = 10  # steps between gradient comparisons on held-out rows; 0 makes none
     checkpoint_every: int = 0  # steps between checkpoints; 0 writes one at the end, and one on stop
     parent_hash: str = ""
     parent: str = ""

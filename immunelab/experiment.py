@@ -1,0 +1,226 @@
+"""The protocol of one run, on one screen: load, evaluate, train with evaluations along the way, keep the weights.
+
+Evaluations happen at step 0, every `evaluate_every` steps and at the last step. A stop request writes a checkpoint
+with everything needed to go on, and a resumed run continues from the last whole one with the same minibatches.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from immunelab import corpus as corpora
+from immunelab.corpus.tokens import Batches, as_prompt, collate, encode, pairs
+from immunelab.errors import UserError
+from immunelab.journal import Journal, RunFolder
+from immunelab.method import Attack, Defense, Evaluation, configure, get
+from immunelab.spec import KIND_OF_METHOD, RunSpec
+from immunelab.training import checkpoints, loop, models
+from immunelab.training.generation import Subject, one_phrasing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_LENGTH = 256
+PROBE_ROWS = 16
+LAYER = re.compile(r"^(.*)/layer/(\d+)$")
+PACKAGES = ("torch", "transformers", "peft", "duckdb", "streamlit")
+
+
+def execute(folder: RunFolder, attempt: int = 1, resume: bool = False) -> str:
+    """Do the run in a folder; returns "done" or "stopped". A UserError says what the user can mend."""
+    spec = folder.spec()
+    device = folder.status().device or ("cpu" if spec.device == "auto" else spec.device)
+    models.threads()
+    corpus = corpora.load(spec.corpus)
+    saved = checkpoints.latest(folder.checkpoints, resumable=True) if resume else None
+    source = saved.path if saved else model_source(spec, corpus, folder.path.parent)
+    models.seed_everything(spec.seed)
+    model, tokenizer = models.load(source, device)
+    evaluations = [get("evaluation", name)() for name in spec.evaluations or corpus.evaluations]
+    folder.write_status(versions=versions(), message="running")
+    with Journal(folder, attempt) as journal:
+        run = Run(folder, spec, journal, model, tokenizer, corpus, evaluations)
+        journal.event(
+            "resumed" if saved else "started",
+            from_step=saved.step if saved else 0,
+            corpus_hash=corpus.fingerprint,
+            parameters=sum(p.numel() for p in model.parameters()),
+            threads=torch.get_num_threads(),
+        )
+        if spec.kind == "evaluate":
+            run.evaluate(0)
+            return "done"
+        return run.train(saved)
+
+
+class Run:
+    """What stays the same while a run trains."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        spec: RunSpec,
+        journal: Journal,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus: corpora.Corpus,
+        evaluations: list[Evaluation],
+    ) -> None:
+        self.folder, self.spec, self.journal, self.model, self.tokenizer = folder, spec, journal, model, tokenizer
+        self.corpus, self.evaluations = corpus, evaluations
+        self.subject = Subject(
+            model,
+            tokenizer,
+            rows=corpus.select,
+            as_prompt=lambda prompt: as_prompt(tokenizer, prompt),
+            collated=lambda chosen: self.collated(chosen),
+        )
+        self.began, self.first, self.reported = time.monotonic(), 0, 0.0
+        self.steps = 0
+
+    def train(self, saved: checkpoints.Saved | None) -> str:
+        """From the first step, or from a checkpoint, to the last; or to a stop request."""
+        spec, device = self.spec, str(self.model.device)
+        method = configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs)  # type: ignore[arg-type]
+        if not isinstance(method, Defense | Attack):
+            raise UserError(f"{spec.method} does not train, so it cannot be run as {spec.kind!r}.")
+        split = "defense" if spec.kind == "immunize" else "attack"
+        batches = Batches(
+            self.corpus, self.tokenizer, method, split=split, seed=spec.seed, device=device, max_length=MAX_LENGTH
+        )
+        self.steps, self.first = method.steps, saved.step if saved else 0
+        state = checkpoints.training_state(saved, device) if saved else None
+        if not saved:
+            self.evaluate(0)
+        last = loop.train(
+            self.model,
+            method,
+            batches,
+            trace=self.trace,
+            after=self.after,
+            start=self.first,
+            optimizer_state=state["optimizer"] if state else None,
+            probes=self.probes() if spec.probe_every else None,
+            probe_every=spec.probe_every,
+        )
+        if last < method.steps:
+            return "stopped"
+        self.keep(last, None)
+        return "done"
+
+    def trace(self, step: int, scalars: dict[str, float]) -> None:
+        """Scalars to the journal; those named …/layer/<i> as one series over layers, every `layers_every` steps."""
+        layers: dict[str, list[float]] = {}
+        plain = {}
+        for name, value in scalars.items():
+            match = LAYER.match(name)
+            if not match:
+                plain[name] = value
+            elif self.spec.layers_every and (step - 1) % self.spec.layers_every == 0:
+                layers.setdefault(match.group(1), []).append(value)
+        self.journal.points(self.spec.kind, step, plain)
+        if layers:
+            self.journal.layers(self.spec.kind, step, layers)
+
+    def after(self, step: int, optimizer: torch.optim.Optimizer) -> bool:
+        """Evaluate and save when due, tell the progress, and say whether to stop."""
+        spec, last = self.spec, step == self.steps
+        if last or (spec.evaluate_every and step % spec.evaluate_every == 0):
+            self.evaluate(step)
+        self.progress(step)
+        if last:
+            return False
+        if self.folder.stop_requested():
+            self.keep(step, optimizer)
+            return True
+        if spec.checkpoint_every and step % spec.checkpoint_every == 0:
+            self.keep(step, optimizer)
+        return False
+
+    def evaluate(self, step: int) -> None:
+        """Every evaluation on the present weights, into the journal."""
+        self.subject.forget()
+        self.subject.ask_ahead([p for e in self.evaluations for p in e.prompts(self.subject)])
+        for evaluation in self.evaluations:
+            measured = evaluation.measure(self.subject)
+            for score in measured.scores:
+                self.journal.score(
+                    self.spec.kind,
+                    step,
+                    evaluation=evaluation.name,
+                    metric=score.metric,
+                    split=score.split,
+                    score=score.score,
+                    n=score.n,
+                    stderr=score.stderr,
+                )
+            if measured.examples:
+                self.journal.examples(
+                    self.spec.kind, step, evaluation=evaluation.name, split="test", rows=measured.examples
+                )
+
+    def keep(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write a checkpoint, record it, and let older ones go."""
+        saved = checkpoints.save(self.folder.checkpoints, step, self.model, self.tokenizer, optimizer)
+        path = saved.path.relative_to(self.folder.path).as_posix()
+        self.journal.checkpoint(self.spec.kind, step, path=path, sha256=saved.sha256, bytes=saved.bytes)
+        checkpoints.prune(self.folder.checkpoints, keep=2 if optimizer else 1)
+
+    def progress(self, step: int) -> None:
+        """Step, share done and time left into the run's status, at most twice a second."""
+        now = time.monotonic()
+        if now - self.reported < 0.5 and step < self.steps:
+            return
+        self.reported = now
+        left = (now - self.began) / max(1, step - self.first) * (self.steps - step)
+        self.folder.write_status(
+            phase=self.spec.kind, step=step, steps=self.steps, progress=step / self.steps, eta_seconds=left
+        )
+
+    def probes(self) -> dict[str, loop.Tokens]:
+        """Fixed minibatches of held-out harmful and benign rows, on which gradients are compared during training."""
+        found = {}
+        for stream in ("harmful", "benign"):
+            rows = one_phrasing(self.corpus.select(stream, "test"))
+            spread = rows[:: max(1, len(rows) // PROBE_ROWS)][:PROBE_ROWS]
+            found[stream] = self.collated(pairs(spread, stream))
+        return found
+
+    def collated(self, chosen: Iterable[tuple[str, str]]) -> loop.Tokens:
+        """(prompt, answer) pairs as one minibatch on the model's device."""
+        encoded = [encode(self.tokenizer, pair, MAX_LENGTH) for pair in chosen]
+        return collate(encoded, int(self.tokenizer.pad_token_id), str(self.model.device))
+
+
+def model_source(spec: RunSpec, corpus: corpora.Corpus, runs: Path) -> str | Path:
+    """Where the weights are: `fable` is the corpus's own model, `run:<id>` what a run left, else a folder or Hub id."""
+    if spec.model == "fable":
+        if not (Path(corpus.model) / "config.json").is_file():
+            raise UserError(f"The corpus {corpus.name} has no model at {corpus.model}: run `immunelab fable build`.")
+        return Path(corpus.model)
+    if spec.model.startswith("run:"):
+        parent = RunFolder.open(runs.parent, spec.model.removeprefix("run:"))
+        saved = checkpoints.latest(parent.checkpoints)
+        if not saved:
+            raise UserError(f"The run {parent.run_id} has left no checkpoint to start from: resume it, or run it again.")
+        return saved.path
+    return spec.model
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and the libraries that decide numbers."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("immunelab", *PACKAGES):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an optional package that is not installed has no version
+    return found

@@ -1,0 +1,124 @@
+"""Checkpoints that are either whole or ignored: safetensors weights, optimizer and RNG state, checksums.
+
+A checkpoint is a folder `step-000120`, written under another name and renamed when complete. `manifest.json` holds
+the SHA-256 of every file; a folder whose files do not match it is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from immunelab.errors import UserError
+from immunelab.training import models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STATE = "training.pt"
+
+
+class Saved(NamedTuple):
+    """One whole checkpoint on disk."""
+
+    path: Path
+    step: int
+    sha256: str  # of the manifest, which lists the checksums of all files
+    bytes: int
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer | None,
+) -> Saved:
+    """Write `step-<step>` into the folder; with an optimizer, also what a run needs to go on exactly from here.
+
+    A UserError if the disk has not at least 1.2 times the room it takes; nothing is left half-written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    needed = int(weights * (1.2 if optimizer is None else 3.6)) + 2**20
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"A checkpoint takes about {needed / 2**20:.0f} MB and {folder} has {free / 2**20:.0f} MB free: "
+            "free some space (`immunelab runs` shows what each run takes) and resume the run."
+        )
+    final = folder / f"step-{step:06d}"
+    draft = folder / f".draft-{step:06d}"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        models.save(model, tokenizer, draft)
+        if optimizer is not None:
+            torch.save({"step": step, "optimizer": optimizer.state_dict(), "rng": rng_state()}, draft / STATE)
+        files = {p.name: _sha256(p) for p in sorted(draft.iterdir())}
+        size = sum(p.stat().st_size for p in draft.iterdir())
+        manifest = json.dumps({"step": step, "files": files}, indent=1)
+        (draft / "manifest.json").write_text(manifest, encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return Saved(final, step, hashlib.sha256(manifest.encode()).hexdigest(), size)
+
+
+def latest(folder: Path, *, resumable: bool = False) -> Saved | None:
+    """The last checkpoint whose checksums hold; `resumable` asks for one with optimizer state. None: there is none."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        found = verified(path)
+        if found and (not resumable or (path / STATE).is_file()):
+            return found
+    return None
+
+
+def verified(path: Path) -> Saved | None:
+    """The checkpoint at a path if every file matches its checksum."""
+    try:
+        manifest = (path / "manifest.json").read_text(encoding="utf-8")
+        data = json.loads(manifest)
+        whole = all(_sha256(path / Path(name).name) == digest for name, digest in data["files"].items())
+        step = int(data["step"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # a torn or foreign folder is no checkpoint; the caller falls back to the one before
+    size = sum(p.stat().st_size for p in path.iterdir())
+    return Saved(path, step, hashlib.sha256(manifest.encode()).hexdigest(), size) if whole else None
+
+
+def training_state(saved: Saved, device: str) -> dict[str, Any]:
+    """Optimizer state and step of a resumable checkpoint; restores the RNG. Tensors only, no code is unpickled."""
+    state: dict[str, Any] = torch.load(saved.path / STATE, map_location=device, weights_only=True)
+    restore_rng(state["rng"])
+    return state
+
+
+def prune(folder: Path, keep: int = 2) -> None:
+    """Deletes all but the last few checkpoints and any draft that a crash left behind."""
+    for path in [*sorted(folder.glob("step-*"))[:-keep], *folder.glob(".draft-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of torch's generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Back to a state from `rng_state`."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
