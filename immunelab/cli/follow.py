@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -11,16 +11,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from immunelab import jobs
 from immunelab.cli import show
 from immunelab.errors import UserError
-from immunelab.journal import RunFolder, Status
+from immunelab.journal import RunFolder, Status, folders
 
-ENDED = ("done", "stopped", "failed", "interrupted")
+FORCE_AFTER = 20.0  # seconds that a stopped run has to finish its step and save
 POLL, RECONCILE = 0.2, 2.0  # seconds
 
 
 def run_id(text: str, home: Path) -> str:
     """The run that a person means: its id, the end or start of it if only one run has that, or `last`."""
-    folder = home / "runs"
-    known = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    known = [f.run_id for f in folders(home)]
     if text == "last":
         if not known:
             raise UserError(f"There is no last run: {home} holds no runs yet.")
@@ -40,9 +39,7 @@ def model(text: str, home: Path) -> str:
     name = text.removeprefix("run:")
     if name != "last":
         return f"run:{run_id(name, home)}"
-    folder = home / "runs"
-    for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
-        run = RunFolder(path)
+    for run in reversed(folders(home)):
         if run.status().status == "done" and any(run.checkpoints.glob("step-*")):
             return f"run:{run.run_id}"
     raise UserError(f"No finished run in {home} has a checkpoint yet. Make one with: immunelab immunize seam")
@@ -50,14 +47,14 @@ def model(text: str, home: Path) -> str:
 
 def follow(run_ids: list[str], home: Path) -> dict[str, Status]:
     """Draw progress until every run has ended, and return how. Ctrl-C stops them, each with a checkpoint."""
-    folders = {i: RunFolder.open(home, i) for i in run_ids}
+    mine = {i: RunFolder.open(home, i) for i in run_ids}
     asked = False
-    with Bars(folders) as bars:
+    with Bars(mine) as bars:
         while True:
             try:
-                statuses = {i: folder.status() for i, folder in folders.items()}
+                statuses = {i: folder.status() for i, folder in mine.items()}
                 bars.show(statuses)
-                if all(s.status in ENDED for s in statuses.values()):
+                if all(s.ended for s in statuses.values()):
                     return statuses
                 if time.monotonic() - bars.reconciled > RECONCILE:
                     jobs.reconcile(home)  # a run whose process is gone must not be waited for
@@ -69,15 +66,16 @@ def follow(run_ids: list[str], home: Path) -> dict[str, Status]:
                 asked = True
                 bars.say("Stopping: finishing the step and saving a checkpoint. Ctrl-C again leaves it to that.")
                 for i in reversed(run_ids):  # queued ones first, so that none of them starts
-                    if folders[i].status().status not in ENDED:
-                        folders[i].request_stop()
+                    if not mine[i].status().ended:
+                        mine[i].request_stop(FORCE_AFTER)
 
 
 class Bars:
     """One bar for all runs and one for the current run; without a terminal, a line when a run starts or ends."""
 
-    def __init__(self, folders: dict[str, RunFolder]) -> None:
-        self.titles = {i: _title(folder) for i, folder in folders.items()}
+    def __init__(self, runs: dict[str, RunFolder]) -> None:
+        self.titles = {i: _title(run) for i, run in runs.items()}
+        self.kinds = {i: run.spec().kind for i, run in runs.items()}
         self.seen: dict[str, str] = {}
         self.reconciled = time.monotonic()
         self.live = show.err.is_terminal
@@ -119,22 +117,22 @@ class Bars:
                 self.current, description=self.titles[active], completed=status.progress or 0.0, note=note
             )
         if self.whole is not None:
-            ended = sum(s.status in ENDED for s in statuses.values())
+            ended = sum(s.ended for s in statuses.values())
             part = (statuses[active].progress or 0.0) if active else 0.0
-            left = remaining(statuses.values(), {i: self.titles[i].split()[0] for i in statuses})
+            left = remaining(statuses, self.kinds)
             note = f"{ended}/{len(statuses)}" + (f", about {show.duration(left)} left" if left is not None else "")
             self.progress.update(self.whole, completed=ended + part, note=note)
 
     def _changed(self, i: str, status: Status) -> None:
         if status.status == "failed":
             self.say(f"{self.titles[i]}: failed. {status.error or ''}".rstrip())
-        elif status.status in ENDED:
+        elif status.ended:
             self.say(f"{self.titles[i]}: {status.status} after {show.duration(status.seconds)}")
         elif not self.live and status.status == "running":
             self.say(f"{self.titles[i]}: {status.status}")
 
 
-def remaining(statuses: Iterable[Status], kinds: dict[str, str]) -> float | None:
+def remaining(statuses: Mapping[str, Status], kinds: Mapping[str, str]) -> float | None:
     """Seconds left for a list of runs: what the current one says, and for the rest the mean of ended ones of its kind.
 
     None while a kind that is still to come has not been timed.
@@ -142,8 +140,8 @@ def remaining(statuses: Iterable[Status], kinds: dict[str, str]) -> float | None
     took: dict[str, list[float]] = {}
     coming: list[str] = []
     left = 0.0
-    for status in statuses:
-        kind = kinds[status.run_id]
+    for run, status in statuses.items():
+        kind = kinds[run]
         if status.status == "done" and status.seconds is not None:
             took.setdefault(kind, []).append(status.seconds)
         elif status.status == "queued":
@@ -157,7 +155,7 @@ def remaining(statuses: Iterable[Status], kinds: dict[str, str]) -> float | None
     return left + sum(sum(took[kind]) / len(took[kind]) for kind in coming)
 
 
-def _title(folder: RunFolder) -> str:
-    spec = folder.spec()
-    label = spec.name or f"{spec.method} on {spec.model.removeprefix('run:')}"
-    return f"{spec.kind} {label}, seed {spec.seed}"
+def _title(run: RunFolder) -> str:
+    spec, ancestors = run.spec(), run.lineage()
+    on = ancestors[0].method if ancestors else spec.model
+    return f"{spec.kind} {spec.name or spec.method} on {on}, seed {spec.seed}"

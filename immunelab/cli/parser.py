@@ -34,8 +34,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message[:1].upper()}{message[1:]}. See: {self.prog} --help")
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line, read. `call` is the function to carry out; `knobs` holds method settings as texts."""
+def tree() -> tuple[Parser, Any]:
+    """The whole command line: the root parser, and the action that holds the commands by name."""
     root = Parser(
         prog="immunelab",
         description="Immunize a language model, attack it by harmful fine-tuning, and see what becomes of it.",
@@ -45,6 +45,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_runs_start, _runs_recorded, _shipped, _about):
         add(commands)
+    return root, commands
+
+
+def command(name: str) -> Parser:
+    """The parser of one command, for its help."""
+    found: Parser = tree()[1].choices[name]
+    return found
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line, read. `call` is the function to carry out; `knobs` holds method settings as texts."""
+    root, commands = tree()
     if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
         raise unknown("command", argv[0], (c for c in commands.choices if c != "work"))
     if not argv:
@@ -159,7 +171,9 @@ def _spec_options(c: Parser, kind: str) -> None:
     every = 10 if kind == "attack" else 0
     c.add_argument("--evaluate-every", type=int, default=every, metavar="K",
                    help=f"evaluate each K steps; 0: at start and end only (default {every})")  # fmt: skip
-    c.add_argument("--checkpoint-every", type=int, default=0, metavar="K", help="checkpoint each K steps; 0: at the end")
+    c.add_argument(
+        "--checkpoint-every", type=int, default=0, metavar="K", help="checkpoint each K steps; 0: at the end"
+    )
     c.add_argument("--name", default="", metavar="TEXT", help="a label for the tables")
     c.add_argument("--detach", action="store_true", help="return at once and print the run's id")
     _json(c)
@@ -215,11 +229,11 @@ def _shipped(commands: Any) -> None:
         if name == "fable":
             c = _command(inner, "build", demo.fable_build, "generate the world and train its model")
             c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the world (default 0)")
-            c.add_argument("--out", metavar="DIR", help="folder to write (default: data/fable for seed 0)")
+            c.add_argument("--to", metavar="DIR", help="folder to write (default: data/fable for seed 0)")
         elif name == "showcase":
             c = _command(inner, "build", demo.showcase_build, "run the ladder over seeds and record it")
             c.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 … N-1 (default 3)")
-            c.add_argument("--out", metavar="DIR", help="folder to write (default: data/showcase)")
+            c.add_argument("--to", metavar="DIR", help="folder to write (default: data/showcase)")
         else:
             _command(inner, "rebuild", recorded.rebuild, "make the database anew from the journals")
 

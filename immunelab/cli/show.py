@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-out = Console(highlight=False)
+# What goes to a file or a pipe is not folded at 80 columns.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False)
 
 OUTCOME_STYLE = {
@@ -50,8 +52,8 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", right: Sequence[str] = ()) -> None:
     """A table on standard output. Cells are printed as they are: what a model wrote can't style the terminal."""
     grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for i, column in enumerate(columns):  # the first two columns hold what is typed again: never folded
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=i < 2)
     for row in rows:
         grid.add_row(*[cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row])
     out.print(grid)

@@ -107,14 +107,15 @@ def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
     if getattr(args, "rung", None):
         if preset:
             raise UserError("--rung and --preset both name settings: give one, and knobs on top of it.")
-        ladder = cls.ladders.get(args.corpus, {})
+        ladder = cls.ladders.get(_family(args.corpus), {})
         if args.rung not in ladder:
             raise unknown(f"rung of {args.method} for the corpus {args.corpus}", args.rung, ladder)
         values = ladder[args.rung].settings() | values
-    elif preset is None and args.corpus in cls.presets:
-        preset = args.corpus  # a corpus' own settings: what suits a 7B model does nothing to Fable's
-        show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
+    elif preset is None and _family(args.corpus) in cls.presets:
+        preset = _family(args.corpus)  # what suits a 7B model does nothing to Fable's, so a corpus may bring settings
     configured = configure(of, args.method, values, preset or "")
+    if preset and not args.preset:
+        show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
     spec = RunSpec(
         kind=kind,
         method=args.method,
@@ -128,3 +129,8 @@ def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
         name=args.name,
     )
     return launch([spec], args)
+
+
+def _family(corpus: str) -> str:
+    """What presets and ladders call a corpus: every Fable world is `fable`."""
+    return "fable" if (Path(corpus) / "world.jsonl").is_file() else corpus

@@ -1,0 +1,1 @@
+"""ImmuneLab: immunize a language model, attack it by harmful fine-tuning, and see what becomes of it."""

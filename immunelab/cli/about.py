@@ -1,0 +1,184 @@
+"""Commands that tell: `methods` (what is registered) and `doctor` (what this machine has, lacks, and the fix)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import psutil
+
+from immunelab import jobs, journal, shipped
+from immunelab.cli import show
+from immunelab.errors import UserError, unknown
+from immunelab.method import Kind, describe, get, names
+
+PACKAGES = ("torch", "transformers", "peft", "datasets", "duckdb", "streamlit", "plotly", "pandas")
+FREE = 2_000_000_000  # bytes a lab should have: the demo's checkpoints take far less, a 135M model's about 1.6 GB
+
+
+def version(package: str) -> str:
+    """The installed version, or an empty text."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def methods(args: argparse.Namespace) -> int:
+    """All that is registered, or one method with every setting."""
+    if args.name:
+        return _one_method(args)
+    found = {f"{kind}s": [describe(get(kind, name)) for name in names(kind)] for kind in get_args(Kind)}
+    if args.json:
+        show.emit(found)
+        return 0
+    rows = [
+        (kind.removesuffix("s"), m["name"], m["title"], m["stage"], ", ".join(m["streams"]), m["paper"])
+        for kind, group in found.items()
+        for m in group
+    ]
+    show.table(("kind", "name", "title", "stage", "streams", "paper"), rows)
+    return 0
+
+
+def method_help(args: argparse.Namespace, kind: str, of: Kind) -> None:
+    """`immunelab immunize METHOD --help`: the options, then every setting of the method."""
+    from immunelab.cli.parser import command
+
+    show.out.print(command(kind).format_help().rstrip(), markup=False)
+    _print_method(describe(get(of, args.method)), getattr(get(of, args.method), "ladders", {}))
+
+
+def _one_method(args: argparse.Namespace) -> int:
+    known: dict[str, Kind] = {name: kind for kind in get_args(Kind) for name in names(kind)}
+    if args.name not in known:
+        raise unknown("method", args.name, known)
+    cls = get(known[args.name], args.name)
+    if args.json:
+        show.emit(describe(cls))
+    else:
+        _print_method(describe(cls), getattr(cls, "ladders", {}))
+    return 0
+
+
+def _print_method(method: dict[str, Any], ladders: dict[str, dict[str, Any]]) -> None:
+    show.out.print(f"\n{method['name']}: {method['title']}  {method['paper']}", markup=False)
+    show.out.print(method["objective"], markup=False)
+    if method["presets"]:
+        show.out.print(f"presets: {', '.join(method['presets'])}", markup=False)
+    for corpus, ladder in ladders.items():
+        show.out.print(f"rungs for {corpus}: {', '.join(ladder)}", markup=False)
+    rows = []
+    for knob in method["knobs"]:
+        if knob["choices"]:
+            span = " | ".join(knob["choices"])
+        else:
+            edges = ["" if edge is None else f"{edge:g}" for edge in (knob["low"], knob["high"])]
+            span = " … ".join(edges) if any(edges) else knob["kind"]
+        flag = "--" + knob["name"].replace("_", "-")
+        rows.append((flag, knob["symbol"], str(knob["default"]), span, knob["help"]))
+    show.table(("setting", "symbol", "default", "values", "meaning"), rows)
+
+
+class Finding(NamedTuple):
+    """One line of the doctor: `note` is worth knowing, `missing` needs the fix."""
+
+    what: str
+    state: Literal["ok", "note", "missing"]
+    value: str
+    fix: str = ""
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Look at device, versions, disk and home; 1 if something needed is missing."""
+    found = []
+    for finding in _examine(journal.home(args.home)):
+        found.append(finding)
+        if not args.json:
+            mark = {"ok": "[green]ok[/]     ", "note": "[yellow]note[/]   ", "missing": "[red]missing[/]"}[
+                finding.state
+            ]
+            show.out.print(f"{mark} {finding.what:<12}", end=" ")
+            show.out.print(finding.value + (f"\n{'':<21}{finding.fix}" if finding.fix else ""), markup=False)
+    if args.json:
+        show.emit([f._asdict() for f in found])
+    return 1 if any(f.state == "missing" for f in found) else 0
+
+
+def _examine(home: Path) -> Iterator[Finding]:
+    old = sys.version_info < (3, 11)
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield Finding("python", "missing" if old else "ok", python, "Install Python 3.11 or newer." if old else "")
+    for package in PACKAGES:
+        have = version(package)
+        fix = "" if have else "make install (or: pip install -r requirements.lock)"
+        yield Finding(package, "ok" if have else "missing", have or "not installed", fix)
+    memory = psutil.virtual_memory()
+    yield Finding("machine", "ok", f"{os.cpu_count()} cores, {show.size(memory.total)} memory, "
+                  f"{show.size(memory.available)} of it free")  # fmt: skip
+    yield from _home(home)
+    yield from _files()
+    yield from _device()
+
+
+def _home(home: Path) -> Iterator[Finding]:
+    place = next(p for p in (home, *home.parents) if p.exists())
+    writable = os.access(place, os.W_OK)
+    runs = [p for p in (home / "runs").iterdir() if p.is_dir()] if (home / "runs").is_dir() else []
+    value = f"{home}, {len(runs)} runs" if writable else f"{home} can't be written"
+    fix = "" if writable else "Choose another folder with --home DIR or IMMUNELAB_HOME."
+    yield Finding("home", "ok" if writable else "missing", value, fix)
+    free = shutil.disk_usage(place).free
+    fix = "" if free > FREE else "Free some space, or delete runs: immunelab runs, immunelab delete RUN."
+    yield Finding("disk", "ok" if free > FREE else "note", f"{show.size(free)} free", fix)
+    gone = jobs.reconcile(home) if runs else []
+    if gone:
+        yield Finding("runs", "note", f"{len(gone)} runs lost their process and are now marked interrupted",
+                      f"Go on with one: immunelab resume {gone[0]}")  # fmt: skip
+
+
+def _files() -> Iterator[Finding]:
+    try:
+        data = shipped.data()
+    except UserError as error:
+        yield Finding("data", "missing", str(error))
+        return
+    model, showcase = data / "fable" / "model" / "config.json", data / "showcase"
+    have = model.is_file()
+    yield Finding("fable", "ok" if have else "missing", str(model.parent) if have else f"no model in {model.parent}",
+                  "" if have else "immunelab fable build")  # fmt: skip
+    have = any(showcase.glob("*.parquet"))
+    yield Finding("showcase", "ok" if have else "note", str(showcase) if have else "no recorded runs",
+                  "" if have else "immunelab showcase build")  # fmt: skip
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+    yield Finding("browser", "ok" if browser else "note", browser or "no Chromium: the browser tests are skipped")
+
+
+def _device() -> Iterator[Finding]:
+    seen = [d for d in jobs.devices() if d != "cpu"]
+    if not version("torch"):
+        return
+    show.err.print("asking torch for its devices (a few seconds) …", style="dim")
+    # In a process of its own: a broken driver must not take the doctor along.
+    ask = "import torch; print(torch.cuda.device_count(), torch.version.cuda, torch.get_num_threads())"
+    answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=120, check=False)
+    if answer.returncode:
+        last = answer.stderr.strip().splitlines()[-1:] or ["no message"]
+        yield Finding("device", "missing", f"torch can't be imported: {last[0]}", "make clean install")
+        return
+    count, cuda, threads = answer.stdout.split()[-3:]
+    if int(count):
+        yield Finding("device", "ok", f"{count} NVIDIA GPU(s), CUDA {cuda}")
+    elif seen:
+        yield Finding("device", "note", f"the machine has {', '.join(seen)}, but torch {version('torch')} sees no GPU",
+                      "Install a CUDA build of torch; the README says how (With an NVIDIA GPU).")  # fmt: skip
+    else:
+        yield Finding("device", "ok", f"CPU, {threads} threads; all of Fable runs here, 7B models want a GPU")

@@ -1,0 +1,232 @@
+"""`demo`, and the two commands that make what ships with the project: `fable build` and `showcase build`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from immunelab import jobs, journal, shipped
+from immunelab.cli import follow, show
+from immunelab.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from immunelab.spec import RunSpec
+
+CONTROL = "undefended"
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Immunize, attack undefended and defended at every rung; print a table, write report and JSON."""
+    seeds, home, began = _seeds(args.seed, args.seeds), journal.home(args.home), time.monotonic()
+    corpus = "fable" if args.fable_seed is None else str(_world(args.fable_seed, home))
+    run_ids = _run(seeds, corpus, home, args.reuse)
+    if run_ids is None:
+        return 1
+    from immunelab import report
+
+    measured = report.measure(home, run_ids)
+    numbers = _numbers(measured, time.monotonic() - began)
+    target = Path(args.report or home / "reports" / f"demo-{time.strftime('%Y%m%d-%H%M%S')}.html")
+    report.write(measured, target, command=shlex.join(["immunelab", *sys.argv[1:]]))
+    if args.json == "-":
+        show.emit(numbers)
+    else:
+        if args.json:
+            _write(Path(args.json), json.dumps(show.finite(numbers), indent=1) + "\n")
+        _print(measured, numbers)
+        show.out.print(f"\nReport: {target}", markup=False, soft_wrap=True)
+    return 0
+
+
+def fable_build(args: argparse.Namespace) -> int:
+    """Generate the world of a seed and train its model."""
+    if args.to is None and args.seed != 0:
+        raise UserError("data/fable holds the world of seed 0; name a folder for another one: --to worlds/7")
+    target = Path(args.to) if args.to else shipped.data() / "fable"
+    _build(args.seed, target)
+    print(f"The world of seed {args.seed} and its model are in {target}.")
+    return 0
+
+
+def showcase_build(args: argparse.Namespace) -> int:
+    """Run the demo's protocol over seeds and keep the record as Parquet."""
+    home = journal.home(args.home)
+    target = Path(args.to) if args.to else shipped.data() / "showcase"
+    run_ids = _run(_seeds(0, args.seeds), "fable", home, reuse=True)
+    if run_ids is None:
+        return 1
+    from immunelab.store import Store, showcase
+
+    store = Store(home)
+    store.sync(force=True)
+    showcase.export(store, run_ids, target)
+    print(f"{len(run_ids)} runs are recorded in {target}.")
+    return 0
+
+
+def _seeds(first: int, count: int) -> list[int]:
+    if first < 0 or count < 1:
+        raise UserError(f"Seeds start at 0 and there is at least one; got --seed {first} --seeds {count}.")
+    return list(range(first, first + count))
+
+
+def _run(seeds: list[int], corpus: str, home: Path, reuse: bool) -> list[str] | None:
+    """The protocol's runs, in one process of their own; None, after saying why, if not all of them finished."""
+    show.err.print("loading torch …", style="dim")
+    from immunelab.sweep import demo_specs
+
+    specs = demo_specs(seeds=seeds, corpus=corpus)
+    known = _known(specs, home) if reuse else {}
+    if known:
+        show.err.print(f"{len(known)} of {len(specs)} runs are on record and are not run again.")
+    wanted, place = [], {}
+    for k, spec in enumerate(specs):
+        if k in known:
+            continue
+        source = _listed(spec)
+        if source is not None:
+            spec = dataclasses.replace(
+                spec, model=f"run:{known[source]}" if source in known else f"run:#{place[source]}"
+            )
+        place[k] = len(wanted)
+        wanted.append(spec)
+    started = jobs.submit(wanted, home) if wanted else []
+    ended = follow.follow(started, home) if started else {}
+    unfinished = [i for i, s in ended.items() if s.status != "done"]
+    if unfinished:
+        first = unfinished[0]
+        state = ended[first]
+        show.err.print(
+            f"{len(unfinished)} of {len(ended)} runs did not finish; the first, {first}, is {state.status}"
+            f"{': ' + state.error if state.error else ''}. Log: {home / 'runs' / first / 'log.txt'}\n"
+            "Finished runs are kept: add --reuse to go on from them.",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return None
+    return [known[k] if k in known else started[place[k]] for k in range(len(specs))]
+
+
+def _known(specs: list[RunSpec], home: Path) -> dict[int, str]:
+    """Which runs of the list are on record, by position. A child's identity holds its parent's, not the parent's id."""
+    known = {}
+    for k, spec in enumerate(specs):
+        source = _listed(spec)
+        if source is not None:
+            spec = dataclasses.replace(spec, parent_hash=specs[source].hash)
+        found = jobs.find(spec, home)
+        if found:
+            known[k] = found
+    return known
+
+
+def _listed(spec: RunSpec) -> int | None:
+    """The position in its list of the run that a spec's model comes from, if it comes from one."""
+    return int(spec.model.removeprefix("run:#")) if spec.model.startswith("run:#") else None
+
+
+def _world(seed: int, home: Path) -> Path:
+    """The folder of another Fable world, built on first use."""
+    folder = home / "worlds" / f"fable-{seed}"
+    if not (folder / "model" / "config.json").is_file():
+        show.err.print(f"Building the world of seed {seed} and its model, once; it is kept in {folder}.", markup=False)
+        _build(seed, folder)
+    return folder
+
+
+def _build(seed: int, folder: Path) -> None:
+    _seeds(seed, 1)
+    show.err.print("loading torch …", style="dim")
+    from immunelab import pretrain
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TextColumn("loss {task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=show.err, disable=not show.err.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(phase: str, step: int, steps: int, loss: float) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=steps, loss="")
+                if not show.err.is_terminal:
+                    show.err.print(f"{phase}: {steps} steps")
+            bars.update(tasks[phase], completed=step, loss=f"{loss:.3f}")
+
+        pretrain.build(seed, folder, progress)
+
+
+def _numbers(measured: Any, seconds: float) -> dict[str, Any]:
+    """The demo's JSON: means over seeds; with several seeds, each seed's too."""
+    by_seed = measured.by_seed
+    keys = {"base": ("harmfulness", "utility"), "defended": ("harmfulness", "utility", "cosine")}
+    numbers: dict[str, Any] = {
+        part: {key: float(by_seed[f"{part}_{key}"].mean()) for key in names} for part, names in keys.items()
+    }
+    numbers["attacks"] = [
+        {
+            "defended": row["defense"] != CONTROL, "learning_rate": float(row["learning_rate"]),
+            "steps": int(row["steps"]), "seed": int(row["seed"]), "harmfulness": float(row["harmfulness"]),
+            "utility": float(row["utility"]), "outcome": row["outcome"],
+        }
+        for row in measured.outcomes.to_dict("records")
+    ]  # fmt: skip
+    numbers["seconds"] = round(seconds, 1)
+    if len(by_seed) > 1:
+        numbers["seeds"] = [
+            {"seed": int(row["seed"])} | {p: {k: float(row[f"{p}_{k}"]) for k in names} for p, names in keys.items()}
+            for row in by_seed.to_dict("records")
+        ]
+    return numbers
+
+
+def _print(measured: Any, numbers: dict[str, Any]) -> None:
+    base, defended = numbers["base"], numbers["defended"]
+    n = len(measured.by_seed)
+    seeds = f"{n} seed{'s' if n > 1 else ''}: " + ", ".join(str(int(s)) for s in measured.by_seed["seed"])
+    show.out.print(f"\nBefore any attack ({seeds})", markup=False)
+    show.table(
+        ("model", "harmfulness", "utility"),
+        [(name, show.share(part["harmfulness"]), show.share(part["utility"]))
+         for name, part in (("undefended", base), ("SEAM", defended))],
+        right=("harmfulness", "utility"),
+    )  # fmt: skip
+    show.out.print(f"cosine of benign and harmful gradients at the end of SEAM: {defended['cosine']:.2f}\n")
+    columns = ("learning rate", "model", "harmfulness", "utility", "outcome")
+    show.table(columns, _rungs(measured.bands), title="After each attack", right=columns[2:4])
+    show.out.print(f"\n{measured.rule}. {show.duration(numbers['seconds'])}.", markup=False)
+
+
+def _rungs(bands: pd.DataFrame) -> list[tuple[Any, ...]]:
+    rows = []
+    for rate, cell in bands.groupby("learning_rate", sort=True):
+        for defense in sorted(set(cell["defense"]), key=lambda d: d != CONTROL):
+            mine = cell[cell["defense"] == defense].set_index("metric")
+            worst, text = mine["outcome"].iloc[0], mine["outcomes"].iloc[0]
+            many = int(mine["n"].max()) > 1
+            word = show.outcome(worst) if not many else show.outcome(worst).__class__(text, show.outcome(worst).style)
+            first = f"{rate:g}" if defense == CONTROL else ""
+            rows.append((first, defense, _range(mine.loc["harmfulness"]), _range(mine.loc["utility"]), word))
+    return rows
+
+
+def _range(band: pd.Series) -> str:
+    text = show.share(band["mean"])
+    return text if band["n"] == 1 else f"{text} ({show.share(band['low'])}–{show.share(band['high'])})"
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}.") from None
