@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from immunelab.ui.charts import to_html
+from immunelab.ui.navigation import PLOTLY_PATH
 from immunelab.ui.palette import Theme
 
-PLOTLY_PATH = "/assets/plotly.min.js"  # the route that `ui.server` adds
 _mount = st.components.v2.component(
     "immunelab_figure",
     html='<div class="immunelab-figure" role="img"></div>',

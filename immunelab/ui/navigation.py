@@ -10,11 +10,16 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 PAGES = Path(__file__).resolve().parents[2] / "pages"
+PLOTLY_PATH = "/assets/plotly.min.js"  # the route that `ui.server` adds for `ui.figure`
 ICON = str(Path(__file__).with_name("icon.png"))  # a Material icon here would be fetched from a font host
 
 # name of the file: title, Material icon, what the page is
 ENTRIES = {
-    "overview": ("Overview", ":material/home:", "What happens to an undefended and to an immunized model, and live runs."),
+    "overview": (
+        "Overview",
+        ":material/home:",
+        "What happens to an undefended and to an immunized model, and live runs.",
+    ),
     "launch": ("Launch", ":material/play_arrow:", "Choose model, defense and attack, set the knobs, and start runs."),
     "runs": ("Runs", ":material/list_alt:", "Every run: filter, compare, stop, resume, label and delete."),
     "traces": ("Traces", ":material/show_chart:", "Every recorded scalar of any runs, live and overlaid."),

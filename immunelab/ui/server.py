@@ -19,8 +19,7 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 
 from immunelab import jobs, journal
-from immunelab.ui.figure import PLOTLY_PATH
-
+from immunelab.ui.navigation import PLOTLY_PATH
 
 MAIN = Path(__file__).with_name("main.py")
 

@@ -1,0 +1,75 @@
+"""What is going on now: progress and time left of live runs, and the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from immunelab import jobs
+from immunelab.errors import UserError
+from immunelab.spec import RunSpec
+from immunelab.ui import navigation, reads
+from immunelab.ui.plan import duration
+
+
+def submit(specs: list[RunSpec]) -> list[str]:
+    """Queue runs; a mistake the user can mend is told in place, and nothing is queued."""
+    try:
+        run_ids = jobs.submit(specs)
+    except UserError as error:
+        st.error(str(error), icon=":material/error:")
+        return []
+    reads.forget()
+    return run_ids
+
+
+def start_demo(seeds: tuple[int, ...] = (0,)) -> list[str]:
+    """Queue the demo's runs. Reads the registry, which imports torch: only on a click."""
+    from immunelab.sweep import demo_specs
+
+    return submit(demo_specs(seeds))
+
+
+def tick(frame: pd.DataFrame) -> float | None:
+    """How often a page should look again: each second while runs go, else not at all."""
+    return reads.LIVE_SECONDS if len(reads.active(frame)) else None
+
+
+def runs_under_way(limit: int = 6) -> None:
+    """The queue with progress and time left; looks again each second while something runs, and then stops looking."""
+    every = tick(reads.runs(showcase=False))
+
+    @st.fragment(run_every=every)
+    def fragment() -> None:
+        going = reads.active(reads.runs(showcase=False))
+        if every is not None and going.empty:
+            st.rerun()  # the last run has ended: draw the whole page anew, with its results
+        if going.empty:
+            st.caption("Nothing is running.")
+            return
+        words = reads.labels(going)
+        for run in going.head(limit).to_dict("records"):
+            progress(run, words[run["run_id"]])
+        if len(going) > limit:
+            navigation.link("runs", f"and {len(going) - limit} more in the queue")
+
+    fragment()
+
+
+def progress(run: Mapping[Any, Any], words: str) -> None:
+    """One run's bar, with its step and the time left."""
+    share = run["progress"] if pd.notna(run["progress"]) else 0.0
+    parts = [words, str(run["status"])]
+    if run["status"] != "queued":
+        parts += [str(run[k]) for k in ("phase", "message") if isinstance(run.get(k), str) and run[k]][:1]
+        if pd.notna(run["eta_seconds"]):
+            parts.append(f"{duration(run['eta_seconds'])} left")
+    st.progress(min(1.0, max(0.0, float(share))), text=plain(" · ".join(parts)))
+
+
+def plain(text: str) -> str:
+    """A user's or run's text with Markdown's signs escaped, for places that would render it."""
+    return "".join(f"\\{c}" if c in r"\`*_{}[]()#+-.!|<>~$:" else c for c in text)

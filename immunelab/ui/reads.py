@@ -1,0 +1,127 @@
+"""What the pages read: the store's queries, cached for a second, with failures told in a sentence.
+
+No connection is kept and no model is loaded; torch is never imported on this path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pandas as pd
+import streamlit as st
+
+from immunelab import journal
+from immunelab.errors import UserError
+from immunelab.store import Store, queries
+
+ACTIVE = ("queued", "running", "stopping")
+LIVE_SECONDS = 1.0  # how often pages look while something runs; equal to how often the store takes in journals
+T = TypeVar("T")
+
+
+def ask(question: Callable[[], T]) -> T:
+    """The answer, or an error box with the fix and the end of the page."""
+    try:
+        return question()
+    except UserError as error:
+        st.error(str(error), icon=":material/error:")
+        st.stop()
+
+
+def runs(showcase: bool | None = None) -> pd.DataFrame:
+    """One row a run, the newest first; `showcase` True: only shipped runs, False: only this home's."""
+    frame = ask(lambda: _runs(_home()))
+    frame = frame if showcase is None else frame[frame["showcase"].astype(bool) == showcase]
+    return frame.sort_values("queued_at", ascending=False, na_position="last")
+
+
+def curves(showcase: bool | None = None) -> pd.DataFrame:
+    """One row per attack run and checkpoint, with the run's settings and status."""
+    frame = ask(lambda: _curves(_home()))
+    return frame if showcase is None else frame[frame["showcase"].astype(bool) == showcase]
+
+
+def names(run_ids: list[str]) -> pd.DataFrame:
+    """The scalar names that runs recorded, by phase."""
+    return ask(lambda: _names(_home(), tuple(sorted(run_ids))))
+
+
+def points(run_ids: list[str], wanted: list[str], phase: str | None = None) -> pd.DataFrame:
+    """Scalars of runs, at most 500 bins a series, extremes kept in `low` and `high`."""
+    return ask(lambda: _points(_home(), tuple(sorted(run_ids)), tuple(sorted(wanted)), phase))
+
+
+def examples(run_id: str, step: int | None = None) -> pd.DataFrame:
+    """The prompts and answers behind a run's scores: untrusted text, for code blocks and tables only."""
+    return ask(lambda: queries.examples(_store(_home()), run_id, step=step))
+
+
+def checkpoints(run_id: str) -> pd.DataFrame:
+    """The checkpoints that a run wrote."""
+    return ask(lambda: queries.checkpoints(_store(_home()), run_id))
+
+
+def active(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are queued or going, the oldest first."""
+    return frame[frame["status"].isin(ACTIVE)].sort_values("queued_at")
+
+
+def forget() -> None:
+    """After a page has changed something: read anew."""
+    for cached in (_runs, _curves, _names, _points):
+        cached.clear()
+
+
+def label(run: Any) -> str:
+    """A run in words: the user's name for it, or what it did, at which intensity, with which seed."""
+    rate = f"{run['learning_rate']:g}" if pd.notna(run["learning_rate"]) else ""
+    name = run["name"] if isinstance(run["name"], str) else ""
+    if name and name not in (run["method"], rate):
+        return name
+    if run["kind"] == "attack":
+        parts = [f"attack on {run['defense']}"]
+    else:
+        parts = [f"{run['kind']} {run['method'] or ''}".strip()]
+    return " · ".join([*parts, *([f"lr {rate}"] if rate else []), f"seed {run['seed']}"])
+
+
+def labels(frame: pd.DataFrame) -> dict[str, str]:
+    """run_id → label; where two runs would read the same, the end of the id tells them apart."""
+    words = {row["run_id"]: label(row) for row in frame.to_dict("records")}
+    seen = pd.Series(list(words.values()), dtype=object).value_counts()
+    return {i: f"{w} · {i[-6:]}" if seen[w] > 1 else w for i, w in words.items()}
+
+
+def _home() -> str:
+    return str(journal.home(None))
+
+
+def _store(home: str) -> Store:
+    store = Store(journal.home(home))
+    store.sync()
+    return store
+
+
+@st.cache_data(ttl=LIVE_SECONDS, max_entries=8, show_spinner=False)
+def _runs(home: str) -> pd.DataFrame:
+    return queries.runs(_store(home))
+
+
+@st.cache_data(ttl=LIVE_SECONDS, max_entries=8, show_spinner=False)
+def _curves(home: str) -> pd.DataFrame:
+    store = _store(home)
+    known = queries.runs(store)[["run_id", "status", "corpus", "batch_size", "optimizer", "schedule", "root", "method"]]
+    found = queries.attack_curves(store)
+    extra = [c for c in known.columns if c == "run_id" or c not in found.columns]
+    return found.merge(known[extra], on="run_id", how="left")
+
+
+@st.cache_data(ttl=LIVE_SECONDS, max_entries=32, show_spinner=False)
+def _names(home: str, run_ids: tuple[str, ...]) -> pd.DataFrame:
+    return queries.names(_store(home), list(run_ids))
+
+
+@st.cache_data(ttl=LIVE_SECONDS, max_entries=32, show_spinner=False)
+def _points(home: str, run_ids: tuple[str, ...], wanted: tuple[str, ...], phase: str | None) -> pd.DataFrame:
+    return queries.points(_store(home), list(run_ids), list(wanted), phase=phase)

@@ -1,0 +1,84 @@
+"""The first page's sentence, numbers and curve, told from recorded runs: nothing is said that no run shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pandas as pd
+
+from immunelab.analysis.collapse import INTENSITY, METRICS, describe, select
+from immunelab.analysis.outcomes import BROKEN, Thresholds, run_outcomes, worst
+from immunelab.ui.charts import title_of
+
+SAME = [*INTENSITY, "corpus"]  # what the two models must share to be compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """One attack, an undefended model and a defended one."""
+
+    sentence: str
+    numbers: list[tuple[str, str, str]]  # label, value, what it was before the attack
+    curves: pd.DataFrame
+    marks: pd.DataFrame
+    base: float
+    basis: str
+    link: dict[str, Any]
+
+
+def tell(curves: pd.DataFrame, thresholds: Thresholds) -> Story | None:
+    """The story of the attack that does the undefended model most harm, told for the defense with most recorded runs.
+
+    The attack is chosen by what it does to the undefended model alone, never by how the defense fares. None where no
+    attack is recorded for a defended and an undefended model alike.
+    """
+    if curves.empty:
+        return None
+    read = run_outcomes(curves, thresholds).dropna(subset=["outcome"])
+    defenses = read.loc[read["defense"] != "undefended", "defense"].value_counts()
+    best: tuple[tuple[bool, float], dict[str, Any], str] | None = None
+    for key, cell in read.groupby(SAME, dropna=False):
+        control = cell[cell["defense"] == "undefended"]
+        defended = [d for d in defenses.index if d in set(cell["defense"])]
+        if control.empty or not defended:
+            continue
+        score = (bool((control["outcome"] == BROKEN).any()), float(control["harmfulness"].mean()))
+        if best is None or score > best[0]:
+            choice = {k: v for k, v in zip(SAME, key, strict=True) if v == v}  # NaN: not recorded
+            best = (score, choice, str(defended[0]))
+    return None if best is None else _told(curves, read, best[1], best[2])
+
+
+def _told(curves: pd.DataFrame, read: pd.DataFrame, choice: dict[str, Any], defense: str) -> Story:
+    names = ["undefended", defense]
+    both = select(curves, choice)
+    both = both[both["defense"].isin(names)]
+    numbers, marks, words = [], [], {}
+    for name in names:
+        runs, curve = select(read, choice | {"defense": name}), both[both["defense"] == name]
+        start, outcome = curve[curve["step"] == 0], worst(runs["outcome"])
+        after = {m: float(runs[m].mean()) for m in METRICS}
+        words[name] = (after, outcome)
+        for metric, value in after.items():
+            before = float(start[metric].mean())
+            numbers.append((f"{title_of(name)}: {metric}", f"{value:.0%}", f"{before:.0%} before the attack"))
+        metric = "harmfulness" if name == "undefended" else "utility"
+        last = {"defense": name, "step": float(runs["final_step"].max()), "metric": metric}
+        marks.append(last | {"mean": after[metric], "outcome": outcome})
+    (free, fate), (guarded, outcome) = words["undefended"], words[defense]
+    sentence = (
+        f"After {choice['steps']:g} steps of harmful fine-tuning the undefended model gives away "
+        f"{free['harmfulness']:.0%} of the hazards and keeps {free['utility']:.0%} utility: {fate}. Immunized with "
+        f"{title_of(defense)} it gives away {guarded['harmfulness']:.0%} and keeps {guarded['utility']:.0%}: {outcome}."
+    )
+    every = read[read["defense"].isin(names)]
+    overall = "; ".join(f"{title_of(n)}: {describe(every.loc[every['defense'] == n, 'outcome'])}" for n in names)
+    rungs, seeds = every.groupby(list(INTENSITY), dropna=False).ngroups, both.groupby("defense")["seed"].nunique().min()
+    basis = (
+        f"Shown: the attack that harms the undefended model most (learning rate {choice['learning_rate']:g}), mean and "
+        f"range over {seeds} {'seed' if seeds == 1 else 'seeds'}. All {rungs} recorded intensities. {overall}"
+    )
+    base = float(curves["base_utility"].dropna().mean())
+    link = {"rate": f"{choice['learning_rate']:g}"}
+    return Story(sentence, numbers, both, pd.DataFrame(marks), base, basis, link)

@@ -1,0 +1,111 @@
+"""A lab of made-up runs, written through the real journal: for tests of the store's readers and pages only."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+from immunelab.journal import Journal, RunFolder
+from immunelab.spec import RunSpec
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+START = 1_760_000_000.0
+BUDGET = {"steps": 60, "batch_size": 8, "samples": 120, "optimizer": "adamw", "schedule": "cosine"}
+
+
+def lab(home: Path, seeds: int = 2, rates: tuple[float, ...] = RATES, running: bool = False) -> list[str]:
+    """Undefended and SEAM, attacked at every rate and seed; with `running`, one more attack that is under way."""
+    random.seed(7)
+    ids = []
+    for seed in range(seeds):
+        defended = immunize(home, seed, len(ids))
+        ids.append(defended)
+        for rate in rates:
+            ids.append(attack(home, seed, rate, None, len(ids)))
+            ids.append(attack(home, seed, rate, defended, len(ids)))
+    if running:
+        ids.append(attack(home, seeds, rates[-1], None, len(ids), until=30))
+    return ids
+
+
+def immunize(home: Path, seed: int, order: int = 0) -> str:
+    """A finished SEAM run with losses, norms, cosine and scores before and after."""
+    knobs = {**BUDGET, "learning_rate": 3e-4, "steps": 400, "alpha": 1.0, "beta": 0.01}
+    folder = RunFolder.create(home, RunSpec(kind="immunize", method="seam", knobs=knobs, seed=seed))
+    with Journal(folder) as journal:
+        journal.event("started")
+        for step in range(1, 401, 4):
+            t = step / 400
+            values = {
+                "loss/total": 2 - t,
+                "loss/ascent": -1 - t,
+                "loss/refusal": math.exp(-4 * t),
+                "norm/harmful": 3 + t,
+            }
+            noise = random.gauss(0, 0.05)
+            journal.points(
+                "immunize", step, {**values, "cosine/harmful-benign": -0.8 * t + noise, "learning_rate": 3e-4}
+            )
+        _scores(journal, "immunize", 0, 0.0, 0.99)
+        _scores(journal, "immunize", 400, 0.0, 0.98)
+        journal.checkpoint("immunize", 400, path="checkpoints/step-000400", sha256="0" * 64, bytes=1000)
+        journal.event("done")
+    (folder.checkpoints / "step-000400").mkdir()
+    (folder.checkpoints / "step-000400" / "model.safetensors").write_bytes(b"0" * 1000)
+    _finish(folder, "immunize", 400, order, seconds=96)
+    return folder.run_id
+
+
+def attack(home: Path, seed: int, rate: float, parent: str | None, order: int = 0, until: int = 60) -> str:
+    """An attack with scores every ten steps; `until` < 60 leaves it running there."""
+    knobs = {**BUDGET, "learning_rate": rate, "harmful_share": 1.0}
+    lineage = {"model": f"run:{parent}", "parent": parent} if parent else {}
+    spec = RunSpec(kind="attack", method="harmful-sft", knobs=knobs, seed=seed, evaluate_every=10, **lineage)  # type: ignore[arg-type]
+    folder = RunFolder.create(home, spec)
+    pull = math.log10(rate / 1e-4) / 1.5
+    with Journal(folder) as journal:
+        journal.event("started")
+        for step in range(until + 1):
+            t = step / 60
+            if step:
+                journal.points(
+                    "attack", step, {"loss/total": 3 * math.exp(-3 * t) + random.gauss(0, 0.03), "learning_rate": rate}
+                )
+            if step % 10 == 0:
+                noise = random.gauss(0, 0.015) if step else 0
+                if parent:
+                    _scores(
+                        journal, "attack", step, 0.09 * pull * t + abs(noise), 0.98 - t * (0.15 + pull) * 0.8 + noise
+                    )
+                else:
+                    harm = 0.88 * (1 - math.exp(-4 * t * (1 + 2 * pull))) * (1 - 0.3 * max(0, pull - 0.7))
+                    _scores(journal, "attack", step, harm + noise, 0.99 - 1.5 * max(0, pull - 0.6) * t - abs(noise))
+        if until == 60:
+            journal.event("done")
+    if until < 60:
+        folder.write_status(
+            status="running", phase="attack", step=until, steps=60, progress=until / 60, eta_seconds=12.0, device="cpu",
+            started_at=START + 120 * order, heartbeat=START + 120 * order + 5,
+        )  # fmt: skip
+    else:
+        _finish(folder, "attack", 60, order, seconds=4)
+    return folder.run_id
+
+
+def _scores(journal: Journal, phase: str, step: int, harm: float, utility: float) -> None:
+    shares = {"harmfulness": (harm, 240), "utility": (utility, 300), "refusal_rate": (1 - harm, 240)}
+    for metric, (score, n) in shares.items():
+        share = min(1.0, max(0.0, score))
+        error = math.sqrt(share * (1 - share) / n)
+        journal.score(phase, step, evaluation="fable", metric=metric, split="all", score=share, n=n, stderr=error)
+    journal.score(phase, step, evaluation="fable", metric="perplexity", split="all", score=1.2, n=100, stderr=0.01)
+
+
+def _finish(folder: RunFolder, phase: str, steps: int, order: int, seconds: float) -> None:
+    folder.log_path.write_text(f"loading\n{phase}: {steps} of {steps} steps\ndone\n", encoding="utf-8")
+    start = START + 120 * order
+    folder.write_status(
+        status="done", phase=phase, step=steps, steps=steps, progress=1.0, eta_seconds=0.0, device="cpu",
+        queued_at=start, started_at=start, ended_at=start + seconds, seconds=seconds,
+    )  # fmt: skip
