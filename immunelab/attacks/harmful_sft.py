@@ -45,7 +45,7 @@ _paper = HarmfulSft(steps=250, batch_size=4, samples=1000, weight_decay=0.01)
 HarmfulSft.presets = {"fable": replace(_fable, learning_rate=6e-4), "seam-paper": _paper}
 HarmfulSft.ladders = {
     "fable": {
-        f"{rate:g}": replace(_fable, learning_rate=rate) for rate in (1e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3)
+        f"{rate:g}": replace(_fable, learning_rate=rate) for rate in (3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3)
     },
     "seam-paper": {f"{rate:g}": replace(_paper, learning_rate=rate) for rate in (2e-5, 5e-5, 8e-5, 1e-4, 2e-4)},
 }
