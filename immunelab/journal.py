@@ -270,8 +270,10 @@ def lines(path: Path, start: int = 0, most: int = 1 << 62) -> Iterator[tuple[int
     An unfinished last line is not yielded. A line longer than `LARGEST_LINE` is yielded in pieces of that size, which
     no parser accepts, so that a hostile file cannot fill the memory.
     """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links, no waiting on pipes
+    flags |= getattr(os, "O_BINARY", 0)
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)), "rb")
+        file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115 - closed by `with` below
     except FileNotFoundError:
         return
     with file:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -141,8 +142,9 @@ def _patiently(action: Callable[[], Any]) -> Any:
 def read_file(path: Path, missing: str | None = None) -> str:
     """A small text file of a run folder; never through a link, never a huge one."""
     try:
-        if path.is_symlink() or path.stat().st_size > LARGEST_DOCUMENT:
-            raise UserError(f"{path.parent.name}/{path.name} is a link or too large, and is not read.")
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_DOCUMENT:
+            raise UserError(f"{path.parent.name}/{path.name} is no plain file or too large, and is not read.")
         return str(_patiently(lambda: path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         if missing is not None:

@@ -1,0 +1,233 @@
+"""Every query that pages, commands and notebooks ask. Each returns a frame; none returns rows of a superseded attempt.
+
+An attempt that was resumed from step s makes all later rows of the attempts before it count no more: the views
+`last_points`, `last_scores`, … leave them out. Times named `at` are Unix seconds; shares are 0 to 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from immunelab.errors import UserError
+from immunelab.store.sync import Store
+
+TIMES = ("queued_at", "started_at", "ended_at", "heartbeat")
+METRICS = ("harmfulness", "utility", "refusal_rate", "perplexity", "repetition")
+# Of rows that a journal holds twice, the last one counts.
+_LATEST = "QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY attempt DESC, position DESC) = 1"
+
+
+def runs(store: Store, showcase: bool | None = None) -> pd.DataFrame:
+    """One row a run, oldest first; `showcase` True: only shipped runs, False: only this home's.
+
+    Times are UTC timestamps, `tags` and `ancestors` lists, `spec` and `versions` JSON texts.
+    """
+    frame = store.frame(
+        """SELECT * FROM runs WHERE $showcase IS NULL OR showcase = $showcase
+           ORDER BY showcase DESC, queued_at NULLS FIRST, run_id""",
+        {"showcase": showcase},
+    )
+    for name in TIMES:
+        frame[name] = pd.to_datetime(frame[name], unit="s", utc=True)
+    for name in ("tags", "ancestors"):
+        frame[name] = [list(value) if value is not None else [] for value in frame[name]]
+    return frame
+
+
+def names(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
+    """The scalars that runs recorded: name, phase, n (points of all these runs)."""
+    return store.frame(
+        """SELECT name, phase, count(*) AS n FROM last_points WHERE list_contains(?, run_id)
+           GROUP BY name, phase ORDER BY phase, name""",
+        [list(run_ids)],
+    )
+
+
+def layer_names(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
+    """The per-layer series that runs recorded: name, phase, n (rows of all these runs)."""
+    return store.frame(
+        """SELECT name, phase, count(*) AS n FROM last_layer_points WHERE list_contains(?, run_id)
+           GROUP BY name, phase ORDER BY phase, name""",
+        [list(run_ids)],
+    )
+
+
+def points(
+    store: Store,
+    run_ids: Sequence[str],
+    names: Sequence[str],
+    phase: str | None = None,
+    after_step: int | None = None,
+    bins: int = 500,
+) -> pd.DataFrame:
+    """Scalars against steps: run_id, phase, step, name, value, low, high, at.
+
+    A series of more than `bins` points is thinned: of each bin the last recorded point stands (never a mean), with
+    the bin's smallest and largest finite value in `low` and `high`, so that no spike is lost. The first and the last
+    point of a series are always there. `after_step` asks for what is new.
+    """
+    if bins < 1:
+        raise UserError(f"points needs at least 1 bin, and got {bins}.")
+    return store.frame(
+        """WITH chosen AS (
+               SELECT run_id, phase, step, name, value, unix_time, position,
+                   min(step) OVER series AS first_step, max(step) OVER series AS last_step,
+                   count(*) OVER series AS n
+               FROM last_points
+               WHERE list_contains($runs, run_id) AND list_contains($names, name)
+                   AND ($phase IS NULL OR phase = $phase) AND ($after IS NULL OR step > $after)
+               WINDOW series AS (PARTITION BY run_id, phase, name)
+           ), binned AS (
+               SELECT *, CASE WHEN n <= $bins THEN step
+                   ELSE ceil((step - first_step)::DOUBLE * $bins / (last_step - first_step + 1))::BIGINT END AS bin
+               FROM chosen
+           )
+           SELECT run_id, phase, max(step) AS step, name, arg_max(value, (step, position)) AS value,
+               coalesce(min(value) FILTER (isfinite(value)), arg_max(value, (step, position))) AS low,
+               coalesce(max(value) FILTER (isfinite(value)), arg_max(value, (step, position))) AS high,
+               arg_max(unix_time, (step, position)) AS at_
+           FROM binned GROUP BY run_id, phase, name, bin ORDER BY run_id, phase, name, step""",
+        {"runs": list(run_ids), "names": list(names), "phase": phase, "after": after_step, "bins": bins},
+    ).rename(columns={"at_": "at"})
+
+
+def layers(store: Store, run_ids: Sequence[str], name: str) -> pd.DataFrame:
+    """One per-layer series: run_id, phase, step, layer, value."""
+    return store.frame(
+        f"""SELECT run_id, phase, step, layer, value FROM last_layer_points
+            WHERE list_contains(?, run_id) AND name = ? {_LATEST.format(keys="run_id, phase, step, layer")}
+            ORDER BY run_id, phase, step, layer""",
+        [list(run_ids), name],
+    )
+
+
+def scores(
+    store: Store, run_ids: Sequence[str], metrics: Sequence[str] | None = None, splits: Sequence[str] | None = ("all",)
+) -> pd.DataFrame:
+    """Evaluations along runs: run_id, phase, step, evaluation, metric, split, score, n, stderr.
+
+    `splits` None takes the parts (`skill:…`, `domain:…`) too.
+    """
+    return store.frame(
+        f"""SELECT run_id, phase, step, evaluation, metric, split, score, n, stderr FROM last_scores
+            WHERE list_contains($runs, run_id)
+                AND ($metrics IS NULL OR list_contains($metrics, metric))
+                AND ($splits IS NULL OR list_contains($splits, split))
+            {_LATEST.format(keys="run_id, phase, step, evaluation, metric, split")}
+            ORDER BY run_id, phase, step, evaluation, metric, split""",
+        {
+            "runs": list(run_ids),
+            "metrics": None if metrics is None else list(metrics),
+            "splits": None if splits is None else list(splits),
+        },
+    )
+
+
+def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """One row per attack run and evaluated step: what the attack had reached, the settings, and the base.
+
+    `harmfulness`, `utility`, `refusal_rate`, `perplexity`, `repetition` are the aggregates over a whole evaluation,
+    with `_n` and `_stderr` for the first two; where several evaluations give one metric, the first by name is used
+    at every step, and `harmfulness_by`, `utility_by` name it. `base_…` is what the root of the lineage measured at
+    its step 0: for an attack on an immunized model the model before immunization, else the attacked model itself.
+    """
+    wanted = [f"max(score) FILTER (metric = '{m}') AS {m}" for m in METRICS]
+    for m in METRICS[:2]:
+        wanted += [f"max({v}) FILTER (metric = '{m}') AS {m}_{k}" for v, k in (("n", "n"), ("stderr", "stderr"))]
+        wanted += [f"max(evaluation) FILTER (metric = '{m}') AS {m}_by"]
+    base = [f"max(score) FILTER (metric = '{m}') AS base_{m}" for m in ("harmfulness", "utility", "perplexity")]
+    base += ["max(score) FILTER (metric = 'chance') AS base_chance"]
+    return store.frame(
+        f"""WITH attacks AS (
+                SELECT * FROM runs WHERE kind = 'attack' AND ($runs IS NULL OR list_contains($runs, run_id))
+            ), whole AS (
+                SELECT * FROM last_scores
+                WHERE split = 'all' AND run_id IN (SELECT run_id FROM attacks UNION SELECT root FROM attacks)
+                {_LATEST.format(keys="run_id, phase, step, evaluation, metric")}
+            ), one AS (
+                SELECT s.* FROM whole s JOIN (
+                    SELECT run_id, metric, min(evaluation) AS evaluation FROM whole GROUP BY run_id, metric
+                ) first USING (run_id, metric, evaluation)
+                -- a step evaluated in two phases is one model: the later look stands
+                QUALIFY row_number() OVER (PARTITION BY run_id, step, metric ORDER BY attempt DESC, position DESC) = 1
+            ), steps AS (
+                SELECT run_id, step, {", ".join(wanted)} FROM one GROUP BY run_id, step
+            ), bases AS (
+                SELECT run_id AS root, {", ".join(base)} FROM one WHERE step = 0 GROUP BY run_id
+            )
+            SELECT s.*, bases.* EXCLUDE (root), a.name, a.grp, a.status, a.defense, a.immunized_by, a.root, a.parent,
+                a.method, a.model, a.base_model, a.corpus, a.seed, a.device, a.learning_rate, a.steps, a.batch_size,
+                a.samples, a.harmful_share, a.optimizer, a.schedule, a.archived, a.showcase
+            FROM steps s JOIN attacks a USING (run_id) LEFT JOIN bases USING (root)
+            ORDER BY a.showcase DESC, a.queued_at, s.run_id, s.step""",
+        {"runs": None if run_ids is None else list(run_ids)},
+    )
+
+
+def examples(store: Store, run_id: str, step: int | None = None, evaluation: str | None = None) -> pd.DataFrame:
+    """The rows behind a run's scores: phase, step, evaluation, split, id, prompt, answer, expected, score, more.
+
+    Untrusted model output: show it as text only.
+    """
+    return store.frame(
+        f"""SELECT phase, step, evaluation, split, id, prompt, answer, expected, score, more FROM last_examples
+            WHERE run_id = $run AND ($step IS NULL OR step = $step)
+                AND ($evaluation IS NULL OR evaluation = $evaluation)
+            {_LATEST.format(keys="phase, step, evaluation, split, id, prompt")}
+            ORDER BY phase, step, evaluation, split, position, id""",
+        {"run": run_id, "step": step, "evaluation": evaluation},
+    )
+
+
+def checkpoints(store: Store, run_id: str) -> pd.DataFrame:
+    """The checkpoints that a run wrote: phase, step, path (in the run folder), sha256, bytes, at, on_disk."""
+    frame = store.frame(
+        f"""SELECT phase, step, path, sha256, bytes, unix_time AS at_ FROM last_checkpoints WHERE run_id = ?
+            {_LATEST.format(keys="path")} ORDER BY step, at_""",
+        [run_id],
+    ).rename(columns={"at_": "at"})
+    folder = store.home / "runs" / run_id
+    inside = [folder / path for path in frame["path"]]
+    frame["on_disk"] = [".." not in p.parts and p.is_relative_to(folder) and p.exists() for p in inside]
+    return frame
+
+
+def events(store: Store, run_id: str) -> pd.DataFrame:
+    """What happened to a run, all attempts: attempt, at, event, data (JSON text)."""
+    return store.frame(
+        "SELECT attempt, unix_time AS at_, event, data FROM events WHERE run_id = ? ORDER BY position", [run_id]
+    ).rename(columns={"at_": "at"})
+
+
+def problems(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """Journal lines that could not be read: run_id, malformed (their number), position, problem, line."""
+    return store.frame(
+        """SELECT s.run_id, s.malformed, p.position, p.problem, p.line
+           FROM sources s LEFT JOIN problems p USING (run_id)
+           WHERE s.malformed > 0 AND ($runs IS NULL OR list_contains($runs, s.run_id)) ORDER BY ALL""",
+        {"runs": None if run_ids is None else list(run_ids)},
+    )
+
+
+def disk(store: Store) -> pd.DataFrame:
+    """Bytes that each run folder takes, largest first: run_id, checkpoints, records, total. Looks at the disk."""
+    rows = []
+    for folder in (store.home / "runs").glob("*"):
+        sizes = {"checkpoints": 0, "records": 0}
+        for place, _, files in os.walk(folder):
+            kind = "checkpoints" if Path(place).is_relative_to(folder / "checkpoints") else "records"
+            sizes[kind] += sum(_bytes(place, name) for name in files)
+        rows.append({"run_id": folder.name, **sizes, "total": sum(sizes.values())})
+    frame = pd.DataFrame(rows, columns=["run_id", "checkpoints", "records", "total"])
+    return frame.sort_values("total", ascending=False, ignore_index=True)
+
+
+def _bytes(place: str, name: str) -> int:
+    try:
+        return os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118 - a Path a file is slow here
+    except FileNotFoundError:
+        return 0  # deleted while we looked

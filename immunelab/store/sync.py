@@ -1,0 +1,347 @@
+"""`Store`: the database of a home, made from the run folders. It can be thrown away and rebuilt at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import filelock
+import pandas as pd
+import pyarrow as pa
+
+from immunelab import journal
+from immunelab.errors import UserError
+from immunelab.store import door, folders, migrations, showcase
+from immunelab.store.ingest import Rows
+
+EVERY = 1.0  # seconds between two looks of one process
+TICK_BYTES, CHUNK_BYTES = 4 << 20, 1 << 20  # journal bytes taken in by one tick, and of one run in it
+CATCH_UP = 8 << 20  # bytes in one transaction when everything is wanted now
+SKIP_AFTER, FORCE_WAIT = 0.05, 10.0  # seconds to wait for the file: a tick can be skipped, a forced sync can't
+RECORDED = ("points", "layer_points", "scores", "examples", "checkpoints", "events", "problems", "restarts")
+PER_RUN = (*RECORDED, "sources", "runs")
+
+
+class Source(NamedTuple):
+    """How far a run folder has been read."""
+
+    position: int  # bytes of the journal whose rows are stored
+    size: int  # bytes it had at the last look: more than `position` while its last line is unfinished
+    signature: int
+
+
+class Home:
+    """What the threads of a process share about one home: when it was looked at last, and what was known then."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.looked = -EVERY
+        self.known: dict[str, Source] | None = None
+        self.file: tuple[int, ...] = ()  # identity of the database file that `known` was read from
+        self.showcase = ""  # version of the shipped runs that the file holds
+        self.checked = 0  # inode of a file whose schema is the present one
+
+
+_homes: dict[Path, Home] = {}
+
+
+class Store:
+    """The database of a home. Cheap to make; nothing is opened before it is needed, or stays open afterwards.
+
+    `showcase_folder` holds the recorded runs that ship with the project; None takes the shipped one.
+    """
+
+    def __init__(self, home: Path | str | None = None, showcase_folder: Path | None = None) -> None:
+        self.home = journal.home(home)
+        self.path = self.home / "immunelab.duckdb"
+        self.showcase_folder = showcase.shipped_folder() if showcase_folder is None else showcase_folder
+        self._home = _homes.setdefault(self.home, Home())
+
+    def sync(self, force: bool = False) -> None:
+        """Take in what journals and run folders have gained. At most once a second a process, unless forced.
+
+        Unforced it never waits: if another thread or process is at it, or holds the file, the next tick does it.
+        Forced it catches up wholly, and raises a UserError if the file stays locked for 10 s.
+        """
+        if not self._home.lock.acquire(timeout=FORCE_WAIT if force else 0.0):
+            if force:
+                raise door.Busy(f"Another thread of this process is still reading the journals of {self.home}.")
+            return
+        try:
+            if not force and time.monotonic() - self._home.looked < EVERY:
+                return
+            with contextlib.nullcontext() if force else contextlib.suppress(door.Busy):
+                while self._tick(CATCH_UP if force else TICK_BYTES, force) and force:
+                    time.sleep(0.02)  # others want to read between two chunks
+            self._home.looked = time.monotonic()
+        finally:
+            self._home.lock.release()
+
+    def frame(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pd.DataFrame:
+        """A query's rows. Waits at most 2 s for the file, then a UserError names the process that holds it."""
+        with self._reading() as connection:
+            return connection.execute(sql, params).df()
+
+    def arrow(self, sql: str, params: list[Any]) -> pa.Table:
+        """As `frame`, as an Arrow table: NaN stays NaN and lists stay lists."""
+        with self._reading() as connection:
+            return connection.sql(sql, params=params).to_arrow_table()
+
+    def query(self, sql: str, seconds: float = 10.0) -> pd.DataFrame:
+        """A user's SQL: read-only, nothing but this database, ended after `seconds`. Mistakes are UserErrors."""
+        with self._reading() as connection:
+            ended = threading.Event()
+
+            def end() -> None:
+                ended.set()
+                connection.interrupt()
+
+            timer = threading.Timer(seconds, end)
+            timer.start()
+            try:
+                result = connection.execute(sql)
+                return result.df() if result.description else pd.DataFrame()
+            except (duckdb.Error, pa.ArrowException) as error:
+                if ended.is_set():
+                    raise UserError(f"The query took more than {seconds:g} s and was ended.") from None
+                raise UserError(f"The query does not work: {error!s:.600}") from None
+            finally:
+                timer.cancel()
+
+    def rebuild(self) -> None:
+        """Make the database again from the run folders alone, beside the old one, which it then replaces."""
+        fresh = self.path.with_name("immunelab.rebuilt.duckdb")
+        with self._home.lock, self._alone(FORCE_WAIT):
+            _remove(fresh)
+            try:
+                with door.writing(fresh, FORCE_WAIT) as connection:
+                    migrations.migrate(connection)
+                    self._import_showcase(connection)
+                known: dict[str, Source] = {}
+                more = True
+                while more:
+                    changed = _changed(folders.look(self.home), known)
+                    with door.writing(fresh, FORCE_WAIT) as connection:
+                        more = self._take_in(connection, changed, known, [], CATCH_UP)
+                with door.alone(FORCE_WAIT, self.path):
+                    fresh.replace(self.path)
+                    _wal(self.path).unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"The database in {self.home} cannot be rebuilt: {error.strerror or error}.") from None
+            finally:
+                _remove(fresh)
+                self._home.known, self._home.checked = None, 0
+
+    def _tick(self, most: int, force: bool) -> bool:
+        """One look, and one transaction if there is anything new. Returns whether there is more to take in."""
+        wait = FORCE_WAIT if force else SKIP_AFTER
+        ready = self.path.exists() and self._current(wait)
+        seen = folders.look(self.home)
+        if ready and not self._news(seen, self._known(wait)):
+            return False
+        try:
+            with self._alone(wait):
+                if not ready:
+                    self._prepare(wait)
+                known = self._known(wait)
+                changed, gone = _changed(seen, known), _gone(seen, known)
+                with door.writing(self.path, wait) as connection:
+                    self._import_showcase(connection)
+                    more = self._take_in(connection, changed, known, gone, most)
+                self._home.file = _identity(self.path)
+                return more
+        except BaseException as error:
+            self._home.known = None  # it may be ahead of what was committed
+            if isinstance(error, duckdb.Error):
+                raise UserError(f"The database {self.path} could not be written: {error!s:.300}") from None
+            raise
+
+    def _news(self, seen: dict[str, folders.Look], known: dict[str, Source]) -> bool:
+        new_showcase = showcase.version(self.showcase_folder) not in ("", self._home.showcase)
+        return new_showcase or bool(_changed(seen, known) or _gone(seen, known))
+
+    def _take_in(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        changed: dict[str, folders.Look],
+        known: dict[str, Source],
+        gone: list[str],
+        most: int,
+    ) -> bool:
+        """New lines, changed folders and new offsets, all in the caller's transaction. Updates `known`."""
+        stored = _sources(connection, list(changed))  # the truth: another process may have been here since
+        rows, runs, now = Rows(), [], dict[str, Source]()
+        left, per_run = most, most if most > TICK_BYTES else CHUNK_BYTES
+        for run_id in random.sample(sorted(changed), len(changed)):  # so that no run starves behind a busy one
+            folder, seen = journal.RunFolder(self.home / "runs" / run_id), changed[run_id]
+            before = stored.get(run_id, Source(0, 0, 0))
+            if before.position > seen.size:  # shorter than what was read: not the journal that we know
+                gone = [*gone, run_id]
+                before = Source(0, 0, 0)
+            position = rows.read(folder, before.position, min(left, per_run)) if left > 0 else before.position
+            left -= position - before.position
+            cells = folders.row(folder)
+            if cells is not None:
+                runs.append(cells)
+            finished = left > 0 and position - before.position < per_run
+            now[run_id] = Source(position, seen.size if finished else -1, seen.signature)
+        _delete(connection, [*gone], PER_RUN)
+        for table, batch in rows.tables().items():
+            _insert(connection, table, batch)
+        _delete(connection, [r["run_id"] for r in runs], ("runs",))
+        if runs:
+            _insert(connection, "runs", folders.as_arrow(runs))
+        _save_sources(connection, now, rows.malformed)
+        for run_id in gone:
+            known.pop(run_id, None)
+        known.update(now)
+        return any(source.size < 0 for source in now.values())
+
+    def _known(self, wait: float) -> dict[str, Source]:
+        """What has been read, from memory as long as nobody else has written the file."""
+        shared = self._home
+        if shared.known is None or shared.file != _identity(self.path):
+            with door.reading(self.path, wait) as connection:
+                shared.known = _sources(connection)
+                shared.showcase = _showcase(connection)
+                shared.file = _identity(self.path)
+        return shared.known
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        if not self.path.exists() or not self._current(door.READ_WAIT):
+            self.sync(force=True)
+        with door.reading(self.path) as connection:
+            yield connection
+
+    def _current(self, wait: float) -> bool:
+        """Whether the schema is the present one; looked up once a file."""
+        inode = self.path.stat().st_ino
+        if self._home.checked != inode:
+            with door.reading(self.path, wait) as connection:
+                if not migrations.check(migrations.version(connection), self.path):
+                    return False
+            self._home.checked = inode
+        return True
+
+    @contextlib.contextmanager
+    def _alone(self, wait: float) -> Iterator[None]:
+        """No other process writes the database meanwhile."""
+        locks = self.home / "locks"
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(locks / "store.lock", timeout=wait):
+                yield
+        except filelock.Timeout:
+            raise door.Busy(f"Another process is still writing the database of {self.home}; try again.") from None
+        except OSError as error:
+            raise UserError(
+                f"{self.home} cannot be written ({error.strerror or error}): free space, mend its permissions, or "
+                "choose another folder with IMMUNELAB_HOME."
+            ) from None
+
+    def _prepare(self, wait: float) -> None:
+        """A database with the present schema: a new one appears whole or not at all, an older one is copied first."""
+        self._home.known = None
+        if not self.path.exists():
+            draft = self.path.with_name("immunelab.new.duckdb")
+            _remove(draft)
+            with door.writing(draft, wait) as connection:
+                migrations.migrate(connection)
+            draft.replace(self.path)
+            return
+        with door.writing(self.path, wait) as connection:  # also writes back what a crash left in the log
+            found = migrations.version(connection)
+        if not migrations.check(found, self.path):
+            with door.alone(wait, self.path):
+                shutil.copy2(self.path, self.path.with_name(f"immunelab.schema-{found}.backup.duckdb"))
+            with door.writing(self.path, wait) as connection:
+                migrations.migrate(connection)
+
+    def _import_showcase(self, connection: duckdb.DuckDBPyConnection) -> None:
+        version = showcase.version(self.showcase_folder)
+        if version and version != _showcase(connection):
+            showcase.import_(connection, self.showcase_folder, version)
+        self._home.showcase = version or self._home.showcase
+
+
+def _changed(seen: dict[str, folders.Look], known: dict[str, Source]) -> dict[str, folders.Look]:
+    """The run folders that are not as they were. A signature of -1 was too fresh to trust: look again."""
+    new = (-1, -1)
+    return {
+        run_id: look
+        for run_id, look in seen.items()
+        if look.signature == -1 or look != ((s.signature, s.size) if (s := known.get(run_id)) else new)
+    }
+
+
+def _gone(seen: dict[str, folders.Look], known: dict[str, Source]) -> list[str]:
+    return [run_id for run_id in known if run_id not in seen]
+
+
+def _sources(connection: duckdb.DuckDBPyConnection, run_ids: list[str] | None = None) -> dict[str, Source]:
+    where, params = ("", []) if run_ids is None else (" WHERE list_contains(?, run_id)", [run_ids])
+    found = connection.execute("SELECT run_id, position, size, signature FROM sources" + where, params).fetchall()
+    return {run_id: Source(*rest) for run_id, *rest in found}
+
+
+def _showcase(connection: duckdb.DuckDBPyConnection) -> str:
+    found = connection.execute("SELECT version FROM showcases").fetchone()
+    return str(found[0]) if found else ""
+
+
+def _save_sources(connection: duckdb.DuckDBPyConnection, now: dict[str, Source], malformed: dict[str, int]) -> None:
+    if not now:
+        return
+    cells = [[*now], *(list(column) for column in zip(*now.values(), strict=True)), [malformed.get(r, 0) for r in now]]
+    batch = pa.table(cells, names=["run_id", "position", "size", "signature", "malformed"])
+    connection.register("batch", batch)
+    connection.execute(
+        """CREATE OR REPLACE TEMP TABLE fresh AS SELECT b.run_id, b.position, b.size, b.signature,
+           b.malformed + coalesce(s.malformed, 0) AS malformed FROM batch b LEFT JOIN sources s USING (run_id)"""
+    )
+    connection.unregister("batch")
+    _delete(connection, list(now), ("sources",))
+    connection.execute("INSERT INTO sources BY NAME SELECT * FROM fresh")
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, batch: pa.Table) -> None:
+    connection.register("batch", batch)
+    new = (
+        ""
+        if table != "restarts"
+        else (
+            " b WHERE NOT EXISTS (SELECT 1 FROM restarts r WHERE r.run_id = b.run_id AND r.attempt = b.attempt"
+            " AND r.phase = b.phase AND r.kind = b.kind AND r.first_step <= b.first_step)"
+        )
+    )
+    connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM batch{new}")
+    connection.unregister("batch")
+
+
+def _delete(connection: duckdb.DuckDBPyConnection, run_ids: list[str], tables: Sequence[str]) -> None:
+    for table in tables if run_ids else ():
+        own = " AND NOT showcase" if table == "runs" else ""
+        connection.execute(f"DELETE FROM {table} WHERE list_contains(?, run_id){own}", [run_ids])
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Which file this is, and which version of it; without opening it."""
+    s = path.stat()
+    return s.st_ino, s.st_size, s.st_mtime_ns
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(path.name + ".wal")
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _wal(path).unlink(missing_ok=True)
