@@ -1,0 +1,101 @@
+"""Shared fixtures: a home of its own, tiny models built in memory, a tiny Fable world, a browser if there is one."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with a sentence, what this machine can't do."""
+    if not _chromium():
+        _skip(items, "browser", f"No browser here: none of {', '.join(BROWSERS)} is installed (apt install chromium).")
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            _skip(items, "gpu", "No NVIDIA GPU here, or torch is a CPU build.")
+
+
+def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
+    for item in items:
+        if item.get_closest_marker(marker):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _chromium() -> str:
+    return next(filter(None, map(shutil.which, BROWSERS)), "")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the browser, for Playwright's `executable_path`; tests that use it are marked `browser`."""
+    return _chromium()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home that `journal.home()` and every process started from here will find."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    monkeypatch.setenv("IMMUNELAB_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    """A random fp32 Llama: 2 layers, 32 wide, 97 tokens; new for each test."""
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def gpt2() -> PreTrainedModel:
+    """A random fp32 GPT-2 (LayerNorm, learned positions, tied head): 2 layers, 32 wide, 97 tokens, no dropout."""
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+    set_seed(0)
+    config = GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        pad_token_id=0, eos_token_id=1, bos_token_id=1,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is a Fable world with few rows and an untrained model: every part of a run, in seconds.
+
+    Use it as `--corpus FOLDER --model fable`. Nothing learned may be expected of it.
+    """
+    from immunelab import pretrain
+    from immunelab.corpus import fable, write
+    from immunelab.training import models
+
+    folder = tmp_path_factory.mktemp("world")
+    rows = fable.world(0)
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        items = groups.setdefault((row.stream, row.categories[0], row.split), [])
+        if row.pair_id not in items:
+            items.append(row.pair_id)
+    few = {item for items in groups.values() for item in random.Random(0).sample(items, min(6, len(items)))}
+    write([row for row in rows if row.pair_id in few], folder / "world.jsonl")
+    tokenizer = pretrain.make_tokenizer(rows)
+    models.save(pretrain.make_model(tokenizer, 0), tokenizer, folder / "model")
+    return folder
