@@ -95,8 +95,7 @@ def write(measured: Measured, path: Path, command: str) -> None:
     text = Template(PAGE.read_text(encoding="utf-8")).substitute(
         rule=html.escape(measured.rule),
         n=f"{int(n.min())}" if len(n) else "an unknown number of",
-        seeds=html.escape(", ".join(map(str, seeds))),
-        count=len(seeds),
+        seeds=f"{'Seed' if len(seeds) == 1 else 'Seeds'} {', '.join(map(str, seeds))}",
         before=_before_table(measured.by_seed),
         after=_after_table(measured.bands),
         figures=_figures(measured),

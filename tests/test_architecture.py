@@ -52,7 +52,7 @@ FOREIGN: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "journal": set(),
     "training": {"torch", "transformers", "peft", "safetensors"},
-    "store": {"duckdb", "pandas", "pyarrow", "filelock", "numpy"},
+    "store": {"duckdb", "pandas", "pyarrow", "filelock", "psutil"},
     "jobs": {"psutil", "filelock"},
     "analysis": {"pandas", "numpy"},
 }

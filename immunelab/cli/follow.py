@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -19,11 +20,11 @@ POLL, RECONCILE = 0.2, 2.0  # seconds
 
 def run_id(text: str, home: Path) -> str:
     """The run that a person means: its id, the end or start of it if only one run has that, or `last`."""
-    known = [f.run_id for f in folders(home)]
     if text == "last":
-        if not known:
-            raise UserError(f"There is no last run: {home} holds no runs yet.")
-        return known[-1]
+        for run in newest(home):
+            return run.run_id
+        raise UserError(f"There is no last run: {home} holds no runs yet.")
+    known = [f.run_id for f in folders(home)]
     if text in known:
         return text
     fits = [name for name in known if text and (name.startswith(text) or name.endswith(text))]
@@ -39,10 +40,16 @@ def model(text: str, home: Path) -> str:
     name = text.removeprefix("run:")
     if name != "last":
         return f"run:{run_id(name, home)}"
-    for run in reversed(folders(home)):
+    for run in newest(home):
         if run.status().status == "done" and any(run.checkpoints.glob("step-*")):
             return f"run:{run.run_id}"
     raise UserError(f"No finished run in {home} has a checkpoint yet. Make one with: immunelab immunize seam")
+
+
+def newest(home: Path) -> Iterator[RunFolder]:
+    """The runs, newest first. Ids sort by the second; within one, the queue's order decides."""
+    for _, group in itertools.groupby(reversed(folders(home)), key=lambda run: run.run_id[: len("YYYYMMDD-HHMMSS")]):
+        yield from sorted(group, key=lambda run: run.status().queued_at or 0.0, reverse=True)
 
 
 def follow(run_ids: list[str], home: Path) -> dict[str, Status]:

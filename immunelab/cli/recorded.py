@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 from immunelab import jobs, journal
 from immunelab.cli import show, start
 from immunelab.cli.follow import run_id
-from immunelab.errors import UserError
+from immunelab.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from immunelab.store import Store
@@ -25,12 +26,12 @@ def runs(args: argparse.Namespace) -> int:
     frame = queries.runs(store, showcase=args.showcase)
     if not args.archived:
         frame = frame[~frame["archived"].fillna(False).astype(bool)]
-    frame = frame.sort_values("run_id", ascending=False)
+    frame = frame.iloc[::-1]  # the store has them oldest first
     if args.limit:
         frame = frame.head(args.limit)
     rows = show.records(frame)
     if args.json:
-        show.emit(rows)
+        show.emit([row | {key: json.loads(row[key] or "null") for key in ("spec", "versions")} for row in rows])
     elif not rows:
         home = journal.home(args.home)
         show.out.print(f"No runs in {home} yet. Start with: immunelab demo", markup=False)
@@ -49,8 +50,6 @@ def trace(args: argparse.Namespace) -> int:
     wanted = args.name or list(dict.fromkeys(known["name"]))
     for name in args.name:
         if name not in set(known["name"]):
-            from immunelab.errors import unknown
-
             raise unknown(f"scalar of {run}", name, set(known["name"]))
     points = queries.points(store, [run], wanted, bins=10**9) if wanted else known.iloc[:0]
     scores = queries.scores(store, [run])
