@@ -163,9 +163,9 @@ def _files() -> Iterator[Finding]:
 
 
 def _device() -> Iterator[Finding]:
-    seen = [d for d in jobs.devices() if d != "cpu"]
     if not version("torch"):
         return
+    gpu = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     show.err.print("asking torch for its devices (a few seconds) …", style="dim")
     # In a process of its own: a broken driver must not take the doctor along.
     ask = "import torch; print(torch.cuda.device_count(), torch.version.cuda, torch.get_num_threads())"
@@ -177,8 +177,8 @@ def _device() -> Iterator[Finding]:
     count, cuda, threads = answer.stdout.split()[-3:]
     if int(count):
         yield Finding("device", "ok", f"{count} NVIDIA GPU(s), CUDA {cuda}")
-    elif seen:
-        yield Finding("device", "note", f"the machine has {', '.join(seen)}, but torch {version('torch')} sees no GPU",
+    elif gpu:
+        yield Finding("device", "note", f"the machine has an NVIDIA driver, but torch {version('torch')} sees no GPU",
                       "Install a CUDA build of torch; the README says how (With an NVIDIA GPU).")  # fmt: skip
     else:
         yield Finding("device", "ok", f"CPU, {threads} threads; all of Fable runs here, 7B models want a GPU")

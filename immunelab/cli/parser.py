@@ -58,7 +58,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The command line, read. `call` is the function to carry out; `knobs` holds method settings as texts."""
     root, commands = tree()
     if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
-        raise unknown("command", argv[0], (c for c in commands.choices if c != "work"))
+        raise unknown("command", argv[0], commands.choices)
     if not argv:
         argv = ["--help"]
     knobs: dict[str, str] = {}
@@ -155,11 +155,6 @@ def _runs_start(commands: Any) -> None:
     c.add_argument("spec", metavar="SPEC", help="file with a spec, or - for standard input")
     c.add_argument("--detach", action="store_true", help="return at once and print the run's id")
     _json(c)
-    # What `jobs` starts. It has no help of its own: people use `run`.
-    c = commands.add_parser("work", description="Carry out queued runs (started by the other commands and the app).")
-    c.set_defaults(call=start.work)
-    c.add_argument("run", nargs="+", metavar="RUN")
-    c.add_argument("--home", metavar="DIR")
 
 
 def _spec_options(c: Parser, kind: str) -> None:

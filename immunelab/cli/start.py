@@ -1,4 +1,4 @@
-"""Commands that start runs: `immunize`, `attack`, `run`, and `work`, which carries them out in its own process."""
+"""Commands that start runs: `immunize`, `attack` and `run`. A worker process of `jobs` carries them out."""
 
 from __future__ import annotations
 
@@ -39,12 +39,6 @@ def run(args: argparse.Namespace) -> int:
     if not specs:
         raise UserError(f"{source} holds an empty list; a spec is what spec.json in a run's folder holds.")
     return launch(specs, args)
-
-
-def work(args: argparse.Namespace) -> int:
-    """Carry out queued runs one after another, in this process."""
-    code: int = jobs.work(args.run, journal.home(args.home))
-    return code
 
 
 def launch(specs: list[RunSpec], args: argparse.Namespace) -> int:
