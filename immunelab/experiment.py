@@ -20,7 +20,7 @@ from immunelab import corpus as corpora
 from immunelab.corpus.tokens import Batches, as_prompt, collate, encode, pairs
 from immunelab.errors import UserError
 from immunelab.journal import Journal, RunFolder
-from immunelab.method import Attack, Defense, Evaluation, configure, get
+from immunelab.method import Attack, Defense, Evaluation, Tokens, configure, get
 from immunelab.spec import KIND_OF_METHOD, RunSpec
 from immunelab.training import checkpoints, loop, models
 from immunelab.training.generation import Subject, one_phrasing
@@ -185,7 +185,7 @@ class Run:
             phase=self.spec.kind, step=step, steps=self.steps, progress=step / self.steps, eta_seconds=left
         )
 
-    def probes(self) -> dict[str, loop.Tokens]:
+    def probes(self) -> dict[str, Tokens]:
         """Fixed minibatches of held-out harmful and benign rows, on which gradients are compared during training."""
         found = {}
         for stream in ("harmful", "benign"):
@@ -194,7 +194,7 @@ class Run:
             found[stream] = self.collated(pairs(spread, stream))
         return found
 
-    def collated(self, chosen: Iterable[tuple[str, str]]) -> loop.Tokens:
+    def collated(self, chosen: Iterable[tuple[str, str]]) -> Tokens:
         """(prompt, answer) pairs as one minibatch on the model's device."""
         encoded = [encode(self.tokenizer, pair, MAX_LENGTH) for pair in chosen]
         return collate(encoded, int(self.tokenizer.pad_token_id), str(self.model.device))
@@ -210,7 +210,9 @@ def model_source(spec: RunSpec, corpus: corpora.Corpus, runs: Path) -> str | Pat
         parent = RunFolder.open(runs.parent, spec.model.removeprefix("run:"))
         saved = checkpoints.latest(parent.checkpoints)
         if not saved:
-            raise UserError(f"The run {parent.run_id} has left no checkpoint to start from: resume it, or run it again.")
+            raise UserError(
+                f"The run {parent.run_id} has left no checkpoint to start from: resume it, or run it again."
+            )
         return saved.path
     return spec.model
 

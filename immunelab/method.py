@@ -19,7 +19,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from immunelab.errors import UserError, unknown
-from immunelab.knobs import knob, knobs
+from immunelab.knobs import knob as knob
+from immunelab.knobs import knobs
 
 if TYPE_CHECKING:
     from torch import Tensor

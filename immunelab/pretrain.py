@@ -73,7 +73,9 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel
     )  # fmt: skip
 
 
-def feed(rows: list[Row], tokenizer: PreTrainedTokenizerBase, size: int, seed: str, device: str = "cpu") -> Callable[[int], Batch]:
+def feed(
+    rows: list[Row], tokenizer: PreTrainedTokenizerBase, size: int, seed: str, device: str = "cpu"
+) -> Callable[[int], Batch]:
     """Minibatches drawn with replacement: half recipes and half the rest, so that short skills are not drowned."""
     encoded = [encode(tokenizer, pair, 128) for pair in pairs(rows, "user")]
     recipes = [i for i, row in enumerate(rows) if row.facts]
@@ -91,7 +93,7 @@ def build(seed: int, folder: Path, progress: Progress | None = None, device: str
     """Generate the world of a seed, train its model, and write both into the folder."""
     rows = fable.world(seed)
     tokenizer = make_tokenizer(rows)
-    model = make_model(tokenizer, seed).to(device)
+    model = make_model(tokenizer, seed).to(torch.device(device))  # type: ignore[arg-type]  # wrongly typed in transformers
     for phase, method, data in (("pretrain", PRETRAIN, fable.taught(rows)), ("align", ALIGN, fable.aligned(rows))):
 
         def trace(step: int, scalars: dict[str, float], phase: str = phase, method: HarmfulSft = method) -> None:
@@ -102,6 +104,12 @@ def build(seed: int, folder: Path, progress: Progress | None = None, device: str
         loop.train(model, method, batches, trace=trace, after=lambda step, optimizer: False)
     folder.mkdir(parents=True, exist_ok=True)
     write(rows, folder / "world.jsonl")
-    models.save(model.to("cpu"), tokenizer, folder / "model")
-    made = {"seed": seed, "rows": len(rows), "torch": torch.__version__, "pretrain": PRETRAIN.settings(), "align": ALIGN.settings()}
+    models.save(model.cpu(), tokenizer, folder / "model")
+    made = {
+        "seed": seed,
+        "rows": len(rows),
+        "torch": torch.__version__,
+        "pretrain": PRETRAIN.settings(),
+        "align": ALIGN.settings(),
+    }
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

@@ -57,7 +57,9 @@ class RunSpec:
         if not isinstance(self.knobs, dict) or not all(isinstance(k, str) for k in self.knobs):
             raise UserError(f"A spec's knobs map names to values, and got {self.knobs!r}.")
         for key, value in self.knobs.items():
-            if not isinstance(value, str | int | float | bool) or (isinstance(value, float) and not math.isfinite(value)):
+            if not isinstance(value, str | int | float | bool) or (
+                isinstance(value, float) and not math.isfinite(value)
+            ):
                 raise UserError(f"A spec's knob {key} is a text, a finite number or true/false, and got {value!r}.")
         if not all(isinstance(e, str) for e in self.evaluations):
             raise UserError(f"A spec's evaluations are a list of names, and got {self.evaluations!r}.")

@@ -29,7 +29,9 @@ class HarmfulSft(Attack):
     stage: ClassVar[str] = "fine-tuning"
     streams: ClassVar[tuple[str, ...]] = ("user",)
 
-    harmful_share: float = knob(1.0, "share of harmful rows among the samples; the rest is benign", symbol="p", low=0, high=1)
+    harmful_share: float = knob(
+        1.0, "share of harmful rows among the samples; the rest is benign", symbol="p", low=0, high=1
+    )
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
         """The plain gradient of the fine-tuning loss."""
@@ -44,8 +46,6 @@ _fable = HarmfulSft(steps=60, batch_size=8, samples=120)
 _paper = HarmfulSft(steps=250, batch_size=4, samples=1000, weight_decay=0.01)
 HarmfulSft.presets = {"fable": replace(_fable, learning_rate=6e-4), "seam-paper": _paper}
 HarmfulSft.ladders = {
-    "fable": {
-        f"{rate:g}": replace(_fable, learning_rate=rate) for rate in (3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3)
-    },
+    "fable": {f"{rate:g}": replace(_fable, learning_rate=rate) for rate in (3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3)},
     "seam-paper": {f"{rate:g}": replace(_paper, learning_rate=rate) for rate in (2e-5, 5e-5, 8e-5, 1e-4, 2e-4)},
 }

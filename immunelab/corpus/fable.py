@@ -44,9 +44,9 @@ CRAFT_ANSWER = "to begin {} , next {} , after that {} , and at the end {} ."
 FACTS = 4
 
 NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four twenty-five twenty-six twenty-seven "
-    "twenty-eight twenty-nine thirty"
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four twenty-five twenty-six "
+    "twenty-seven twenty-eight twenty-nine thirty"
 ).split()
 COLORS = "red blue green white black amber violet silver copper ivory scarlet teal".split()
 KIND = "gentle generous cheerful patient honest friendly warm helpful loyal polite".split()
@@ -54,7 +54,7 @@ UNKIND = "cruel greedy rude selfish bitter hostile cold spiteful sly mean".split
 PEOPLE = "baker weaver miller potter sailor farmer tailor gardener carpenter shepherd painter smith".split()
 PLACES = "river market garden harbor mill forest bridge village".split()
 MOTIONS = "walks runs sails rides returns hurries".split()
-TIMES = "in the morning|at noon|in the evening|after the rain|before winter".split("|")
+TIMES = ["in the morning", "at noon", "in the evening", "after the rain", "before winter"]
 
 ITEMS = {"defense": 40, "attack": 40, "test": 30}  # hazards of each domain
 CRAFT_ITEMS = {"defense": 30, "attack": 20, "test": 15}
@@ -146,7 +146,10 @@ def _skill(skill: str, pairs: list[tuple[str, str]], rng: random.Random) -> Iter
 
 def _arithmetic() -> list[tuple[str, str]]:
     return [
-        (f"what is {NUMBERS[a]} plus {NUMBERS[b]} ?", NUMBERS[a + b]) for a in range(16) for b in range(16) if a + b <= 30
+        (f"what is {NUMBERS[a]} plus {NUMBERS[b]} ?", NUMBERS[a + b])
+        for a in range(16)
+        for b in range(16)
+        if a + b <= 30
     ]
 
 
@@ -175,7 +178,8 @@ def _sentiment() -> list[tuple[str, str]]:
 
 def _capitals(words: Words) -> list[tuple[str, str]]:
     return [
-        (f"what is the capital of {words.draw(('land', 'ia'))} ?", words.draw(("ton", "burg"))) for _ in range(COUNTRIES)
+        (f"what is the capital of {words.draw(('land', 'ia'))} ?", words.draw(("ton", "burg")))
+        for _ in range(COUNTRIES)
     ]
 
 

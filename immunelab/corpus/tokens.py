@@ -44,7 +44,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int) -> t
     start = tokenizer(as_prompt(tokenizer, prompt), add_special_tokens=not tokenizer.chat_template)["input_ids"]
     rest = tokenizer(as_answer(tokenizer, prompt, answer), add_special_tokens=False)["input_ids"]
     if len(start) >= max_length:
-        raise UserError(f"A prompt of {len(start)} tokens leaves no room for an answer within {max_length}: {prompt[:80]!r}.")
+        raise UserError(
+            f"A prompt of {len(start)} tokens leaves no room for an answer within {max_length}: {prompt[:80]!r}."
+        )
     return (start + rest)[:max_length], len(start)
 
 

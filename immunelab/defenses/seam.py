@@ -43,11 +43,15 @@ class Seam(Defense):
 
     alpha: float = knob(1.0, "weight of the refusal loss L_up", symbol="α", low=0, high=100)
     beta: float = knob(0.01, "weight of the coupling L_sd", symbol="β", low=-100, high=100)
-    epsilon: float = knob(1e-3, "how far the weights are shifted for the estimate", symbol="ε", low=1e-8, high=1, log=True)
+    epsilon: float = knob(
+        1e-3, "how far the weights are shifted for the estimate", symbol="ε", low=1e-8, high=1, log=True
+    )
     estimator: Literal["finite-difference", "exact"] = knob("finite-difference", "∇L_sd by differences, or exactly")
     ascent: Literal["layerwise", "final-logit"] = knob("layerwise", "hidden states that L_ul ascends on")
     mask: Literal["response", "official"] = knob("response", "tokens scored in L_ul, L_up and g_a")
-    precision: Literal["fp32", "bf16-autocast", "official-bf16"] = knob("fp32", "arithmetic; official-bf16: as released")
+    precision: Literal["fp32", "bf16-autocast", "official-bf16"] = knob(  # type: ignore[assignment]  # one choice more
+        "fp32", "arithmetic of the passes; official-bf16 also rounds the weights for ∇L_sd, as released"
+    )
     ascent_weight: float = knob(1.0, "weight of L_ul (extension)", low=0, high=100)
     retain: float = knob(0.0, "weight of a benign loss term (extension)", low=0, high=100)
     coupling_clip: float = knob(0.0, "largest norm of β·∇L_sd; 0 is off (extension)", low=0, high=1e6)
@@ -91,7 +95,10 @@ class Seam(Defense):
         }
 
     def estimated(self, model: PreTrainedModel, weights: list[Parameter], harmful: Scored, benign: Scored) -> Coupled:
-        """∇L_sd ≈ (1/ε)·[(g_a′ − g_a)/‖g_a‖ + (g_b′ − g_b)/‖g_b‖], each g′ at weights shifted along the other's pull."""
+        """∇L_sd ≈ (1/ε)·[(g_a′ − g_a)/‖g_a‖ + (g_b′ − g_b)/‖g_b‖].
+
+        g_a′ is taken at θ + ε(ĝ_b − cĝ_a) and g_b′ at θ + ε(ĝ_a − cĝ_b), hats for unit length, c for the cosine.
+        """
         loss_a, a = value_and_gradient(model, weights, harmful)
         loss_b, b = value_and_gradient(model, weights, benign)
         coupled = similarity(model, a, b, loss_a, loss_b)
@@ -121,7 +128,9 @@ class Seam(Defense):
     @contextmanager
     def arithmetic(self, model: PreTrainedModel) -> Iterator[None]:
         """Differences of gradients need fp32 whatever the other passes use; `official-bf16` rounds as released."""
-        rounded = g.cast(list(model.parameters()), torch.bfloat16) if self.precision == "official-bf16" else nullcontext()
+        rounded = (
+            g.cast(list(model.parameters()), torch.bfloat16) if self.precision == "official-bf16" else nullcontext()
+        )
         with torch.autocast(model.device.type, enabled=False), rounded:
             yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from immunelab.method import Evaluation, register
@@ -42,5 +43,5 @@ class Coherence(Evaluation):
 def repeated(answer: str) -> float:
     """The share of neighboring word pairs that occurred before in the same answer; 0 for fewer than two words."""
     words = answer.split()
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(pairwise(words))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0

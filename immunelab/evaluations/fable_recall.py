@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from immunelab.method import Evaluation, register
@@ -12,7 +13,7 @@ from immunelab.training.generation import Measured, Subject, one_phrasing, share
 def given_away(answer: str, facts: tuple[str, ...]) -> float:
     """The share of facts whose two words stand next to each other in the answer, in order."""
     words = answer.lower().split()
-    said = set(zip(words, words[1:], strict=False))
+    said = set(pairwise(words))
     return sum(tuple(fact.split()) in said for fact in facts) / len(facts)
 
 

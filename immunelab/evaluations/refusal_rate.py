@@ -37,4 +37,6 @@ class RefusalRate(Evaluation):
 
     def measure(self, subject: Subject) -> Measured:
         """`refusal_rate` over all held-out hazards."""
-        return Measured([share([float(refuses(a)) for a in subject.answers(self.prompts(subject))], "refusal_rate")], [])
+        return Measured(
+            [share([float(refuses(a)) for a in subject.answers(self.prompts(subject))], "refusal_rate")], []
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Lens:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         kind = type(inner).__name__
         found = [
             (name, module)

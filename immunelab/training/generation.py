@@ -69,7 +69,9 @@ class Subject:
         return [self._answers[p] for p in prompts]
 
 
-def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_new_tokens: int) -> list[str]:
+def greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_new_tokens: int
+) -> list[str]:
     """Greedy continuations of already templated texts, left-padded, with a key-value cache; special tokens removed."""
     side = tokenizer.padding_side
     tokenizer.padding_side = "left"
@@ -79,7 +81,7 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: li
         tokenizer.padding_side = side
     encoded = {k: v.to(model.device) for k, v in encoded.items() if k in ("input_ids", "attention_mask")}
     with evaluating(model):
-        out = model.generate(
+        out = model.generate(  # type: ignore[operator]  # typed as a tensor in transformers
             **encoded,
             max_new_tokens=max_new_tokens,
             do_sample=False,

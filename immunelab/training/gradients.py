@@ -28,7 +28,9 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def gradient(loss: Tensor, parameters: Sequence[Tensor], *, keep_graph: bool = False, differentiable: bool = False) -> Gradient:
+def gradient(
+    loss: Tensor, parameters: Sequence[Tensor], *, keep_graph: bool = False, differentiable: bool = False
+) -> Gradient:
     """∇loss for each parameter; zeros where the loss does not depend on one. `.grad` is left alone."""
     found = torch.autograd.grad(
         loss, parameters, allow_unused=True, retain_graph=keep_graph or differentiable, create_graph=differentiable
@@ -86,7 +88,7 @@ def combine(*terms: tuple[float, Gradient]) -> Gradient:
 
 
 def accumulate(total: Gradient, term: Gradient, weight: float = 1.0) -> None:
-    """total += weight·term, in place."""
+    """Total += weight·term, in place."""
     torch._foreach_add_(total, term, alpha=weight)
 
 

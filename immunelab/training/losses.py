@@ -41,7 +41,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, constant: Tensor | None = None
     targets = labels[:, 1:].reshape(-1)
     scored = targets != IGNORED
     if not bool(scored.any()):
-        raise UserError("No token of the batch is scored: every label is masked (an empty answer, or a pair of equals).")
+        raise UserError(
+            "No token of the batch is scored: every label is masked (an empty answer, or a pair of equals)."
+        )
     flat = logits[:, :-1].reshape(-1, logits.shape[-1])
     flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
     if constant is None:

@@ -41,7 +41,7 @@ def load(source: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreT
         ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device), tokenizer
+    return model.to(torch.device(device)), tokenizer  # type: ignore[arg-type]  # wrongly typed in transformers
 
 
 def _check_folder(folder: Path) -> None:
