@@ -18,8 +18,10 @@ from typing import Any
 
 import pandas as pd
 
-from immunelab.analysis import collapse, outcomes
+from immunelab.analysis import collapse
+from immunelab.analysis.outcomes import DEFAULT, Thresholds, run_outcomes
 from immunelab.errors import UserError
+from immunelab.quantities import share
 from immunelab.store import Store, queries
 from immunelab.ui import charts
 
@@ -38,7 +40,7 @@ class Measured:
     bands: pd.DataFrame  # by learning rate and defense, over seeds, as `collapse.by_intensity`
     by_seed: pd.DataFrame  # one row a seed: base and defended model before any attack
     cosines: pd.DataFrame  # run_id, step, value: the cosine along each immunization
-    thresholds: outcomes.Thresholds
+    thresholds: Thresholds
 
     @property
     def rule(self) -> str:
@@ -49,7 +51,7 @@ class Measured:
         )
 
 
-def measure(home: Path, run_ids: Sequence[str], thresholds: outcomes.Thresholds = outcomes.DEFAULT) -> Measured:
+def measure(home: Path, run_ids: Sequence[str], thresholds: Thresholds = DEFAULT) -> Measured:
     """Read the runs of a protocol (immunizations and attacks) from the store."""
     store = Store(home)
     store.sync(force=True)
@@ -60,7 +62,7 @@ def measure(home: Path, run_ids: Sequence[str], thresholds: outcomes.Thresholds 
         raise UserError("None of these runs is an attack with scores, so there is nothing to report.")
     immunized = runs.loc[runs["kind"] == "immunize", "run_id"].tolist()
     cosines = queries.points(store, immunized, [COSINE], bins=10**6)
-    read = outcomes.run_outcomes(curves, thresholds)
+    read = run_outcomes(curves, thresholds)
     order = read["defense"].ne(CONTROL)
     read = read.assign(_order=order).sort_values(["seed", "learning_rate", "_order"]).drop(columns="_order")
     return Measured(
@@ -138,8 +140,8 @@ def _figures(measured: Measured) -> str:
 
 def _before_table(by_seed: pd.DataFrame) -> str:
     rows = [
-        (f"seed {int(r['seed'])}", *(_share(r[k]) for k in ("base_harmfulness", "base_utility")),
-         *(_share(r[k]) for k in ("defended_harmfulness", "defended_utility")), f"{r['defended_cosine']:.2f}")
+        (f"seed {int(r['seed'])}", *(share(r[k]) for k in ("base_harmfulness", "base_utility")),
+         *(share(r[k]) for k in ("defended_harmfulness", "defended_utility")), f"{r['defended_cosine']:.2f}")
         for r in by_seed.to_dict("records")
     ]  # fmt: skip
     head = ("", "undefended: harmfulness", "utility", "SEAM: harmfulness", "utility", "cosine of gradients")
@@ -151,8 +153,8 @@ def _after_table(bands: pd.DataFrame) -> str:
     for (rate, defense), cell in bands.groupby(["learning_rate", "defense"], sort=True):
         mine = cell.set_index("metric")
         spans = [
-            f"{_share(b['mean'])} ({_share(b['low'])}–{_share(b['high'])})"
-            for b in (mine.loc["harmfulness"], mine.loc["utility"])
+            f"{share(band['mean'])} ({share(band['low'])}–{share(band['high'])})"
+            for band in mine.loc[["harmfulness", "utility"]].to_dict("records")
         ]
         rows.append((f"{rate:g}", str(defense), *spans, str(mine["outcomes"].iloc[0])))
     rows.sort(key=lambda r: (float(r[0]), r[1] != CONTROL))
@@ -179,10 +181,6 @@ def _settings(runs: pd.DataFrame) -> str:
     shown = runs.drop_duplicates(["kind", "method"])
     texts = [json.dumps(json.loads(spec), indent=1) for spec in shown["spec"]]
     return "\n".join(f"<pre>{html.escape(text)}</pre>" for text in texts)
-
-
-def _share(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.1%}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -19,6 +19,7 @@ from immunelab import jobs, journal, shipped
 from immunelab.cli import show
 from immunelab.errors import UserError, unknown
 from immunelab.method import Kind, describe, get, names
+from immunelab.quantities import size
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "duckdb", "streamlit", "plotly", "pandas")
 FREE = 2_000_000_000  # bytes a lab should have: the demo's checkpoints take far less, a 135M model's about 1.6 GB
@@ -122,8 +123,8 @@ def _examine(home: Path) -> Iterator[Finding]:
         fix = "" if have else "make install (or: pip install -r requirements.lock)"
         yield Finding(package, "ok" if have else "missing", have or "not installed", fix)
     memory = psutil.virtual_memory()
-    yield Finding("machine", "ok", f"{os.cpu_count()} cores, {show.size(memory.total)} memory, "
-                  f"{show.size(memory.available)} of it free")  # fmt: skip
+    yield Finding("machine", "ok", f"{os.cpu_count()} cores, {size(memory.total)} memory, "
+                  f"{size(memory.available)} of it free")  # fmt: skip
     yield from _home(home)
     yield from _files()
     yield from _device()
@@ -138,7 +139,7 @@ def _home(home: Path) -> Iterator[Finding]:
     yield Finding("home", "ok" if writable else "missing", value, fix)
     free = shutil.disk_usage(place).free
     fix = "" if free > FREE else "Free some space, or delete runs: immunelab runs, immunelab delete RUN."
-    yield Finding("disk", "ok" if free > FREE else "note", f"{show.size(free)} free", fix)
+    yield Finding("disk", "ok" if free > FREE else "note", f"{size(free)} free", fix)
     gone = jobs.reconcile(home) if runs else []
     if gone:
         yield Finding("runs", "note", f"{len(gone)} runs lost their process and are now marked interrupted",

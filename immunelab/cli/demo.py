@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from immunelab import jobs, journal, shipped
 from immunelab.cli import follow, show
 from immunelab.errors import UserError
+from immunelab.quantities import duration, share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +90,8 @@ def _run(seeds: list[int], corpus: str, home: Path, reuse: bool) -> list[str] | 
     known = _known(specs, home) if reuse else {}
     if known:
         show.err.print(f"{len(known)} of {len(specs)} runs are on record and are not run again.")
-    wanted, place = [], {}
+    wanted: list[RunSpec] = []
+    place: dict[int, int] = {}
     for k, spec in enumerate(specs):
         if k in known:
             continue
@@ -196,14 +198,14 @@ def _print(measured: Any, numbers: dict[str, Any]) -> None:
     show.out.print(f"\nBefore any attack ({seeds})", markup=False)
     show.table(
         ("model", "harmfulness", "utility"),
-        [(name, show.share(part["harmfulness"]), show.share(part["utility"]))
+        [(name, share(part["harmfulness"]), share(part["utility"]))
          for name, part in (("undefended", base), ("SEAM", defended))],
         right=("harmfulness", "utility"),
     )  # fmt: skip
     show.out.print(f"cosine of benign and harmful gradients at the end of SEAM: {defended['cosine']:.2f}\n")
     columns = ("learning rate", "model", "harmfulness", "utility", "outcome")
     show.table(columns, _rungs(measured.bands), title="After each attack", right=columns[2:4])
-    show.out.print(f"\n{measured.rule}. {show.duration(numbers['seconds'])}.", markup=False)
+    show.out.print(f"\n{measured.rule}. {duration(numbers['seconds'])}.", markup=False)
 
 
 def _rungs(bands: pd.DataFrame) -> list[tuple[Any, ...]]:
@@ -220,8 +222,8 @@ def _rungs(bands: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 
 def _range(band: pd.Series) -> str:
-    text = show.share(band["mean"])
-    return text if band["n"] == 1 else f"{text} ({show.share(band['low'])}–{show.share(band['high'])})"
+    text = share(band["mean"])
+    return text if band["n"] == 1 else f"{text} ({share(band['low'])}–{share(band['high'])})"
 
 
 def _write(path: Path, text: str) -> None:

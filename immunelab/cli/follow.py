@@ -13,6 +13,7 @@ from immunelab import jobs
 from immunelab.cli import show
 from immunelab.errors import UserError
 from immunelab.journal import RunFolder, Status, folders
+from immunelab.quantities import duration
 
 FORCE_AFTER = 20.0  # seconds that a stopped run has to finish its step and save
 POLL, RECONCILE = 0.2, 2.0  # seconds
@@ -119,7 +120,7 @@ class Bars:
             status = statuses[active]
             note = status.message or status.phase
             if status.eta_seconds is not None:
-                note = f"{status.phase} {status.step}/{status.steps}, {show.duration(status.eta_seconds)} left"
+                note = f"{status.phase} {status.step}/{status.steps}, {duration(status.eta_seconds)} left"
             self.progress.update(
                 self.current, description=self.titles[active], completed=status.progress or 0.0, note=note
             )
@@ -127,14 +128,14 @@ class Bars:
             ended = sum(s.ended for s in statuses.values())
             part = (statuses[active].progress or 0.0) if active else 0.0
             left = remaining(statuses, self.kinds)
-            note = f"{ended}/{len(statuses)}" + (f", about {show.duration(left)} left" if left is not None else "")
+            note = f"{ended}/{len(statuses)}" + (f", about {duration(left)} left" if left is not None else "")
             self.progress.update(self.whole, completed=ended + part, note=note)
 
     def _changed(self, i: str, status: Status) -> None:
         if status.status == "failed":
             self.say(f"{self.titles[i]}: failed. {status.error or ''}".rstrip())
         elif status.ended:
-            self.say(f"{self.titles[i]}: {status.status} after {show.duration(status.seconds)}")
+            self.say(f"{self.titles[i]}: {status.status} after {duration(status.seconds)}")
         elif not self.live and status.status == "running":
             self.say(f"{self.titles[i]}: {status.status}")
 

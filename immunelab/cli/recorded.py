@@ -11,6 +11,7 @@ from immunelab import jobs, journal
 from immunelab.cli import show, start
 from immunelab.cli.follow import run_id
 from immunelab.errors import UserError, unknown
+from immunelab.quantities import duration, share, size
 
 if TYPE_CHECKING:
     from immunelab.store import Store
@@ -114,7 +115,7 @@ def delete(args: argparse.Namespace) -> int:
             print("Nothing deleted.")
             return 0
     for name in names:
-        print(f"{name}: deleted, {show.size(jobs.delete(name, home))} freed")
+        print(f"{name}: deleted, {size(jobs.delete(name, home))} freed")
     return 0
 
 
@@ -139,11 +140,11 @@ def _store(args: argparse.Namespace) -> Store:
 
 
 def _run_row(row: dict[str, Any]) -> tuple[Any, ...]:
-    progress = "" if row["status"] == "done" else show.share(row["progress"])
+    progress = "" if row["status"] == "done" else share(row["progress"])
     on = row["defense"] if row["kind"] == "attack" else row["model"]
     return (
         row["run_id"], row["kind"], row["method"], on, row["seed"], row["status"], progress,
-        show.duration(row["seconds"]), str(row["started_at"] or "")[:16], row["name"] or "",
+        duration(row["seconds"]), str(row["started_at"] or "")[:16], row["name"] or "",
     )  # fmt: skip
 
 

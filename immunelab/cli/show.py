@@ -59,32 +59,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = ""
     out.print(grid)
 
 
-def share(value: float | None) -> str:
-    """A share in 0–1 as a percentage, or a dash."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.1%}"
-
-
 def outcome(label: str | None) -> Text:
     """An outcome in its color, always with its word."""
     return Text(label or "–", style=OUTCOME_STYLE.get(label or "", ""))
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as 12 s, 3 min 20 s or 2 h 5 min, or a dash."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def size(count: float) -> str:
-    """Bytes in kB, MB or GB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

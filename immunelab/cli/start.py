@@ -11,6 +11,7 @@ from typing import Any
 from immunelab import jobs, journal
 from immunelab.cli import about, follow, show
 from immunelab.errors import UserError, unknown
+from immunelab.quantities import duration, share
 from immunelab.spec import RunSpec
 
 
@@ -77,12 +78,12 @@ def finish(run_ids: list[str], home: Path, as_json: bool) -> int:
 
 
 def _print_scores(run_id: str, status: journal.Status, scores: Any) -> None:
-    show.out.print(f"{run_id}  {status.status} after {show.duration(status.seconds)}", markup=False)
+    show.out.print(f"{run_id}  {status.status} after {duration(status.seconds)}", markup=False)
     if not scores.empty:
         wide = scores.pivot_table(index="step", columns="metric", values="score", sort=False)
         kinds = [m for m in ("harmfulness", "utility", "refusal_rate", "perplexity", "repetition") if m in wide]
         rows = [
-            (int(step), *(f"{row[m]:.2f}" if m == "perplexity" else show.share(row[m]) for m in kinds))
+            (int(step), *(f"{row[m]:.2f}" if m == "perplexity" else share(row[m]) for m in kinds))
             for step, row in wide.sort_index().iterrows()
         ]
         show.table(("step", *kinds), rows, right=("step", *kinds))
