@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from immunelab import shipped
 from immunelab.errors import UserError
 
 
@@ -91,7 +92,7 @@ def load(name: str) -> Corpus:
     """A corpus by name: `fable`, or the folder of another Fable world."""
     from immunelab.corpus import fable
 
-    folder = fable.FOLDER if name == "fable" else Path(name)
+    folder = shipped.data() / "fable" if name == "fable" else Path(name)
     if not (folder / "world.jsonl").is_file():
         raise UserError(
             f"There is no corpus {name!r}. A corpus is `fable`, or a folder with a world.jsonl "
