@@ -1,0 +1,142 @@
+"""The loop against torch written out by hand, and its laws: schedules, accumulation, clipping, resume, non-finite."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from made_batches import tokens
+from transformers import PreTrainedModel, get_scheduler
+
+from immunelab.attacks.harmful_sft import HarmfulSft
+from immunelab.method import Batch
+from immunelab.training import loop
+
+
+def feed(index: int) -> Batch:
+    return Batch(user=tokens(index))
+
+
+def run(model: PreTrainedModel, method: HarmfulSft, **options: Any) -> list[dict[str, float]]:
+    traced: list[dict[str, float]] = []
+    options.setdefault("after", lambda step, optimizer: False)
+    loop.train(model, method, feed, trace=lambda step, scalars: traced.append(scalars), **options)
+    return traced
+
+
+def test_three_steps_are_those_of_torch(llama: PreTrainedModel) -> None:
+    other = copy.deepcopy(llama)
+    method = HarmfulSft(learning_rate=1e-2, steps=3, schedule="constant", warmup=0, weight_decay=0.1)
+    traced = run(llama, method)
+    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        rows = tokens(step)
+        loss = other(input_ids=rows.input_ids, attention_mask=rows.attention_mask, labels=rows.labels).loss
+        loss.backward()
+        optimizer.step()
+        assert traced[step]["loss/total"] == pytest.approx(float(loss.detach()), rel=1e-6)
+    for mine, theirs in zip(llama.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "theirs"), [("constant", "constant_with_warmup"), ("linear", "linear"), ("cosine", "cosine")]
+)
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.25])
+def test_schedules_are_those_of_transformers(schedule: Any, theirs: str, warmup: float) -> None:
+    budget = HarmfulSft(learning_rate=3e-4, steps=40, schedule=schedule, warmup=warmup)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+    scheduler = get_scheduler(theirs, optimizer, num_warmup_steps=int(warmup * 40), num_training_steps=40)
+    for step in range(1, 41):
+        assert loop.rate(budget, step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_accumulation_equals_one_large_batch(llama: PreTrainedModel) -> None:
+    """Rows of equal length and scored count, so that the mean of two means is the mean of all."""
+    whole = copy.deepcopy(llama)
+    rows = tokens(5, rows=3)._replace()
+    even = rows._replace(labels=rows.input_ids.clone(), attention_mask=torch.ones_like(rows.attention_mask))
+    parts = [type(even)(*(x[i : i + 1] for x in even)) for i in range(2)]
+    both = type(even)(*(x[:2] for x in even))
+    settings: dict[str, Any] = {"learning_rate": 1e-2, "steps": 1, "warmup": 0.0, "optimizer": "sgd"}
+    silent: dict[str, Any] = {"trace": lambda step, scalars: None, "after": lambda step, optimizer: False}
+    loop.train(llama, HarmfulSft(accumulation=2, **settings), lambda i: Batch(user=parts[i]), **silent)
+    loop.train(whole, HarmfulSft(**settings), lambda i: Batch(user=both), **silent)
+    for mine, theirs in zip(llama.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_clipping_limits_the_step(llama: PreTrainedModel) -> None:
+    before = [p.detach().clone() for p in llama.parameters()]
+    method = HarmfulSft(learning_rate=1.0, steps=1, warmup=0, optimizer="sgd", clip=1e-3)
+    traced = run(llama, method)
+    moved = math.sqrt(
+        sum(float(((p.detach() - b) ** 2).sum()) for p, b in zip(llama.parameters(), before, strict=True))
+    )
+    assert traced[0]["norm/update"] > 1e-3  # what is traced is the norm before clipping
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_zero_rate_is_the_identity(llama: PreTrainedModel) -> None:
+    before = copy.deepcopy(llama.state_dict())
+    run(llama, HarmfulSft(learning_rate=0, steps=3, weight_decay=0.5))
+    assert all(torch.equal(llama.state_dict()[k], v) for k, v in before.items())
+
+
+def test_stopping_and_going_on_changes_no_bit(llama: PreTrainedModel) -> None:
+    through = copy.deepcopy(llama)
+    method = HarmfulSft(learning_rate=1e-2, steps=6)
+    wanted = run(through, method)
+    kept: dict[str, Any] = {}
+
+    def stop(step: int, optimizer: torch.optim.Optimizer) -> bool:
+        kept.update(copy.deepcopy(optimizer.state_dict()))
+        return step == 3
+
+    found = run(llama, method, after=stop)
+    found += run(llama, method, start=3, optimizer_state=kept)
+    assert [s["loss/total"] for s in found] == [s["loss/total"] for s in wanted]
+    assert all(torch.equal(a, b) for a, b in zip(llama.parameters(), through.parameters(), strict=True))
+
+
+def test_a_non_finite_scalar_stops_the_run_and_is_named(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = HarmfulSft.step
+    steps = iter(range(1, 9))
+
+    def step(self: HarmfulSft, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
+        scalars = original(self, model, batch)
+        return scalars if next(steps) < 3 else scalars | {"loss/total": float("nan")}
+
+    monkeypatch.setattr(HarmfulSft, "step", step)
+    before: list[torch.Tensor] = []
+
+    def remember(step: int, optimizer: torch.optim.Optimizer) -> bool:
+        before[:] = [p.detach().clone() for p in llama.parameters()]
+        return False
+
+    with pytest.raises(loop.NonFinite, match="non-finite loss/total at step 3"):
+        run(llama, HarmfulSft(learning_rate=1e-3, steps=8), after=remember)
+    assert all(torch.equal(a, b) for a, b in zip(llama.parameters(), before, strict=True))  # no step was made with it
+
+
+def test_probes_compare_the_direction_with_held_out_gradients(llama: PreTrainedModel) -> None:
+    rows = tokens(0)
+    traced = run(
+        llama,
+        HarmfulSft(learning_rate=1e-3, steps=3),
+        probes={"harmful": rows, "benign": tokens(9)},
+        probe_every=2,
+    )
+    assert traced[0]["probe/cosine/update-harmful"] == pytest.approx(1, abs=1e-6)  # the probe is the first minibatch
+    assert traced[0]["probe/loss/harmful"] == pytest.approx(traced[0]["loss/total"], rel=1e-6)
+    assert -1 < traced[0]["probe/cosine/harmful-benign"] < 1
+    assert "probe/loss/harmful" not in traced[1]
+    assert "probe/loss/harmful" in traced[2]
