@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
     "analysis": set(),
     "ui": {"store", "analysis", "journal", "jobs", "sweep"},
     "report": {"store", "analysis", "ui"},
-    "cli": {"experiment", "sweep", "jobs", "store", "journal", "analysis", "report", "pretrain"},
+    "cli": {"experiment", "sweep", "jobs", "store", "journal", "analysis", "report", "corpus", "pretrain"},
     "__init__": set(),
     "__main__": {"cli"},
 }
@@ -99,7 +99,7 @@ def test_arrows_point_down(path: Path) -> None:
         first, *rest = name.split(".")
         if first == "immunelab":
             other = rest[0] if rest else "__init__"
-            assert other == mine or other in LEAVES | ARROWS[mine], f"{mine} imports {other}"
+            assert other == mine or other in LEAVES | ARROWS[mine] | {"__init__"}, f"{mine} imports {other}"
         elif first not in sys.stdlib_module_names:
             assert mine not in FOREIGN or first in FOREIGN[mine], f"{mine} imports {first}"
             assert not (mine in NO_TORCH and first in TORCH), f"{mine} imports {first}: reading starts without torch"

@@ -40,7 +40,7 @@ Captured = pytest.CaptureFixture[str]
         ("immunize seam --set beta", "--set takes knob=value"),
         ("immunize seam --preset papr", "There is no preset of seam called 'papr'. Did you mean 'paper'?"),
         ("immunize seam --seed -1", "seed is a whole number from 0"),
-        ("immunize --corpus nowhere --detach", "nowhere"),
+        ("immunize --corpus nowhere --detach", "There is no corpus 'nowhere'"),
         ("attack --rung 7e7", "There is no rung of harmful-sft for the corpus fable called '7e7'"),
         ("attack --rung 0.001 --preset fable", "--rung and --preset both name settings"),
         ("attack --model run:last", "No finished run"),
@@ -67,7 +67,17 @@ def test_a_mistake_is_one_sentence(line: str, sentence: str, home: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"kind": "immunise"}', '{"kind": "attack", "knob": 1}', '{"seed": 0}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[1]",
+        '{"kind": "immunise"}',
+        '{"kind": "attack", "method": "harmful"}',
+        '{"kind": "attack", "knob": 1}',
+        '{"seed": 0}',
+    ],
 )
 def test_a_spec_that_is_none_is_refused(text: str, home: Path, tmp_path: Path, capsys: Captured) -> None:
     file = tmp_path / "spec.json"

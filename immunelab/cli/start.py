@@ -12,7 +12,7 @@ from immunelab import jobs, journal
 from immunelab.cli import about, follow, show
 from immunelab.errors import UserError, unknown
 from immunelab.quantities import duration, share
-from immunelab.spec import RunSpec
+from immunelab.spec import KIND_OF_METHOD, RunSpec
 
 
 def immunize(args: argparse.Namespace) -> int:
@@ -39,7 +39,22 @@ def run(args: argparse.Namespace) -> int:
     specs = [RunSpec.from_json(json.dumps(one), source) for one in (data if isinstance(data, list) else [data])]
     if not specs:
         raise UserError(f"{source} holds an empty list; a spec is what spec.json in a run's folder holds.")
+    check(specs)
     return launch(specs, args)
+
+
+def check(specs: list[RunSpec]) -> None:
+    """What can be known to fail before anything starts: methods, their settings, and corpora."""
+    from immunelab import corpus
+    from immunelab.method import configure, get
+
+    for name in {spec.corpus for spec in specs}:
+        corpus.load(name)
+    for spec in specs:
+        if spec.kind in KIND_OF_METHOD:
+            configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs)  # type: ignore[arg-type]
+        for name in spec.evaluations:
+            get("evaluation", name)
 
 
 def launch(specs: list[RunSpec], args: argparse.Namespace) -> int:
@@ -109,8 +124,6 @@ def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
     elif preset is None and _family(args.corpus) in cls.presets:
         preset = _family(args.corpus)  # what suits a 7B model does nothing to Fable's, so a corpus may bring settings
     configured = configure(of, args.method, values, preset or "")
-    if preset and not args.preset:
-        show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
     spec = RunSpec(
         kind=kind,
         method=args.method,
@@ -123,6 +136,9 @@ def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
         checkpoint_every=args.checkpoint_every,
         name=args.name,
     )
+    check([spec])
+    if preset and not args.preset:
+        show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
     return launch([spec], args)
 
 
