@@ -113,18 +113,19 @@ class RunFolder:
 
     def status(self) -> Status:
         """The stored status, except that a run asked to stop and not yet ended is `stopping`."""
-        stored = self._stored()
+        stored = self.recorded()
         if stored.status in ("queued", "running") and self.stop_requested():
             return dataclasses.replace(stored, status="stopping")
         return stored
 
-    def _stored(self) -> Status:
+    def recorded(self) -> Status:
+        """The status as the worker last wrote it, whatever was asked of it since."""
         return Status.from_json(read_file(self.path / "status.json"), f"{self.run_id}/status.json")
 
     def write_status(self, **changes: Any) -> Status:
         """Change fields of the status, atomically. While a worker carries the run, only that worker may call this."""
         with _one_writer:
-            new = dataclasses.replace(self._stored(), **changes)
+            new = dataclasses.replace(self.recorded(), **changes)
             replace_file(self.path / "status.json", new.to_json())
             return new
 

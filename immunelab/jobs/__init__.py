@@ -1,0 +1,32 @@
+"""Runs as processes: start, queue, stop, resume, delete, and find out what became of them. No torch, no broker.
+
+A worker is a detached process that carries a list of runs, one after the other. While it lives, it alone writes their
+status; everyone else asks through files. What happens to the app, or to another worker, does not touch it.
+"""
+
+from immunelab.jobs.control import (
+    delete,
+    drop_checkpoints,
+    duplicate,
+    find,
+    reconcile,
+    resume,
+    stop,
+    submit,
+)
+from immunelab.jobs.turns import devices, resolve_device
+from immunelab.jobs.worker import work
+
+__all__ = [
+    "delete",
+    "devices",
+    "drop_checkpoints",
+    "duplicate",
+    "find",
+    "reconcile",
+    "resolve_device",
+    "resume",
+    "stop",
+    "submit",
+    "work",
+]

@@ -1,0 +1,271 @@
+"""What the app and the commands do with runs: submit, stop, resume, delete, reconcile. Reads and writes files only."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from immunelab import journal
+from immunelab.errors import UserError
+from immunelab.jobs import failures, processes
+from immunelab.journal import ENDED, RunFolder, Status, folders
+from immunelab.spec import RunSpec
+
+UNSTARTED = 60.0  # seconds after which a run that no process was started for counts as interrupted
+LOST = (
+    "the process ended without a last word (killed, out of memory, or the machine restarted); "
+    "resume goes on from the last checkpoint"
+)
+_ended: dict[Path, int] = {}  # status files known to say that a run has ended, with their time of change
+
+
+def submit(
+    specs: Sequence[RunSpec],
+    home: Path | str | None = None,
+    start: bool = True,
+    reuse: bool = False,
+    command: Sequence[str] | None = None,
+) -> list[str]:
+    """Queue runs and start one detached worker that carries them out in order; returns their ids, in order.
+
+    A spec's model may be `run:<id>` or `run:#k`, the k-th of this list counted from 0; parent and parent hash are
+    filled in. With `reuse`, a spec that a finished run of this home has already is not run again: that run's id is
+    returned in its place. `command` starts another worker than ours. A UserError before anything is written if a
+    reference does not fit.
+    """
+    place = journal.home(home)
+    for i, spec in enumerate(specs):
+        _check(spec, i, place)
+    made: list[RunFolder] = []  # of all specs
+    new: list[RunFolder] = []
+    with processes.changing(place):
+        now = time.time()
+        try:
+            for i, spec in enumerate(specs):
+                linked = _linked(spec, place, made)
+                wanted = any(s.model == f"run:#{i}" for s in specs)
+                found = find(linked, place, checkpoint=wanted) if reuse else None
+                if found:
+                    made.append(RunFolder.open(place, found))
+                    continue
+                made.append(RunFolder.create(place, linked, queued_at=now + i * 1e-5))  # the list's order is kept
+                new.append(made[-1])
+            if start and new:
+                processes.start(place, new, command)
+        except OSError as error:
+            for folder in new:
+                shutil.rmtree(folder.path, ignore_errors=True)
+            raise UserError(f"No run was started. {failures.sentence(error)}") from None
+    return [folder.run_id for folder in made]
+
+
+def find(spec: RunSpec, home: Path | str | None = None, checkpoint: bool = True) -> str | None:
+    """The newest finished run of an equal spec (by hash); with `checkpoint`, one whose checkpoint is still there."""
+    place = journal.home(home)
+    if spec.model.startswith("run:"):
+        spec = _linked(spec, place, [])
+    for folder in reversed(folders(place)):
+        with contextlib.suppress(UserError, OSError):  # a folder that can't be read is not an equal run
+            same = folder.spec().hash == spec.hash and folder.recorded().status == "done"
+            if same and (not checkpoint or any(folder.checkpoints.glob("step-*"))):
+                return folder.run_id
+    return None
+
+
+def stop(
+    run_id: str,
+    home: Path | str | None = None,
+    force_after: float | None = 20.0,
+    wait: bool = False,
+    command: Sequence[str] | None = None,
+) -> Status:
+    """Ask a run to stop: it finishes the step, saves a checkpoint, frees the device. Returns its status.
+
+    After `force_after` seconds the next `reconcile` (pages and commands call it) ends the process by force, and
+    starts a new worker for the other runs that it carried; None never does. With `wait`, returns when it has ended.
+    A run that has ended already is left as it is.
+    """
+    place = journal.home(home)
+    folder = RunFolder.open(place, run_id)
+    with processes.changing(place):
+        status = folder.status()
+        if status.ended:
+            return status
+        folder.request_stop(force_after)
+        if not processes.alive(status):
+            _bury(folder)
+    while wait and not folder.status().ended:
+        time.sleep(0.1)
+        reconcile(place, command)
+    return folder.status()
+
+
+def resume(run_id: str, home: Path | str | None = None, command: Sequence[str] | None = None) -> str:
+    """Go on with a run that is stopped, interrupted or failed, from its last checkpoint, as its next attempt."""
+    place = journal.home(home)
+    folder = RunFolder.open(place, run_id)
+    with processes.changing(place):
+        status = folder.status()
+        if status.status == "done":
+            raise UserError(f"The run {run_id} is done; duplicate it to run it again.")
+        if not status.ended and processes.alive(status):
+            raise UserError(f"The run {run_id} is {status.status} already.")
+        folder.clear_stop()
+        cleared: dict[str, Any] = {"pid": None, "create_time": None, "host": "", "ended_at": None, "eta_seconds": None}
+        tried = status.attempt + (status.started_at is not None)  # one that never began has nothing to go on from
+        folder.write_status(status="queued", attempt=tried, queued_at=time.time(), message="", error="", **cleared)
+        try:
+            processes.start(place, [folder], command)
+        except OSError as error:
+            folder.write_status(status="failed", error=failures.sentence(error), ended_at=time.time())
+            raise UserError(f"The run could not be started. {failures.sentence(error)}") from None
+    return run_id
+
+
+def duplicate(run_id: str, home: Path | str | None = None) -> RunSpec:
+    """The spec of a run, to change and submit again."""
+    return RunFolder.open(journal.home(home), run_id).spec()
+
+
+def delete(run_id: str, home: Path | str | None = None) -> int:
+    """Delete a run with everything it wrote; returns the bytes freed. A UserError while it is not ended."""
+    place = journal.home(home)
+    folder = RunFolder.open(place, run_id)
+    with processes.changing(place):
+        _must_have_ended(folder)
+        size = _size(folder.path)
+        gone = folder.path.with_name(f".deleted-{run_id}")
+        folder.path.rename(gone)  # it disappears at once, even if removing its files is cut short
+    shutil.rmtree(gone)
+    return size
+
+
+def drop_checkpoints(run_id: str, home: Path | str | None = None) -> int:
+    """Delete a run's checkpoints and keep its record; returns the bytes freed. It can't be attacked afterwards."""
+    place = journal.home(home)
+    folder = RunFolder.open(place, run_id)
+    with processes.changing(place):
+        _must_have_ended(folder)
+        size = _size(folder.checkpoints)
+        for checkpoint in folder.checkpoints.glob("*"):
+            shutil.rmtree(checkpoint)
+    return size
+
+
+def reconcile(home: Path | str | None = None, command: Sequence[str] | None = None) -> list[str]:
+    """Make every status true: runs whose process is gone are `interrupted` (or `stopped`, if that was asked).
+
+    Also ends by force what was asked to stop and has used up its grace. Returns the ids of newly interrupted runs.
+    Cheap where nothing runs: one stat call for each run that has ended.
+    """
+    place = journal.home(home)
+    processes.reap()
+    lost = []
+    for folder in folders(place):
+        path = folder.path / "status.json"
+        with contextlib.suppress(UserError, OSError):  # unreadable, or deleted meanwhile: nothing to make true
+            changed = path.stat().st_mtime_ns
+            if _ended.get(path) == changed:
+                continue
+            status = folder.recorded()
+            if status.ended:
+                _ended[path] = changed
+            elif not processes.alive(status):
+                if status.pid is None and time.time() - (status.queued_at or 0.0) < UNSTARTED:
+                    continue
+                with processes.changing(place):
+                    if _bury(folder) == "interrupted":
+                        lost.append(folder.run_id)
+            elif folder.overdue():
+                _force(folder, place, command)
+    return lost
+
+
+def _bury(folder: RunFolder) -> str:
+    """The last word on a run whose process is gone, if it is. Call it inside `changing`."""
+    status = folder.recorded()
+    if status.ended or processes.alive(status):
+        return ""
+    if folder.stop_requested():
+        end, message = "stopped", "stopped"
+    elif status.pid is None:
+        end, message = "interrupted", "no process was started for it; resume starts it"
+    else:
+        end, message = "interrupted", LOST
+    folder.write_status(status=end, message=message, ended_at=status.heartbeat or time.time(), eta_seconds=None)
+    folder.clear_stop()
+    return end
+
+
+def _force(folder: RunFolder, place: Path, command: Sequence[str] | None) -> None:
+    """End a worker that did not stop in time; the other runs that it carried go to a new one."""
+    with processes.changing(place):
+        status = folder.recorded()
+        if status.ended or not folder.overdue() or (status.host and status.host != processes.HOST):
+            return
+        if status.status == "queued":
+            return  # it waits behind another run, and its worker lets go of it within a second
+        others = [f for f in folders(place) if f.run_id != folder.run_id and _carried_by(f, status)]
+        if not processes.end(status.pid, status.create_time):
+            return
+        if not folder.recorded().ended:
+            text = "ended by force, because it did not stop in time; resume goes on from the last checkpoint"
+            folder.write_status(status="stopped", message=text, ended_at=time.time(), eta_seconds=None)
+            folder.clear_stop()
+        others.sort(key=lambda f: f.recorded().queued_at or 0.0)
+        waiting = [f for f in others if f.recorded().status == "queued"]
+        if waiting:
+            processes.start(place, waiting, command)
+
+
+def _carried_by(folder: RunFolder, worker: Status) -> bool:
+    try:
+        status = folder.recorded()
+    except UserError:
+        return False
+    same = (status.pid, status.create_time, status.host) == (worker.pid, worker.create_time, worker.host)
+    return same and status.status == "queued"
+
+
+def _check(spec: RunSpec, i: int, place: Path) -> None:
+    """A UserError if the model of the i-th spec of a list refers to a run that it can't start from."""
+    if spec.model.startswith("run:#"):
+        number = spec.model.removeprefix("run:#")
+        if not (number.isascii() and number.isdigit() and int(number) < i):
+            raise UserError(
+                f"The model {spec.model!r} of spec {i} must name an earlier spec of the list, counted from 0"
+                + (f": run:#0 to run:#{i - 1}." if i else "; the first one has none before it.")
+            )
+    elif spec.model.startswith("run:"):
+        parent = RunFolder.open(place, spec.model.removeprefix("run:"))
+        status = parent.status()
+        if status.status in ENDED and status.status != "done":
+            raise UserError(
+                f"The run {parent.run_id} is {status.status}, so its model is not finished. Resume it first."
+            )
+
+
+def _linked(spec: RunSpec, place: Path, made: list[RunFolder]) -> RunSpec:
+    """The spec with its parent filled in; `run:#k` becomes the k-th folder of `made`."""
+    if not spec.model.startswith("run:"):
+        return dataclasses.replace(spec, parent="", parent_hash="")
+    if spec.model.startswith("run:#"):
+        parent = made[int(spec.model.removeprefix("run:#"))]
+    else:
+        parent = RunFolder.open(place, spec.model.removeprefix("run:"))
+    return dataclasses.replace(spec, model=f"run:{parent.run_id}", parent=parent.run_id, parent_hash=parent.spec().hash)
+
+
+def _must_have_ended(folder: RunFolder) -> None:
+    status = folder.status()
+    if not status.ended and processes.alive(status):
+        raise UserError(f"The run {folder.run_id} is {status.status}: stop it first.")
+
+
+def _size(folder: Path) -> int:
+    return sum(p.lstat().st_size for p in folder.rglob("*") if not p.is_dir())

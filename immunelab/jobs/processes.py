@@ -1,0 +1,167 @@
+"""Worker processes: who they are, whether they live, how they are started and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import filelock
+import psutil
+
+import immunelab
+from immunelab.errors import UserError
+from immunelab.journal import RunFolder, Status
+
+SAME = 2.0  # seconds by which two readings of one process's start may differ (the boot time is an estimate)
+SILENT = 120.0  # seconds without a heartbeat after which a run on another machine counts as gone
+GRACE = 3.0  # seconds between asking a process to end and ending it
+HOST = socket.gethostname()
+WORKER = (sys.executable, "-P", "-m", "immunelab.jobs")  # -P: a file in the working directory can't pose as a module
+_children: list[subprocess.Popen[bytes]] = []
+_children_lock = threading.Lock()
+
+
+def own() -> dict[str, int | float | str]:
+    """What a status says of the process that carries the run; this one."""
+    me = psutil.Process()
+    return {"pid": me.pid, "create_time": me.create_time(), "host": HOST}
+
+
+def process(pid: int | None, create_time: float | None) -> psutil.Process | None:
+    """The living process of that id and start time; None for a stranger, a zombie or nobody. Pids are reused."""
+    if pid is None or create_time is None or pid <= 0:
+        return None
+    try:
+        found = psutil.Process(pid)
+        same = abs(found.create_time() - create_time) < SAME
+        return found if same and found.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def alive(status: Status) -> bool:
+    """Whether the worker that a status names is living. On another machine the heartbeat has to tell."""
+    if status.host and status.host != HOST:
+        last = status.heartbeat or status.queued_at or 0.0
+        return time.time() - last < SILENT
+    return process(status.pid, status.create_time) is not None
+
+
+@contextlib.contextmanager
+def changing(home: Path, wait: float = 30.0) -> Iterator[None]:
+    """Nobody else changes which worker carries which run meanwhile."""
+    try:
+        (home / "locks").mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(home / "locks" / "jobs.lock", timeout=wait)
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(f"Another process has been changing the runs of {home} for {wait:g} s; try again.") from None
+    except OSError as error:
+        raise UserError(
+            f"{home} cannot be written ({error.strerror or error}): free space, mend its permissions, or choose "
+            "another folder with IMMUNELAB_HOME."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def start(home: Path, folders: Sequence[RunFolder], command: Sequence[str] | None = None) -> None:
+    """Start one detached worker for queued runs and write its identity into them. Call it inside `changing`.
+
+    Its own session, so a Ctrl-C or a closed terminal leaves it alone; its output goes to the first run's log until
+    it turns to another run. `command` starts a worker other than ours; run ids and `--home` are appended to it.
+    """
+    reap()
+    package = str(Path(immunelab.__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+    flags = 0
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
+    line = [*(command or WORKER), *(f.run_id for f in folders), "--home", str(home)]
+    with folders[0].log_path.open("ab") as log:
+        child = subprocess.Popen(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            creationflags=flags,
+        )
+    with _children_lock:
+        _children.append(child)
+    with contextlib.suppress(psutil.NoSuchProcess):  # ended at once: it reads as queued by nobody, which is the truth
+        born = psutil.Process(child.pid).create_time()
+        for folder in folders:
+            folder.write_status(pid=child.pid, create_time=born, host=HOST)
+
+
+def reap() -> None:
+    """Collect ended children, so that none stays behind as a zombie."""
+    with _children_lock:
+        _children[:] = [child for child in _children if child.poll() is None]
+
+
+def end(pid: int | None, create_time: float | None) -> bool:
+    """End a worker and all it started: ask, wait 3 s, then by force. Whether it is gone now."""
+    found = process(pid, create_time)
+    if found is None:
+        return True
+    if found.pid == os.getpid():
+        return False  # a run in this very process can only be asked
+    family = [found, *found.children(recursive=True)]
+    _signal(found, "SIGTERM")
+    _, left = psutil.wait_procs(family, timeout=GRACE, callback=None)
+    if left:
+        _signal(found, "SIGKILL")
+        for member in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(left, timeout=GRACE)
+    reap()
+    return process(pid, create_time) is None
+
+
+def _signal(worker: psutil.Process, name: str) -> None:
+    """To the worker's whole process group where it leads one, else to the worker."""
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+        if sys.platform != "win32" and os.getpgid(worker.pid) == worker.pid:
+            os.killpg(worker.pid, getattr(signal, name))
+        elif name == "SIGTERM":
+            worker.terminate()
+        else:
+            worker.kill()
+
+
+def peak_memory() -> int | None:
+    """Most bytes of main memory that this process has held; None where the system does not tell."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(most) * (1 if sys.platform == "darwin" else 1024)
+
+
+def code_version() -> str:
+    """The commit that this package runs from, with `-dirty` if it was changed since; empty outside a git checkout."""
+    root = Path(immunelab.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # git is not installed, or the disk is very slow
+    return answer.stdout.strip()
