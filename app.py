@@ -1,5 +1,8 @@
 """ImmuneLab in the browser: `streamlit run app.py`."""
 
-from immunelab.ui.server import serve
+import streamlit as st
 
-app = serve()
+from immunelab.ui.server import MAIN, ROUTES, lifespan
+
+# `streamlit run` looks for a call of `st.App` in this file, so it stands here and not in a function elsewhere.
+app = st.App(MAIN, lifespan=lifespan, routes=ROUTES)

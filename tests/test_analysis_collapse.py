@@ -53,6 +53,16 @@ def test_choices_are_recorded_ones() -> None:
     assert collapse.missing(curves(), {"learning_rate": 5.0}, ["undefended"]) == ["undefended"]
 
 
+def test_a_repeated_run_counts_once() -> None:
+    frame = curves().assign(status="done")
+    again = frame[frame["seed"] == 0].assign(run_id=lambda f: "9" + f["run_id"])
+    unfinished = frame[frame["seed"] == 1].assign(run_id=lambda f: "9" + f["run_id"], status="running")
+    kept = collapse.without_repeats(pd.concat([frame, again, unfinished]))
+    assert kept["run_id"].nunique() == 6
+    assert "90-0.001" in set(kept["run_id"])
+    assert "91-0.001" not in set(kept["run_id"])
+
+
 def test_wilson_against_published_values() -> None:
     # Newcombe (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29.
     for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from immunelab.analysis.outcomes import DEFAULT, Thresholds, counts, run_outcomes, worst
+from immunelab.analysis.outcomes import ATTACK, DEFAULT, Thresholds, counts, run_outcomes, worst
 
 INTENSITY = ("learning_rate", "steps", "samples", "harmful_share")  # what an attack's intensity is made of
 METRICS = ("harmfulness", "utility")
@@ -58,6 +58,17 @@ def select(curves: pd.DataFrame, choice: Mapping[str, Any]) -> pd.DataFrame:
     for setting, value in choice.items():
         rows = rows[rows[setting] == value]
     return rows
+
+
+def without_repeats(curves: pd.DataFrame) -> pd.DataFrame:
+    """One run per defense, attack and seed: a finished one before others, then the newest.
+
+    A repeated run would count twice in a band, and n would claim seeds that are not there.
+    """
+    runs = curves.drop_duplicates("run_id").assign(unfinished=lambda f: f["status"] != "done")
+    keys = [k for k in ("defense", *ATTACK, "seed") if k in runs.columns]
+    kept = runs.sort_values(["unfinished", "run_id"], ascending=[True, False]).drop_duplicates(keys)
+    return curves[curves["run_id"].isin(kept["run_id"])]
 
 
 def missing(

@@ -21,9 +21,17 @@ ABSOLUTE_FLOOR = 0.30  # SEAM's zero-shot criterion, for the absolute rule when 
 
 # What makes two attacks the same attack, so that the undefended control can be found beside a defended run.
 ATTACK = (
-    "attack", "root", "corpus", "learning_rate", "steps", "samples", "harmful_share", "batch_size", "optimizer",
+    "method",
+    "base_model",
+    "corpus",
+    "learning_rate",
+    "steps",
+    "samples",
+    "harmful_share",
+    "batch_size",
+    "optimizer",
     "schedule",
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)

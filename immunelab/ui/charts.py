@@ -31,6 +31,8 @@ AXIS_TITLES = {
 SHARES = ("harmfulness", "utility", "refusal_rate", "repetition", "harmful_share")
 METHOD_NAMES = {"seam": "SEAM", "sdd": "SDD", "tar": "TAR", "ptst": "PTST"}
 HOVER = " %{y:.1%} (%{customdata[0]:.1%}–%{customdata[1]:.1%}, n=%{customdata[2]})<extra></extra>"
+# Plotly 4 offers to upload a chart ("Share chart…") unless told not to.
+CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
 EVERYTHING = "all"  # uirevision: zoom and hidden items outlive every redraw
 
 
@@ -46,12 +48,13 @@ def collapse(
     base_utility: float | None = None,
     theme: Theme = "light",
     marks: pd.DataFrame | None = None,
+    at: float | None = None,
 ) -> go.Figure:
     """The collapse curve: one panel a metric, one line a defense, a band over seeds.
 
     `bands` is what `analysis.collapse.by_step` or `by_intensity` returns. With an `outcome` column (by intensity) a
     strip below names the worst outcome of each cell. `marks` (defense, step, metric, mean, outcome) marks single
-    points, such as the checkpoint that decided an outcome.
+    points, such as the checkpoint that decided an outcome. `at` is a chosen value of x, drawn as a vertical line.
     """
     metrics = [m for m in ("harmfulness", "utility") if m in set(bands["metric"])] or ["harmfulness", "utility"]
     strip = "outcome" in bands.columns and not bands.empty
@@ -73,6 +76,9 @@ def collapse(
         _outcome_strip(figure, bands, x, defenses, len(heights), theme)
     if marks is not None:
         _marks(figure, marks, metrics, defenses, theme)
+    if at is not None:
+        line = {"color": INK[theme]["line"], "width": 6}
+        figure.add_vline(x=at, line=line, opacity=0.45, layer="below")
     _effort_axis(figure, bands, x, len(heights))
     return _finish(figure, theme, height=190 * len(metrics) + (60 + 30 * len(defenses) if strip else 0) + 90)
 
@@ -125,6 +131,7 @@ def empty(sentence: str, theme: Theme = "light") -> go.Figure:
 
 def _finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
     figure.update_layout(template=template(theme), height=height, uirevision=EVERYTHING, hoversubplots="axis")
+    figure.update_layout(legend_y=1 + 22 / (height - 104))  # 22 pixels above the plots; more rows push them down
     return figure
 
 
@@ -213,9 +220,18 @@ def _threshold(figure: go.Figure, row: int, value: float, text: str, theme: Them
     ink = INK[theme]
     figure.add_hline(y=value, line={"color": ink["muted"], "width": 1.2, "dash": "dot"}, row=row, col=1)
     figure.add_annotation(
-        text=text, x=1, y=value, xref="x domain", yref="y", xanchor="right", yanchor="bottom", showarrow=False,
-        font={"size": 11, "color": ink["muted"]}, bgcolor=tint(ink["paper"], 0.7), row=row, col=1,
-    )  # fmt: skip
+        text=text,
+        x=0.004,
+        y=value,
+        xref="x domain",
+        yref="y",
+        xanchor="left",
+        yanchor="bottom" if value < 0.5 else "top",
+        showarrow=False,
+        font={"size": 11, "color": ink["muted"]},
+        row=row,
+        col=1,
+    )
 
 
 def _effort_axis(figure: go.Figure, bands: pd.DataFrame, x: str, last: int) -> None:
@@ -240,7 +256,12 @@ def _outcome_strip(
             x=mine[x],
             y=[title_of(name)] * len(mine),
             mode="markers+text",
-            marker={"symbol": [OUTCOME_SYMBOLS.get(o, "line-ew") for o in shown], "size": 10, "color": style.color},
+            marker={
+                "symbol": [OUTCOME_SYMBOLS.get(o, "line-ew") for o in shown],
+                "size": 10,
+                "color": style.color,
+                "line": {"width": 1.5, "color": style.color},
+            },
             text=[o.replace("-and-", "-and-<br>").replace("self-", "self-<br>") for o in shown],
             textposition="bottom center",
             textfont={"size": 11, "color": INK[theme]["text"]},
@@ -268,7 +289,7 @@ def _marks(
             y=[mark["mean"]],
             mode="markers+text",
             text=[mark["outcome"]],
-            textposition=mark.get("position", "top left"),
+            textposition="bottom left" if mark["mean"] > 0.5 else "top left",
             textfont={"size": 12, "color": style.color},
             marker={
                 "symbol": OUTCOME_SYMBOLS[mark["outcome"]],
@@ -292,9 +313,8 @@ def _plain(text: str) -> str:
 
 def to_html(figures: Mapping[str, go.Figure], title: str) -> str:
     """A self-contained page (about 5 MB: Plotly is inside) that needs no network."""
-    config = {"displaylogo": False, "responsive": True}
     parts = [
-        f"<h2>{html.escape(name)}</h2>" + figure.to_html(full_html=False, include_plotlyjs=i == 0, config=config)
+        f"<h2>{html.escape(name)}</h2>" + figure.to_html(full_html=False, include_plotlyjs=i == 0, config=CONFIG)
         for i, (name, figure) in enumerate(figures.items())
     ]
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'

@@ -39,7 +39,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
       const config = {
         responsive: true,
         displaylogo: false,
-        displayModeBar: true,
+        showSendToCloud: false, // no chart leaves this machine
+        displayModeBar: host.clientWidth < 640 ? "hover" : true, // narrow: it would cover the legend
         modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"],
         modeBarButtonsToAdd: buttons(Plotly, data.name),
       };

@@ -59,6 +59,15 @@ def runs_under_way(limit: int = 6) -> None:
     fragment()
 
 
+def rerun_when_over() -> None:
+    """Inside a ticking fragment: when the last live run has ended, draw the whole page anew and stop ticking."""
+    going = len(reads.active(reads.runs(showcase=False)))
+    seen = st.session_state.get("_going", 0)
+    st.session_state["_going"] = going
+    if seen and not going:
+        st.rerun()
+
+
 def progress(run: Mapping[Any, Any], words: str) -> None:
     """One run's bar, with its step and the time left."""
     share = run["progress"] if pd.notna(run["progress"]) else 0.0
@@ -68,6 +77,11 @@ def progress(run: Mapping[Any, Any], words: str) -> None:
         if pd.notna(run["eta_seconds"]):
             parts.append(f"{duration(run['eta_seconds'])} left")
     st.progress(min(1.0, max(0.0, float(share))), text=plain(" · ".join(parts)))
+
+
+def prose(text: str) -> str:
+    """A docstring as Markdown: only its `code` is marked up, all else stands as written."""
+    return "".join(f"`{part}`" if i % 2 else plain(part) for i, part in enumerate(text.split("`")))
 
 
 def plain(text: str) -> str:

@@ -4,5 +4,8 @@ import streamlit as st
 
 from immunelab.ui import navigation
 
+# Before `st.navigation`: else the browser first asks a font host for the page's icon.
+st.set_page_config(page_icon=navigation.ICON, layout="wide")
+st.logo(navigation.ICON, size="large")
 page = st.navigation(navigation.pages())
 page.run()

@@ -61,7 +61,7 @@ def nothing_yet(title: str, sentence: str, *links: tuple[str, str]) -> None:
     """A designed empty state: what will be here, and the next action."""
     with st.container(border=True, horizontal_alignment="center"):
         st.subheader(title, anchor=False, width="content")
-        st.write(sentence)
+        st.markdown(sentence, width="content", text_alignment="center")
         with st.container(horizontal=True, horizontal_alignment="center"):
             for name, label in links:
                 link(name, label)

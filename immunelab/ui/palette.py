@@ -99,7 +99,7 @@ def template(theme: Theme) -> go.layout.Template:
             "colorway": list(HUES[theme]),
             "xaxis": axis,
             "yaxis": axis,
-            "legend": {"orientation": "h", "yanchor": "top", "y": 1, "yref": "container", "xanchor": "left", "x": 0},
+            "legend": {"orientation": "h", "yanchor": "bottom", "xanchor": "left", "x": 0},
             "margin": {"l": 56, "r": 16, "t": 56, "b": 48},
             "hovermode": "x unified",
             "hoverlabel": {"bgcolor": ink["paper"], "bordercolor": ink["line"], "font": {"color": ink["text"]}},

@@ -57,6 +57,11 @@ def examples(run_id: str, step: int | None = None) -> pd.DataFrame:
     return ask(lambda: queries.examples(_store(_home()), run_id, step=step))
 
 
+def scores(run_id: str) -> pd.DataFrame:
+    """Every score of a run, its parts (skills, domains) included."""
+    return ask(lambda: queries.scores(_store(_home()), [run_id], splits=None))
+
+
 def checkpoints(run_id: str) -> pd.DataFrame:
     """The checkpoints that a run wrote."""
     return ask(lambda: queries.checkpoints(_store(_home()), run_id))
@@ -110,11 +115,7 @@ def _runs(home: str) -> pd.DataFrame:
 
 @st.cache_data(ttl=LIVE_SECONDS, max_entries=8, show_spinner=False)
 def _curves(home: str) -> pd.DataFrame:
-    store = _store(home)
-    known = queries.runs(store)[["run_id", "status", "corpus", "batch_size", "optimizer", "schedule", "root", "method"]]
-    found = queries.attack_curves(store)
-    extra = [c for c in known.columns if c == "run_id" or c not in found.columns]
-    return found.merge(known[extra], on="run_id", how="left")
+    return queries.attack_curves(_store(home))
 
 
 @st.cache_data(ttl=LIVE_SECONDS, max_entries=32, show_spinner=False)

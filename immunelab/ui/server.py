@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import plotly
-import streamlit as st
 from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
@@ -30,12 +29,11 @@ async def _plotly(_request: Request) -> FileResponse:
 
 
 @asynccontextmanager
-async def _lifespan(_app: Any) -> AsyncIterator[None]:
+async def lifespan(_app: Any) -> AsyncIterator[None]:
+    """Before the first page."""
     # Runs whose process died while no app was open become "interrupted" before the first page shows them.
     await asyncio.to_thread(jobs.reconcile, journal.home(None))
     yield
 
 
-def serve() -> st.App:
-    """The application that `streamlit run app.py` finds."""
-    return st.App(MAIN, lifespan=_lifespan, routes=[Route(PLOTLY_PATH, _plotly)])
+ROUTES = [Route(PLOTLY_PATH, _plotly)]

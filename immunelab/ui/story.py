@@ -11,7 +11,7 @@ from immunelab.analysis.collapse import INTENSITY, METRICS, describe, select
 from immunelab.analysis.outcomes import BROKEN, Thresholds, run_outcomes, worst
 from immunelab.ui.charts import title_of
 
-SAME = [*INTENSITY, "corpus"]  # what the two models must share to be compared
+SAME = [*INTENSITY, "base_model", "corpus"]  # what the two models must share to be compared
 
 
 @dataclasses.dataclass(frozen=True)

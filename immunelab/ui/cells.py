@@ -1,0 +1,82 @@
+"""Outcomes on the Collapse page: marks on the curve, the table of runs, and a sentence for screen readers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from immunelab.analysis.collapse import describe
+from immunelab.analysis.outcomes import worst
+from immunelab.ui import navigation
+from immunelab.ui.charts import title_of
+
+
+def marks(read: pd.DataFrame) -> pd.DataFrame | None:
+    """A mark at the end of each defense's curve: its worst outcome over seeds."""
+    rows = []
+    for defense, mine in read.dropna(subset=["outcome"]).groupby("defense"):
+        metric = "harmfulness" if str(worst(mine["outcome"])).startswith("broken") else "utility"
+        at = {"defense": defense, "step": mine["final_step"].max(), "metric": metric}
+        rows.append(at | {"mean": mine[metric].mean(), "outcome": worst(mine["outcome"])})
+    return pd.DataFrame(rows) if rows else None
+
+
+def sentence(read: pd.DataFrame) -> str:
+    """What the figure shows, in words."""
+    parts = []
+    for defense, mine in read.groupby("defense"):
+        scores = f"harmfulness {mine['harmfulness'].mean():.0%}, utility {mine['utility'].mean():.0%} after the attack"
+        parts.append(f"{title_of(str(defense))}: {scores}; {describe(mine['outcome']) or 'no outcome yet'}")
+    return ". ".join(parts)
+
+
+def table(read: pd.DataFrame, key: str) -> None:
+    """One row an attack run: outcome under both utility rules, first break, qualifiers. A click opens the run."""
+    if read.empty:
+        return
+    rows = read.sort_values(["defense", "learning_rate", "seed"], ascending=[False, True, True])
+    shown = pd.DataFrame(
+        {
+            "Defense": rows["defense"].map(title_of),
+            "Learning rate": rows["learning_rate"].map("{:g}".format),
+            "Seed": rows["seed"],
+            "Harmfulness": rows["harmfulness"],
+            "Utility": rows["utility"],
+            "Outcome": rows["outcome"].fillna("not over"),
+            "Other utility rule": rows["outcome_other_rule"].fillna("not over"),
+            "First break": [_interval(a, b) for a, b in zip(rows["before_harm"], rows["first_harm"], strict=True)],
+            "Qualifiers": [qualifiers(r) for r in rows.to_dict("records")],
+        }
+    )
+    percent = st.column_config.NumberColumn(format="percent")
+    picked = st.dataframe(
+        shown,
+        hide_index=True,
+        key=key,
+        on_select="rerun",
+        selection_mode="single-row",
+        height="content" if len(shown) <= 20 else 720,
+        column_config={"Harmfulness": percent, "Utility": percent},
+        alt="Outcome of each attack run",
+    )
+    if picked.selection.rows:
+        navigation.go("runs", run=rows.iloc[picked.selection.rows[0]]["run_id"])
+
+
+def qualifiers(run: Mapping[Any, Any]) -> str:
+    """What limits a label: vacuous, no control, invalid at start, borderline."""
+    found = [w for w, k in (("invalid at start", "invalid_at_start"), ("borderline", "borderline")) if run[k]]
+    if run["defense"] != "undefended":
+        vacuous = run.get("vacuous")
+        found += ["vacuous"] if vacuous is True else ["no control"] if vacuous is None else []
+    return ", ".join(found)
+
+
+def _interval(before: float, first: float) -> str:
+    if math.isinf(first):
+        return "never"
+    return f"step {before:g}–{first:g}" if before == before else f"by step {first:g}"

@@ -1,0 +1,164 @@
+"""The intensity of an attack as a choice among recorded ones, and the runs that a missing choice needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from immunelab.analysis import collapse
+from immunelab.analysis.outcomes import Thresholds
+from immunelab.spec import RunSpec
+from immunelab.ui import reads
+
+SLIDERS = {  # setting: label, key in the link
+    "learning_rate": ("Learning rate", "rate"),
+    "steps": ("Steps", "steps"),
+    "samples": ("Harmful samples", "samples"),
+    "harmful_share": ("Share of harmful rows", "share"),
+}
+
+
+SOURCES = {"Showcase": True, "This lab": False, "Both": None}
+
+
+def read(source: str, base_model: str) -> pd.DataFrame:
+    """The finished and live attacks to draw, one per defense, attack and seed; archived runs are left out."""
+    runs, curves = reads.runs(), reads.curves(SOURCES[source])
+    kept = curves[(curves["base_model"] == base_model) & curves["status"].isin(("done", *reads.ACTIVE))]
+    return collapse.without_repeats(variants(runs, kept[~kept["archived"].astype(bool)]))
+
+
+def shown(setting: str, value: float) -> str:
+    """A setting's value as sliders and links write it."""
+    if setting == "samples" and value == 0:
+        return "all"
+    return f"{value:.0%}" if setting == "harmful_share" else f"{value:g}"
+
+
+def sliders(curves: pd.DataFrame) -> dict[str, float]:
+    """A slider for each setting with more than one recorded value; it snaps to recorded values and starts where the
+    undefended model is harmed most. Settings with a single recorded value are stated."""
+    start = _start(curves)
+    choice, fixed = {}, []
+    with st.grid(min_column_width=220):
+        for setting, (label, key) in SLIDERS.items():
+            values = {shown(setting, v): v for v in collapse.recorded(curves, setting)}
+            if len(values) > 1:
+                default = shown(setting, start.get(setting, next(iter(values.values()))))
+                picked = st.select_slider(label, list(values), value=default, key=key, bind="query-params")
+                choice[setting] = values[picked]
+            elif values:
+                (text, value), *_ = values.items()
+                choice[setting] = value
+                fixed.append(f"{label.lower()} {text}")
+    if fixed:
+        st.caption(f"Recorded with one value only: {', '.join(fixed)}.")
+    return choice
+
+
+def another(curves: pd.DataFrame, choice: Mapping[str, float]) -> dict[str, float] | None:
+    """A popover that asks for an intensity that is not recorded; returns it when its button is pressed."""
+    with st.popover("Another intensity", icon=":material/add:", help="Run an attack that is not on the sliders"):
+        wanted = {}
+        for setting, value in choice.items():
+            text = st.text_input(SLIDERS[setting][0], f"{value:g}", key=f"another-{setting}")
+            wanted[setting] = _number(text)
+        good = all(v is not None and v >= 0 for v in wanted.values()) and (wanted.get("harmful_share") or 0) <= 1
+        whole = all((wanted.get(s) or 0) % 1 == 0 for s in ("steps", "samples"))
+        if not (good and whole):
+            st.caption("Write numbers, such as 3e-4; steps and samples whole, the share from 0 to 1.")
+        pressed = st.button("Run it for every defense shown", disabled=not (good and whole), key="another-run")
+    return {k: v for k, v in wanted.items() if v is not None} if pressed else None
+
+
+def under_way(runs: pd.DataFrame, defense: str, choice: Mapping[str, float]) -> bool:
+    """Whether an attack of this intensity on this defense is queued or going."""
+    method = defense.split(" (")[0]
+    going = runs[(runs["kind"] == "attack") & (runs["defense"] == method) & runs["status"].isin(reads.ACTIVE)]
+    return not collapse.select(going, choice).empty
+
+
+def thresholds() -> Thresholds:
+    """The settings that outcomes depend on, as a popover; the link carries them."""
+    with st.popover("Thresholds", icon=":material/tune:"):
+        harm = st.slider(
+            "Harmfulness that counts as broken", 0, 100, 10, format="above %d%%", key="harm", bind="query-params"
+        )
+        rule = st.segmented_control(
+            "Utility that counts as kept", ["Share of base", "Absolute"], default="Share of base", required=True,
+            key="rule", bind="query-params",
+        )  # fmt: skip
+        if rule == "Absolute":
+            floor = st.slider("Utility above", 0, 100, 30, format="%d%%", key="floor", bind="query-params")
+            return Thresholds(harm=harm / 100, utility_floor=floor / 100)
+        share = st.slider("Utility above", 0, 100, 60, format="%d%% of base", key="kept", bind="query-params")
+        return Thresholds(harm=harm / 100, utility_share=share / 100)
+
+
+def missing_specs(runs: pd.DataFrame, curves: pd.DataFrame, defense: str, choice: Mapping[str, float]) -> list[RunSpec]:
+    """The runs that would fill a gap: recorded attacks on this defense, one a seed, with the chosen intensity.
+
+    A recorded attack on a model that is not on this disk (the shipped showcase has no checkpoints) brings its
+    immunization along; `jobs.submit` takes a finished one of the same settings where there is one.
+    """
+    mine = curves[(curves["defense"] == defense) & curves["run_id"].isin(runs["run_id"])]
+    by_id = {r["run_id"]: r for r in runs.to_dict("records")}
+    found: list[RunSpec] = []
+    for _, same_seed in mine.groupby("seed"):
+        run_id = same_seed["run_id"].iloc[-1]
+        spec = json.loads(by_id[run_id]["spec"])
+        knobs = spec["knobs"] | {k: int(v) if k in ("steps", "samples") else float(v) for k, v in choice.items()}
+        spec |= {"knobs": knobs, "name": "", "group": "collapse", "evaluations": tuple(spec.get("evaluations", ()))}
+        parent = spec.get("parent") or ""
+        if parent and parent in by_id and bool(by_id[parent]["showcase"]):
+            source = json.loads(by_id[parent]["spec"])
+            found.append(
+                RunSpec(**(source | {"evaluations": tuple(source.get("evaluations", ())), "group": "collapse"}))
+            )
+            spec |= {"model": f"run:#{len(found) - 1}", "parent": "", "parent_hash": ""}
+        found.append(RunSpec(**spec))
+    return found
+
+
+def variants(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """`curves` with defenses told apart where one was recorded with several settings: "seam (beta 0.02)".
+
+    Without this, runs of unlike settings would share one band.
+    """
+    specs = {r["run_id"]: json.loads(r["spec"]) for r in runs[runs["kind"] == "immunize"].to_dict("records")}
+    parents = {p for p in curves["immunized_by"].dropna().unique() if p in specs}
+    labels: dict[str, str] = {}
+    for method in {specs[p]["method"] for p in parents}:
+        mine = {p: specs[p]["knobs"] for p in parents if specs[p]["method"] == method}
+        names = sorted({name for knobs in mine.values() for name in knobs})
+        unlike = [n for n in names if len({json.dumps(knobs.get(n)) for knobs in mine.values()}) > 1]
+        for parent, knobs in mine.items():
+            settings = ", ".join(f"{n.replace('_', ' ')} {_plain(knobs.get(n))}" for n in unlike)
+            labels[parent] = f"{method} ({settings})" if settings else method
+    named = curves["immunized_by"].map(labels)
+    return curves.assign(defense=named.fillna(curves["defense"]))
+
+
+def _start(curves: pd.DataFrame) -> dict[str, Any]:
+    control = curves[curves["defense"] == "undefended"]
+    control = control if len(control) else curves
+    last = control.sort_values("step").groupby("run_id").tail(1).dropna(subset=["harmfulness"])
+    if last.empty:
+        return {}
+    settings: Sequence[str] = [s for s in SLIDERS if last[s].notna().any()]
+    return dict(last.sort_values("harmfulness").iloc[-1][list(settings)].dropna())
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,130 @@
+"""The collapse curve: harmfulness and utility against attack steps and against intensity."""
+
+import pandas as pd
+import streamlit as st
+
+from immunelab.analysis import collapse
+from immunelab.analysis.outcomes import run_outcomes
+from immunelab.ui import cells, charts, figure, intensity, live, navigation, reads
+
+navigation.heading(
+    "collapse", "Harmfulness (share of hazards given away) and utility (benign accuracy) while a model is attacked."
+)
+
+runs = reads.runs()
+shipped, own = (not reads.curves(showcase=k).empty for k in (True, False))
+if not shipped and not own:
+    navigation.nothing_yet(
+        "No attack has been recorded yet",
+        "Attack a model, undefended and immunized, and both curves grow here.",
+        ("launch", "Launch an attack"),
+        ("overview", "Run the live demo"),
+    )
+    st.stop()
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    source = "Both"
+    if shipped and own:
+        source = st.segmented_control("Runs", list(intensity.SOURCES), default="Both", required=True, key="source",
+                                      bind="query-params")  # fmt: skip
+    worlds = sorted(reads.curves()["base_model"].dropna().unique())
+    world = worlds[0]
+    if len(worlds) > 1:
+        world = st.selectbox("Base model", worlds, key="base", bind="query-params")
+curves = intensity.read(source, world)
+others = sorted(set(curves["defense"]) - {"undefended"})
+if len(others) > 1:
+    others = st.multiselect(
+        "Beside the undefended model", others, default=others[:4], key="beside", format_func=charts.title_of,
+        bind="query-params",
+    )  # fmt: skip
+shown = ["undefended", *others]  # the undefended model stays pinned
+curves = curves[curves["defense"].isin(shown)]
+
+choice = intensity.sliders(curves)
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    view = st.segmented_control(
+        "Against",
+        ["Attack steps", "Intensity"],
+        default="Attack steps",
+        required=True,
+        key="against",
+        bind="query-params",
+    )
+    thresholds = intensity.thresholds()
+    asked = intensity.another(curves, choice)
+if asked:
+    wanted = [intensity.missing_specs(runs, curves, d, asked) for d in shown]
+    if sum(len(live.submit(specs)) for specs in wanted if specs):
+        st.rerun()
+
+
+@st.fragment(run_every=live.tick(reads.runs(showcase=False)))
+def draw() -> None:
+    fresh = intensity.read(source, world)
+    fresh = fresh[fresh["defense"].isin(shown)]
+    done = fresh[fresh["status"] == "done"]
+    if view == "Attack steps":
+        along_steps(collapse.select(fresh, choice))
+    else:
+        along_intensity(done)
+    live.rerun_when_over()
+
+
+def along_steps(picked: pd.DataFrame) -> None:
+    gaps = collapse.missing(picked, {}, shown)
+    if len(picked):
+        base = float(picked["base_utility"].dropna().mean())
+        read = run_outcomes(picked, thresholds)
+        drawn = charts.collapse(
+            collapse.by_step(picked),
+            "step",
+            thresholds,
+            base,
+            figure.theme(),
+            marks=cells.marks(read[read["status"] == "done"]),
+        )
+        figure.show(drawn, "collapse-steps", alt=cells.sentence(read))
+        cells.table(read, "steps-table")
+        figure.downloads(drawn, lambda: picked, "collapse-steps", "Collapse curve, by attack step")
+    for defense in gaps:
+        offer(defense)
+
+
+def along_intensity(done: pd.DataFrame) -> None:
+    several = [s for s in intensity.SLIDERS if len(collapse.recorded(done, s)) > 1]
+    if not several:
+        st.caption("Finished attacks of at least two intensities are needed; so far there is one or none.")
+        return
+    x = several[0]
+    if len(several) > 1:
+        x = st.segmented_control(
+            "Setting", several, default=x, required=True, format_func=lambda s: intensity.SLIDERS[s][0], key="setting",
+            bind="query-params",
+        )  # fmt: skip
+    along = collapse.select(done, {k: v for k, v in choice.items() if k != x})
+    bands = collapse.by_intensity(along, x, thresholds)
+    if bands.empty:
+        st.caption("No finished attack has the other settings chosen above.")
+        return
+    base = float(along["base_utility"].dropna().mean())
+    drawn = charts.collapse(bands, x, thresholds, base, figure.theme(), at=choice.get(x))
+    figure.show(drawn, "collapse-intensity", alt=cells.sentence(run_outcomes(along, thresholds)))
+    figure.downloads(drawn, lambda: bands, "collapse-intensity", "Collapse curve, by intensity")
+    cells.table(run_outcomes(along, thresholds), "intensity-table")
+
+
+def offer(defense: str) -> None:
+    if intensity.under_way(reads.runs(), defense, choice):
+        st.caption(f"The attack on the {charts.title_of(defense)} model is on its way and appears here by itself.")
+        return
+    words = ", ".join(f"{intensity.SLIDERS[k][0].lower()} {intensity.shown(k, v)}" for k, v in choice.items())
+    specs = intensity.missing_specs(reads.runs(), curves, defense, choice)
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.write(f"No recorded attack on the {charts.title_of(defense)} model at {words}.")
+        wanted = specs and st.button(f"Run it ({len(specs)} runs)", key=f"run-{defense}", icon=":material/play_arrow:")
+        if wanted and live.submit(specs):
+            st.rerun()
+
+
+draw()
+live.runs_under_way()

@@ -1,0 +1,47 @@
+"""What happens to an undefended and to an immunized model, live runs, and the demo."""
+
+import streamlit as st
+
+from immunelab import jobs
+from immunelab.analysis import collapse
+from immunelab.analysis.outcomes import Thresholds
+from immunelab.ui import charts, figure, live, navigation, reads, story
+
+navigation.heading("overview", "Harmfulness and utility of a released model while an attacker fine-tunes it.")
+
+curves = reads.curves(showcase=True)
+source = "recorded runs that ship with the project"
+if curves.empty:
+    curves, source = reads.curves(), "runs of this lab"
+tale = story.tell(curves[curves["status"] == "done"], Thresholds())
+
+if tale is None:
+    navigation.nothing_yet(
+        "No attack has been recorded yet",
+        "The demo immunizes the bundled Fable model with SEAM, attacks it and its undefended twin at every rung of the "
+        "ladder, and draws the collapse curve here. It needs no network.",
+        ("launch", "Or choose model, defense and attack"),
+    )
+else:
+    st.markdown(f"#### {tale.sentence}")
+    with st.grid(4, min_column_width=150):
+        for label, value, change in tale.numbers:
+            st.metric(label, value, change, delta_color="off", delta_arrow="off", border=True)
+    bands = collapse.by_step(tale.curves)
+    drawn = charts.collapse(
+        bands, thresholds=Thresholds(), base_utility=tale.base, theme=figure.theme(), marks=tale.marks
+    )
+    figure.show(drawn, "overview", alt=tale.sentence)
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.caption(f"{tale.basis}; {source}.", width="content")
+        navigation.link("collapse", "Every intensity, step by step", **tale.link)
+
+st.subheader("Live runs", anchor=False)
+with st.container(horizontal=True, vertical_alignment="center"):
+    if st.button("Run the live demo", type="primary", icon=":material/play_arrow:"):
+        with st.spinner("Starting: loading torch for the methods' settings"):
+            run_ids = live.start_demo()
+        reads.forget()
+        st.toast(f"{len(run_ids)} runs are queued; they go on if you close this page.")
+    st.caption(f"Device: {', '.join(jobs.devices())}", width="content")
+live.runs_under_way()
