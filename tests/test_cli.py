@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import made_up
 import pytest
 
-from immunelab import report
+from immunelab import report, sweep
 from immunelab.cli import demo, main, show
 from immunelab.cli.follow import model, remaining, run_id
 from immunelab.cli.parser import WITH_KNOBS, command, split_knobs
@@ -219,6 +220,29 @@ def test_the_demo_s_numbers_and_report(home: Path, tmp_path: Path, capsys: Captu
     assert "Seeds 0, 1" in text
 
 
+def test_the_demo_from_end_to_end(
+    home: Path, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def small(seeds: list[int], corpus: str) -> list[RunSpec]:
+        assert (seeds, corpus) == ([4], "fable")
+        budget = {"steps": 1, "batch_size": 2}
+        attack = RunSpec(kind="attack", method="harmful-sft", corpus=str(tiny_world), knobs=budget, seed=4)
+        immunize = RunSpec(kind="immunize", method="seam", corpus=str(tiny_world), knobs=budget, seed=4)
+        return [attack, immunize, dataclasses.replace(attack, model="run:#1")]
+
+    monkeypatch.setattr(sweep, "demo_specs", small)
+    numbers, page = tmp_path / "demo.json", tmp_path / "report.html"
+    line = ["demo", "--seed", "4", "--json", str(numbers), "--report", str(page)]
+    assert main(line) == 0
+    told = json.loads(numbers.read_text())
+    assert [(a["defended"], a["seed"], a["steps"]) for a in told["attacks"]] == [(False, 4, 1), (True, 4, 1)]
+    assert "Plotly" in page.read_text()
+    assert "After each attack" in capsys.readouterr().out
+    assert main([*line, "--reuse"]) == 0
+    assert "3 of 3 runs are on record" in capsys.readouterr().err
+    assert len(list((home / "runs").iterdir())) == 3
+
+
 def test_one_seed_has_no_list_of_seeds(home: Path) -> None:
     numbers = demo._numbers(report.measure(home, made_up.lab(home, seeds=1)), 1.0)
     assert set(numbers) == {"base", "defended", "attacks", "seconds"}
@@ -237,7 +261,19 @@ def test_time_left_is_told_only_when_it_is_known() -> None:
 
 
 def test_a_run_from_start_to_deletion(home: Path, tiny_world: Path, capsys: Captured) -> None:
-    small = ["--corpus", str(tiny_world), "--preset", "fable", "--steps", "2", "--batch-size", "2", "--json"]
+    small = [
+        "--corpus",
+        str(tiny_world),
+        "--preset",
+        "fable",
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+        "--samples",
+        "0",
+        "--json",
+    ]
     assert main(["immunize", "seam", *small]) == 0
     (immunized,) = json.loads(capsys.readouterr().out)
     assert immunized["status"] == "done"
@@ -261,7 +297,10 @@ def test_a_run_from_start_to_deletion(home: Path, tiny_world: Path, capsys: Capt
     assert main(["trace", attacked["run_id"]]) == 2
 
 
-def test_a_run_that_fails_says_why(home: Path, tiny_world: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_a_run_that_fails_says_why(
+    home: Path, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # or it asks the network, and waits for it
     file = tmp_path / "spec.json"
     file.write_text(
         RunSpec(kind="attack", method="harmful-sft", model="no/such-model", corpus=str(tiny_world)).to_json()

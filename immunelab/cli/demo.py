@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shlex
 import sys
@@ -21,8 +20,6 @@ from immunelab.quantities import duration, share
 if TYPE_CHECKING:
     import pandas as pd
 
-    from immunelab.spec import RunSpec
-
 CONTROL = "undefended"
 
 
@@ -30,9 +27,9 @@ def demo(args: argparse.Namespace) -> int:
     """Immunize, attack undefended and defended at every rung; print a table, write report and JSON."""
     seeds, home, began = _seeds(args.seed, args.seeds), journal.home(args.home), time.monotonic()
     corpus = "fable" if args.fable_seed is None else str(_world(args.fable_seed, home))
-    run_ids = _run(seeds, corpus, home, args.reuse)
-    if run_ids is None:
-        return 1
+    run_ids, code = _run(seeds, corpus, home, args.reuse)
+    if code:
+        return code
     from immunelab import report
 
     measured = report.measure(home, run_ids)
@@ -63,9 +60,9 @@ def showcase_build(args: argparse.Namespace) -> int:
     """Run the demo's protocol over seeds and keep the record as Parquet."""
     home = journal.home(args.home)
     target = Path(args.to) if args.to else shipped.data() / "showcase"
-    run_ids = _run(_seeds(0, args.seeds), "fable", home, reuse=True)
-    if run_ids is None:
-        return 1
+    run_ids, code = _run(_seeds(0, args.seeds), "fable", home, reuse=True)
+    if code:
+        return code
     from immunelab.store import Store, showcase
 
     store = Store(home)
@@ -81,59 +78,27 @@ def _seeds(first: int, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
-def _run(seeds: list[int], corpus: str, home: Path, reuse: bool) -> list[str] | None:
-    """The protocol's runs, in one process of their own; None, after saying why, if not all of them finished."""
+def _run(seeds: list[int], corpus: str, home: Path, reuse: bool) -> tuple[list[str], int]:
+    """The protocol's runs, carried out by one process of their own, and the exit code: 0 if all of them finished."""
     show.err.print("loading torch …", style="dim")
     from immunelab.sweep import demo_specs
 
-    specs = demo_specs(seeds=seeds, corpus=corpus)
-    known = _known(specs, home) if reuse else {}
-    if known:
-        show.err.print(f"{len(known)} of {len(specs)} runs are on record and are not run again.")
-    wanted: list[RunSpec] = []
-    place: dict[int, int] = {}
-    for k, spec in enumerate(specs):
-        if k in known:
-            continue
-        source = _listed(spec)
-        if source is not None:
-            spec = dataclasses.replace(
-                spec, model=f"run:{known[source]}" if source in known else f"run:#{place[source]}"
-            )
-        place[k] = len(wanted)
-        wanted.append(spec)
-    started = jobs.submit(wanted, home) if wanted else []
-    ended = follow.follow(started, home) if started else {}
+    run_ids = jobs.submit(demo_specs(seeds=seeds, corpus=corpus), home, reuse=reuse)
+    kept = sum(journal.RunFolder.open(home, i).status().status == "done" for i in run_ids)
+    if kept:
+        show.err.print(f"{kept} of {len(run_ids)} runs are on record and are not run again.")
+    ended = follow.follow(run_ids, home)
     unfinished = [i for i, s in ended.items() if s.status != "done"]
-    if unfinished:
-        first = unfinished[0]
-        state = ended[first]
-        show.err.print(
-            f"{len(unfinished)} of {len(ended)} runs did not finish; the first, {first}, is {state.status}"
-            f"{': ' + state.error if state.error else ''}. Log: {home / 'runs' / first / 'log.txt'}\n"
-            "Finished runs are kept: add --reuse to go on from them.",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
-        return None
-    return [known[k] if k in known else started[place[k]] for k in range(len(specs))]
-
-
-def _known(specs: list[RunSpec], home: Path) -> dict[int, str]:
-    """Which runs of the list are on record, by position. A child's identity holds its parent's, not the parent's id."""
-    known = {}
-    for k, spec in enumerate(specs):
-        source = _listed(spec)
-        if source is not None:
-            spec = dataclasses.replace(spec, parent_hash=specs[source].hash)
-        found = jobs.find(spec, home)
-        if found:
-            known[k] = found
-    return known
-
-
-def _listed(spec: RunSpec) -> int | None:
-    """The position in its list of the run that a spec's model comes from, if it comes from one."""
-    return int(spec.model.removeprefix("run:#")) if spec.model.startswith("run:#") else None
+    if not unfinished:
+        return run_ids, 0
+    first = unfinished[0]
+    show.err.print(
+        f"{len(unfinished)} of {len(ended)} runs did not finish; the first, {first}, is {ended[first].status}. "
+        f"Log: {home / 'runs' / first / 'log.txt'}\n"
+        "Finished runs are kept: add --reuse to go on from them.",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    return run_ids, 130 if ended[first].status == "stopped" else 1
 
 
 def _world(seed: int, home: Path) -> Path:

@@ -75,7 +75,7 @@ def follow(run_ids: list[str], home: Path) -> dict[str, Status]:
                 bars.say("Stopping: finishing the step and saving a checkpoint. Ctrl-C again leaves it to that.")
                 for i in reversed(run_ids):  # queued ones first, so that none of them starts
                     if not mine[i].status().ended:
-                        mine[i].request_stop(FORCE_AFTER)
+                        jobs.stop(i, home, FORCE_AFTER)
 
 
 class Bars:

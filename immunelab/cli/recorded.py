@@ -88,8 +88,7 @@ def stop(args: argparse.Namespace) -> int:
     """Stop runs, each with a checkpoint."""
     home = journal.home(args.home)
     for name in [run_id(r, home) for r in args.run]:
-        jobs.stop(name, home, force_after=args.force_after)
-        print(f"{name}: {journal.RunFolder.open(home, name).status().status}")
+        print(f"{name}: {jobs.stop(name, home, force_after=args.force_after, wait=True).status}")
     return 0
 
 
