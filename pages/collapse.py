@@ -54,7 +54,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     asked = intensity.another(curves, choice)
 if asked:
     wanted = [intensity.missing_specs(runs, curves, d, asked) for d in shown]
-    if sum(len(live.submit(specs)) for specs in wanted if specs):
+    if sum(len(live.submit(specs, reuse=True)) for specs in wanted if specs):
         st.rerun()
 
 
@@ -122,7 +122,7 @@ def offer(defense: str) -> None:
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.write(f"No recorded attack on the {charts.title_of(defense)} model at {words}.")
         wanted = specs and st.button(f"Run it ({len(specs)} runs)", key=f"run-{defense}", icon=":material/play_arrow:")
-        if wanted and live.submit(specs):
+        if wanted and live.submit(specs, reuse=True):
             st.rerun()
 
 

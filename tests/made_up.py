@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from pathlib import Path
 
+import psutil
+
+from immunelab.jobs import processes
 from immunelab.journal import Journal, RunFolder
 from immunelab.spec import RunSpec
 
@@ -84,7 +88,9 @@ def attack(home: Path, seed: int, rate: float, parent: str | None, order: int = 
         if until == 60:
             journal.event("done")
     if until < 60:
+        # This test's own process stands for the worker: it is alive, so nobody calls the run interrupted.
         folder.write_status(
+            pid=os.getpid(), create_time=psutil.Process().create_time(), host=processes.HOST,
             status="running", phase="attack", step=until, steps=60, progress=until / 60, eta_seconds=12.0, device="cpu",
             started_at=START + 120 * order, heartbeat=START + 120 * order + 5,
         )  # fmt: skip

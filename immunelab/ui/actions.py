@@ -103,12 +103,16 @@ def labels_form(run: Mapping[Any, Any]) -> None:
 @st.dialog("Delete for good?")
 def _confirm(run_ids: list[str]) -> None:
     st.write(f"{len(run_ids)} {'run' if len(run_ids) == 1 else 'runs'} with record, log and checkpoints. No way back.")
-    if st.button("Delete", type="primary", icon=":material/delete:", key="delete-now"):
-        freed = [attempt(partial(jobs.delete, i)) for i in run_ids]
-        if None not in freed:
-            st.session_state["run"] = []
-            st.session_state["_freed"] = sum(freed)
-            st.rerun()
+    if st.button(
+        "Delete", type="primary", icon=":material/delete:", key="delete-now", on_click=_delete, args=(run_ids,)
+    ):
+        st.rerun()  # closes the dialog
+
+
+def _delete(run_ids: list[str]) -> None:
+    freed = [attempt(partial(jobs.delete, i)) for i in run_ids]
+    st.session_state["run-choice"] = [i for i, size in zip(run_ids, freed, strict=True) if size is None]
+    st.session_state["_freed"] = sum(size for size in freed if size is not None)
 
 
 def told() -> None:

@@ -15,10 +15,11 @@ from immunelab.ui import navigation, reads
 from immunelab.ui.plan import duration
 
 
-def submit(specs: list[RunSpec]) -> list[str]:
-    """Queue runs; a mistake the user can mend is told in place, and nothing is queued."""
+def submit(specs: list[RunSpec], reuse: bool = False) -> list[str]:
+    """Queue runs; a mistake the user can mend is told in place, and nothing is queued. With `reuse`, what a finished
+    run of this home has already is not run again."""
     try:
-        run_ids = jobs.submit(specs)
+        run_ids = jobs.submit(specs, reuse=reuse)
     except UserError as error:
         st.error(str(error), icon=":material/error:")
         return []

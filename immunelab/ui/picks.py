@@ -28,15 +28,25 @@ _FACTS = ("name", "group", "parent", "parent_hash")
 
 
 def runs(frame: pd.DataFrame, words: dict[str, str], key: str, default: Sequence[str]) -> list[str]:
-    """A choice of runs that the link carries; ids in a link that are no longer recorded are named and left out."""
+    """A choice of runs that the link carries by id; ids in a link that are no longer recorded are named and left out.
+
+    Written to the link by hand: a bound widget would write labels, which change when a run is renamed.
+    """
     options = frame["run_id"].tolist()
-    gone = [i for i in st.query_params.get_all(key) if i not in set(options)]
-    if gone and key not in st.session_state:
-        st.warning(f"No longer recorded here: {', '.join(gone[:5])}.", icon=":material/link_off:")
-    return st.multiselect(
-        "Runs", options, default=list(default), format_func=lambda i: words.get(i, i), key=key, bind="query-params",
-        placeholder="Choose runs",
-    )  # fmt: skip
+    asked = st.query_params.get_all(key)
+    gone = [i for i in asked if i not in set(options)]
+    widget = f"{key}-choice"
+    if widget not in st.session_state:
+        st.session_state[widget] = [i for i in asked if i not in gone] or list(default)
+        if gone:
+            st.warning(f"No longer recorded here: {', '.join(gone[:5])[:500]}.", icon=":material/link_off:")
+    st.session_state[widget] = [i for i in st.session_state[widget] if i in set(options)]
+    chosen = st.multiselect(
+        "Runs", options, format_func=lambda i: words.get(i, i), key=widget, placeholder="Choose runs"
+    )
+    if chosen != asked:
+        st.query_params[key] = chosen
+    return chosen
 
 
 def latest(frame: pd.DataFrame, most: int = 4) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pandas as pd
 import streamlit as st
 
-from immunelab import journal
+from immunelab import jobs, journal
 from immunelab.errors import UserError
 from immunelab.store import Store, queries
 
@@ -73,8 +73,9 @@ def active(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def forget() -> None:
-    """After a page has changed something: read anew."""
-    for cached in (_runs, _curves, _names, _points):
+    """After a page has changed something: take it in at once, and read anew."""
+    ask(lambda: Store(journal.home(None)).sync(force=True))
+    for cached in (_made_true, _runs, _curves, _names, _points):
         cached.clear()
 
 
@@ -102,7 +103,13 @@ def _home() -> str:
     return str(journal.home(None))
 
 
+@st.cache_data(ttl=2 * LIVE_SECONDS, max_entries=4, show_spinner=False)
+def _made_true(home: str) -> list[str]:
+    return jobs.reconcile(home)  # a run whose process is gone is interrupted, never running
+
+
 def _store(home: str) -> Store:
+    _made_true(home)
     store = Store(journal.home(home))
     store.sync()
     return store

@@ -94,7 +94,7 @@ def runs_table(runs: pd.DataFrame, words: Mapping[str, str]) -> None:
     ids = frame["run_id"].tolist()
 
     def select() -> None:
-        st.session_state["run"] = [ids[i] for i in st.session_state["runs-table"].selection.rows if i < len(ids)]
+        st.session_state["run-choice"] = [ids[i] for i in st.session_state["runs-table"].selection.rows if i < len(ids)]
 
     config: dict[str, Any] = {key: st.column_config.Column(title) for key, title in COLUMNS.items()}
     config["words"] = st.column_config.TextColumn("Run", pinned=True)
@@ -134,7 +134,7 @@ def log_tail(run: Mapping[str, Any]) -> str:
         log.seek(max(0, size - TAIL_BYTES))
         text = log.read().decode("utf-8", errors="replace")
     # A progress bar rewrites its line; only its last state is worth showing.
-    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.splitlines())
+    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.rstrip("\n").split("\n"))
 
 
 def scores(run: Mapping[str, Any]) -> None:
