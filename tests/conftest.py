@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small, threads cost more than they bring
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

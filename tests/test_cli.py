@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from immunelab.cli import demo, main, show
 from immunelab.cli.follow import model, remaining, run_id
 from immunelab.cli.parser import WITH_KNOBS, command, split_knobs
 from immunelab.errors import UserError
-from immunelab.journal import RunFolder, Status
+from immunelab.journal import RunFolder, Status, folders
 from immunelab.knobs import knobs
 from immunelab.method import get, names
 from immunelab.spec import RunSpec
@@ -295,6 +297,25 @@ def test_a_run_from_start_to_deletion(home: Path, tiny_world: Path, capsys: Capt
     assert main(["delete", attacked["run_id"], "--yes"]) == 0
     assert "freed" in capsys.readouterr().out
     assert main(["trace", attacked["run_id"]]) == 2
+
+
+def test_ctrl_c_stops_with_a_checkpoint(home: Path, tiny_world: Path) -> None:
+    line = ["attack", "--corpus", str(tiny_world), "--steps", "100000", "--batch-size", "2", "--samples", "0",
+            "--evaluate-every", "0"]  # fmt: skip
+    command = subprocess.Popen([sys.executable, "-m", "immunelab", *line], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 180
+    while not any((run.status().step or 0) > 0 for run in folders(home)):
+        assert command.poll() is None, command.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    command.send_signal(signal.SIGINT)
+    told = command.communicate(timeout=180)[1]
+    assert command.returncode == 130
+    assert "Traceback" not in told
+    (run,) = folders(home)
+    assert run.status().status == "stopped"
+    assert any(run.checkpoints.glob("step-*"))
+    assert main(["delete", "last", "--yes"]) == 0
 
 
 def test_a_run_that_fails_says_why(

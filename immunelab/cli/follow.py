@@ -124,6 +124,8 @@ class Bars:
             self.progress.update(
                 self.current, description=self.titles[active], completed=status.progress or 0.0, note=note
             )
+        elif self.current is not None and all(s.ended for s in statuses.values()):
+            self.progress.update(self.current, visible=False)  # the lines above say how each run ended
         if self.whole is not None:
             ended = sum(s.ended for s in statuses.values())
             part = (statuses[active].progress or 0.0) if active else 0.0
