@@ -24,7 +24,7 @@ install: $(STAMP) ## make .venv with the pinned packages (the other targets do i
 app: $(STAMP) ## start the app at http://127.0.0.1:8501
 	$(RUN)streamlit run app.py
 
-demo: $(STAMP) ## immunize, attack, report: headless, under three minutes on two cores
+demo: $(STAMP) ## immunize, attack at every rung, report: headless, no network
 	$(RUN)immunelab demo
 
 test: lint ## lint, types and all tests

@@ -160,7 +160,9 @@ def _runs_start(commands: Any) -> None:
 def _spec_options(c: Parser, kind: str) -> None:
     c.add_argument("--model", default="fable", metavar="MODEL",
                    help="fable, a Hub id, a folder, run:ID or run:last (default fable)")  # fmt: skip
-    c.add_argument("--corpus", default="fable", metavar="CORPUS", help="where the rows come from (default fable)")
+    c.add_argument(
+        "--corpus", default="fable", metavar="CORPUS", help="fable, or the folder of another world (default fable)"
+    )
     c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of data order and method (default 0)")
     c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
     every = 10 if kind == "attack" else 0
