@@ -260,7 +260,7 @@ def folders(home: Path) -> list[RunFolder]:
     try:
         with os.scandir(home / "runs") as entries:
             found = [e.path for e in entries if RUN_ID.match(e.name) and e.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [RunFolder(path) for path in sorted(found)]
 

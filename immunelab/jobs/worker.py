@@ -59,8 +59,8 @@ class _Worker:
         """Every run that waits for us, in order."""
         mine = self._claim()
         with Pulse(mine) as self.pulse:
-            for folder, following in zip(mine, [*mine[1:], None], strict=True):
-                self._one(folder, following)
+            for i, folder in enumerate(mine):
+                self._one(folder, following=mine[i + 1] if i + 1 < len(mine) else None)
         return 0 if mine and all(f.path.exists() and f.recorded().status == "done" for f in mine) else 1
 
     def _claim(self) -> list[RunFolder]:
@@ -218,12 +218,13 @@ def _experiment() -> Execute:
 @contextlib.contextmanager
 def _output_to(folder: RunFolder) -> Iterator[None]:
     """Standard output and error, those of C libraries and child processes too, go to the run's log."""
-    with folder.log_path.open("ab") as log:
+    with folder.log_path.open("a", encoding="utf-8", buffering=1) as log:
+        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} attempt {folder.recorded().attempt} ---\n")
         kept = [os.dup(1), os.dup(2)]
         try:
             _turn_output([log.fileno()] * 2)
-            print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} attempt {folder.recorded().attempt} ---", flush=True)  # noqa: T201
-            yield
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                yield
         finally:
             _turn_output(kept)
             for descriptor in kept:

@@ -62,7 +62,7 @@ def look(home: Path) -> dict[str, Look]:
                     found[entry.name] = Look(-1 if abs(now - changed) < TICK else changed, _size(entry.path))
                 except FileNotFoundError:
                     continue  # deleted while we looked
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     return found
 

@@ -73,24 +73,23 @@ def points(
     if bins < 1:
         raise UserError(f"points needs at least 1 bin, and got {bins}.")
     return store.frame(
-        """WITH chosen AS (
-               SELECT run_id, phase, step, name, value, unix_time, position,
-                   min(step) OVER series AS first_step, max(step) OVER series AS last_step,
-                   count(*) OVER series AS n
-               FROM last_points
+        """WITH chosen AS MATERIALIZED (
+               SELECT run_id, phase, step, name, value, unix_time, position FROM last_points
                WHERE list_contains($runs, run_id) AND list_contains($names, name)
                    AND ($phase IS NULL OR phase = $phase) AND ($after IS NULL OR step > $after)
-               WINDOW series AS (PARTITION BY run_id, phase, name)
-           ), binned AS (
-               SELECT *, CASE WHEN n <= $bins THEN step
-                   ELSE ceil((step - first_step)::DOUBLE * $bins / (last_step - first_step + 1))::BIGINT END AS bin
-               FROM chosen
+           ), series AS (
+               SELECT run_id, phase, name, min(step) AS first_step, max(step) - min(step) + 1 AS span, count(*) AS n
+               FROM chosen GROUP BY run_id, phase, name
            )
-           SELECT run_id, phase, max(step) AS step, name, arg_max(value, (step, position)) AS value,
-               coalesce(min(value) FILTER (isfinite(value)), arg_max(value, (step, position))) AS low,
-               coalesce(max(value) FILTER (isfinite(value)), arg_max(value, (step, position))) AS high,
-               arg_max(unix_time, (step, position)) AS at_
-           FROM binned GROUP BY run_id, phase, name, bin ORDER BY run_id, phase, name, step""",
+           -- positions grow along a journal, so the row at the largest one is the bin's last
+           SELECT run_id, phase, arg_max(step, position) AS step, name, arg_max(value, position) AS value,
+               coalesce(min(value) FILTER (isfinite(value)), arg_max(value, position)) AS low,
+               coalesce(max(value) FILTER (isfinite(value)), arg_max(value, position)) AS high,
+               arg_max(unix_time, position) AS at_
+           FROM chosen JOIN series USING (run_id, phase, name)
+           GROUP BY run_id, phase, name,
+               CASE WHEN n <= $bins THEN step ELSE ceil((step - first_step)::DOUBLE * $bins / span)::BIGINT END
+           ORDER BY run_id, phase, name, step""",
         {"runs": list(run_ids), "names": list(names), "phase": phase, "after": after_step, "bins": bins},
     ).rename(columns={"at_": "at"})
 

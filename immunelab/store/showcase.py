@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PREFIX = "showcase-"
 TABLES = ("runs", "points", "layer_points", "scores", "examples", "checkpoints")
-PRIVATE = ("pid", "heartbeat", "position")  # what only meant something where the run was made
+PRIVATE = ("pid", "heartbeat")  # what only meant something where the run was made
 ABOUT = "showcase.json"
 
 
@@ -88,9 +88,9 @@ def _rows(store: Store, table: str, run_ids: list[str]) -> pa.Table:
     """A table's rows of some runs, in a fixed order, under the ids that they ship with."""
     source = table if table == "runs" else f"last_{table}"
     everything = store.arrow(f"SELECT * FROM {source} WHERE list_contains(?, run_id) ORDER BY ALL", [run_ids])
-    batch = everything.drop_columns([name for name in PRIVATE if name in everything.column_names])
     if table != "runs":
-        return _replaced(batch, "run_id", [shown(i) for i in batch["run_id"].to_pylist()])
+        return _replaced(everything, "run_id", [shown(i) for i in everything["run_id"].to_pylist()])
+    batch = everything.drop_columns(list(PRIVATE))
     # A run may come from one that is not shipped: all ids that occur are renamed, in texts too.
     ids = {i for name in ("run_id", "parent", "root", "immunized_by") for i in batch[name].to_pylist() if i}
     ids |= {i for chain in batch["ancestors"].to_pylist() for i in chain or ()}
