@@ -36,7 +36,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
   plotly(data.plotly)
     .then((Plotly) => {
       if (host.immunelabGone) return;
-      const config = {
+      // Made once: a config with new functions counts as changed, and a changed config draws the chart from scratch.
+      host.immunelabConfig ??= {
         responsive: true,
         displaylogo: false,
         showSendToCloud: false, // no chart leaves this machine
@@ -44,7 +45,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
         modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"],
         modeBarButtonsToAdd: buttons(Plotly, data.name),
       };
-      Plotly.react(host, figure.data, { ...figure.layout, autosize: true, height: data.height }, config);
+      Plotly.react(host, figure.data, { ...figure.layout, autosize: true, height: data.height }, host.immunelabConfig);
       if (host.immunelabBound) return;
       host.immunelabBound = true;
       host.on("plotly_click", (event) => {

@@ -31,7 +31,7 @@ def show(figure: go.Figure, key: str, alt: str) -> str | None:
     """Draw a figure under a stable key; `alt` is what a screen reader says. Returns the run (or group) clicked on."""
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     data = {
-        "figure": figure.to_json(),
+        "figure": figure.to_json(remove_uids=False),
         "height": int(figure.layout.height or 400),
         "alt": alt,
         "name": f"immunelab-{key}",
