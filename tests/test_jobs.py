@@ -304,7 +304,7 @@ def test_kill_9_is_interrupted_and_resumes(lab: Lab) -> None:
     while len(lost) < 2 and time.monotonic() < end:
         lost += lab.reconcile()
     assert sorted(lost) == sorted(ids)
-    assert not psutil.pid_exists(pid)  # reaped
+    lab.until(lambda: lab.reconcile() == [] and not psutil.pid_exists(pid))  # reaped
     assert [lab.status(i).status for i in ids] == ["interrupted"] * 2
     jobs.resume(ids[0], lab.home, command=WORKER)
     assert lab.wait(ids[:1]) == ["done"]

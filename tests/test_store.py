@@ -17,7 +17,7 @@ from recorded import record, spec
 
 from immunelab.errors import UserError
 from immunelab.journal import Journal
-from immunelab.store import Busy, Store, door, folders, ingest, migrations, queries, sync
+from immunelab.store import Busy, Store, door, folders, ingest, migrations, queries, sync, tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -148,7 +148,7 @@ def test_a_deleted_run_goes(store: Store) -> None:
     store.sync(force=True)
     shutil.rmtree(gone.path)
     store.sync(force=True)
-    for table in sync.PER_RUN:
+    for table in tables.PER_RUN:
         ids = set(store.frame(f"SELECT DISTINCT run_id FROM {table}")["run_id"])
         assert ids <= {kept.run_id}, table
     assert count(store, "points") == 40
@@ -262,6 +262,10 @@ def test_a_held_file_skips_the_tick_and_names_the_holder(store: Store, held: sub
     began = time.monotonic()
     store.sync()
     assert time.monotonic() - began < 0.5
+    assert store.trouble == ""
+    store._home.looked = store._home.fine = -sync.PATIENCE
+    store.sync()
+    assert str(held.pid) in store.trouble
     began = time.monotonic()
     with pytest.raises(Busy, match=str(held.pid)):
         queries.runs(store)
@@ -270,6 +274,7 @@ def test_a_held_file_skips_the_tick_and_names_the_holder(store: Store, held: sub
     held.stdin.close()
     held.wait()
     store.sync(force=True)
+    assert store.trouble == ""
     assert count(store, "points") == 40
 
 
@@ -288,10 +293,27 @@ def test_a_failed_transaction_leaves_nothing_and_is_repeated(store: Store, monke
         raise RuntimeError("in the middle")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sync, "_save_sources", fail)
+        patched.setattr(tables, "save_sources", fail)
         with pytest.raises(RuntimeError):
             store.sync(force=True)
     assert count(store, "points") == count(store, "runs") == 0
+    store.sync(force=True)
+    assert count(store, "points") == 40
+
+
+def test_a_database_that_was_not_written_whole_does_not_appear(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk DuckDB closes without an error and leaves the tables in its log."""
+
+    def into_the_log(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+        migrations.first(connection)
+
+    record(store.home, spec())
+    with monkeypatch.context() as patched:
+        patched.setattr(migrations, "MIGRATIONS", [into_the_log])
+        with pytest.raises(UserError, match="disk is full"):
+            store.sync(force=True)
+    assert not store.path.exists()
     store.sync(force=True)
     assert count(store, "points") == 40
 
@@ -411,7 +433,7 @@ def test_a_newer_schema_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch
         connection.execute("INSERT INTO schema_versions VALUES (7, 'later', 0)")
     monkeypatch.setattr(sync, "_homes", {})
     later = Store(store.home, store.showcase_folder)
-    for look in (later.sync, lambda: queries.runs(later)):
+    for look in (lambda: later.sync(force=True), lambda: queries.runs(later)):
         with pytest.raises(UserError, match="newer ImmuneLab"):
             look()
 
@@ -422,19 +444,22 @@ def test_rebuild_gives_the_same_rows(store: Store) -> None:
         j.event("resumed", from_step=10)
         j.points("attack", 11, {"loss/total": -1.0})
     store.sync(force=True)
-    tables = [t for t in sync.PER_RUN if t != "sources"]
-    before = {t: store.frame(f"SELECT * FROM {t} ORDER BY ALL").to_csv() for t in tables}
+    kept = [t for t in tables.PER_RUN if t != "sources"]
+    before = {t: store.frame(f"SELECT * FROM {t} ORDER BY ALL").to_csv() for t in kept}
     with duckdb.connect(str(store.path)) as connection:
         connection.execute("DELETE FROM points")
     store.rebuild()
-    assert {t: store.frame(f"SELECT * FROM {t} ORDER BY ALL").to_csv() for t in tables} == before
+    assert {t: store.frame(f"SELECT * FROM {t} ORDER BY ALL").to_csv() for t in kept} == before
 
 
 def test_a_spoiled_database_is_a_sentence_and_can_be_rebuilt(store: Store) -> None:
     record(store.home, spec())
     store.path.write_bytes(b"not a database" * 1000)
-    with pytest.raises(UserError, match="store rebuild"):
-        store.sync()
+    store.sync()  # a page goes on as long as it can read
+    assert "store rebuild" in store.trouble
+    for look in (lambda: store.sync(force=True), lambda: queries.runs(store)):
+        with pytest.raises(UserError, match="store rebuild"):
+            look()
     store.rebuild()
     assert count(store, "points") == 40
 

@@ -68,7 +68,7 @@ class Rows:
             self.cells[table] += rows
             self._restarted(table, rows)
 
-    def tables(self) -> dict[str, pa.Table]:
+    def arrow(self) -> dict[str, pa.Table]:
         """The tables that have rows, as Arrow."""
         self.cells["restarts"] = [(*key, first) for key, first in self._restarts.items()]
         return {name: as_arrow(SCHEMAS[name], cells) for name, cells in self.cells.items() if cells}

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 import filelock
@@ -18,23 +18,14 @@ import pyarrow as pa
 
 from immunelab import journal
 from immunelab.errors import UserError
-from immunelab.store import door, folders, migrations, showcase
+from immunelab.store import door, folders, migrations, showcase, tables
 from immunelab.store.ingest import Rows
 
 EVERY = 1.0  # seconds between two looks of one process
 TICK_BYTES, CHUNK_BYTES = 4 << 20, 1 << 20  # journal bytes taken in by one tick, and of one run in it
 CATCH_UP = 8 << 20  # bytes in one transaction when everything is wanted now
 SKIP_AFTER, FORCE_WAIT = 0.05, 10.0  # seconds to wait for the file: a tick can be skipped, a forced sync can't
-RECORDED = ("points", "layer_points", "scores", "examples", "checkpoints", "events", "problems", "restarts")
-PER_RUN = (*RECORDED, "sources", "runs")
-
-
-class Source(NamedTuple):
-    """How far a run folder has been read."""
-
-    position: int  # bytes of the journal whose rows are stored
-    size: int  # bytes it had at the last look: more than `position` while its last line is unfinished
-    signature: int
+PATIENCE = 5.0  # seconds of skipped ticks before it is worth a word
 
 
 class Home:
@@ -43,7 +34,9 @@ class Home:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.looked = -EVERY
-        self.known: dict[str, Source] | None = None
+        self.fine = time.monotonic()  # when a look last worked out
+        self.trouble = ""
+        self.known: dict[str, tables.Source] | None = None
         self.file: tuple[int, ...] = ()  # identity of the database file that `known` was read from
         self.showcase = ""  # version of the shipped runs that the file holds
         self.checked = 0  # inode of a file whose schema is the present one
@@ -67,22 +60,33 @@ class Store:
     def sync(self, force: bool = False) -> None:
         """Take in what journals and run folders have gained. At most once a second a process, unless forced.
 
-        Unforced it never waits: if another thread or process is at it, or holds the file, the next tick does it.
-        Forced it catches up wholly, and raises a UserError if the file stays locked for 10 s.
+        Unforced it never waits and never raises: if another thread or process is at it, or holds the file, a later
+        tick does it, and `trouble` says so if it lasts. Forced it catches up wholly, or raises a UserError.
         """
-        if not self._home.lock.acquire(timeout=FORCE_WAIT if force else 0.0):
+        shared = self._home
+        if not shared.lock.acquire(timeout=FORCE_WAIT if force else 0.0):
             if force:
                 raise door.Busy(f"Another thread of this process is still reading the journals of {self.home}.")
             return
         try:
-            if not force and time.monotonic() - self._home.looked < EVERY:
+            if not force and time.monotonic() - shared.looked < EVERY:
                 return
-            with contextlib.nullcontext() if force else contextlib.suppress(door.Busy):
-                while self._tick(CATCH_UP if force else TICK_BYTES, force) and force:
-                    time.sleep(0.02)  # others want to read between two chunks
-            self._home.looked = time.monotonic()
+            while self._tick(CATCH_UP if force else TICK_BYTES, force) and force:
+                time.sleep(0.02)  # others want to read between two chunks
+            shared.trouble, shared.fine = "", time.monotonic()
+        except UserError as error:
+            if force:
+                raise
+            if not isinstance(error, door.Busy) or time.monotonic() - shared.fine > PATIENCE:
+                shared.trouble = str(error)
         finally:
-            self._home.lock.release()
+            shared.looked = time.monotonic()
+            shared.lock.release()
+
+    @property
+    def trouble(self) -> str:
+        """Why what is shown may be old: a full disk, or who has held the file for over 5 s. Empty if all is well."""
+        return self._home.trouble
 
     def frame(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pd.DataFrame:
         """A query's rows. Waits at most 2 s for the file, then a UserError names the process that holds it."""
@@ -124,17 +128,19 @@ class Store:
                 with door.writing(fresh, FORCE_WAIT) as connection:
                     migrations.migrate(connection)
                     self._import_showcase(connection)
-                known: dict[str, Source] = {}
+                known: dict[str, tables.Source] = {}
                 more = True
                 while more:
                     changed = _changed(folders.look(self.home), known)
                     with door.writing(fresh, FORCE_WAIT) as connection:
                         more = self._take_in(connection, changed, known, [], CATCH_UP)
+                _must_be_whole(fresh)
                 with door.alone(FORCE_WAIT, self.path):
                     fresh.replace(self.path)
                     _wal(self.path).unlink(missing_ok=True)
-            except OSError as error:
-                raise UserError(f"The database in {self.home} cannot be rebuilt: {error.strerror or error}.") from None
+            except (OSError, duckdb.Error) as error:
+                reason = getattr(error, "strerror", None) or f"{error!s:.300}"
+                raise UserError(f"The database in {self.home} cannot be rebuilt: {reason}.") from None
             finally:
                 _remove(fresh)
                 self._home.known, self._home.checked = None, 0
@@ -163,7 +169,7 @@ class Store:
                 raise UserError(f"The database {self.path} could not be written: {error!s:.300}") from None
             raise
 
-    def _news(self, seen: dict[str, folders.Look], known: dict[str, Source]) -> bool:
+    def _news(self, seen: dict[str, folders.Look], known: dict[str, tables.Source]) -> bool:
         new_showcase = showcase.version(self.showcase_folder) not in ("", self._home.showcase)
         return new_showcase or bool(_changed(seen, known) or _gone(seen, known))
 
@@ -171,46 +177,46 @@ class Store:
         self,
         connection: duckdb.DuckDBPyConnection,
         changed: dict[str, folders.Look],
-        known: dict[str, Source],
+        known: dict[str, tables.Source],
         gone: list[str],
         most: int,
     ) -> bool:
         """New lines, changed folders and new offsets, all in the caller's transaction. Updates `known`."""
-        stored = _sources(connection, list(changed))  # the truth: another process may have been here since
-        rows, runs, now = Rows(), [], dict[str, Source]()
+        stored = tables.sources(connection, list(changed))  # the truth: another process may have been here since
+        rows, runs, now = Rows(), [], dict[str, tables.Source]()
         left, per_run = most, most if most > TICK_BYTES else CHUNK_BYTES
         for run_id in random.sample(sorted(changed), len(changed)):  # so that no run starves behind a busy one
             folder, seen = journal.RunFolder(self.home / "runs" / run_id), changed[run_id]
-            before = stored.get(run_id, Source(0, 0, 0))
+            before = stored.get(run_id, tables.Source(0, 0, 0))
             if before.position > seen.size:  # shorter than what was read: not the journal that we know
                 gone = [*gone, run_id]
-                before = Source(0, 0, 0)
+                before = tables.Source(0, 0, 0)
             position = rows.read(folder, before.position, min(left, per_run)) if left > 0 else before.position
             left -= position - before.position
             cells = folders.row(folder)
             if cells is not None:
                 runs.append(cells)
             finished = left > 0 and position - before.position < per_run
-            now[run_id] = Source(position, seen.size if finished else -1, seen.signature)
-        _delete(connection, [*gone], PER_RUN)
-        for table, batch in rows.tables().items():
-            _insert(connection, table, batch)
-        _delete(connection, [r["run_id"] for r in runs], ("runs",))
+            now[run_id] = tables.Source(position, seen.size if finished else -1, seen.signature)
+        tables.delete(connection, [*gone], tables.PER_RUN)
+        for table, batch in rows.arrow().items():
+            tables.insert(connection, table, batch)
+        tables.delete(connection, [r["run_id"] for r in runs], ("runs",))
         if runs:
-            _insert(connection, "runs", folders.as_arrow(runs))
-        _save_sources(connection, now, rows.malformed)
+            tables.insert(connection, "runs", folders.as_arrow(runs))
+        tables.save_sources(connection, now, rows.malformed)
         for run_id in gone:
             known.pop(run_id, None)
         known.update(now)
         return any(source.size < 0 for source in now.values())
 
-    def _known(self, wait: float) -> dict[str, Source]:
+    def _known(self, wait: float) -> dict[str, tables.Source]:
         """What has been read, from memory as long as nobody else has written the file."""
         shared = self._home
         if shared.known is None or shared.file != _identity(self.path):
             with door.reading(self.path, wait) as connection:
-                shared.known = _sources(connection)
-                shared.showcase = _showcase(connection)
+                shared.known = tables.sources(connection)
+                shared.showcase = tables.showcase_version(connection)
                 shared.file = _identity(self.path)
         return shared.known
 
@@ -253,26 +259,30 @@ class Store:
         if not self.path.exists():
             draft = self.path.with_name("immunelab.new.duckdb")
             _remove(draft)
-            with door.writing(draft, wait) as connection:
-                migrations.migrate(connection)
-            draft.replace(self.path)
+            try:
+                with door.writing(draft, wait) as connection:
+                    migrations.migrate(connection)
+                _must_be_whole(draft)
+                draft.replace(self.path)
+            finally:
+                _remove(draft)
             return
         with door.writing(self.path, wait) as connection:  # also writes back what a crash left in the log
             found = migrations.version(connection)
-        if not migrations.check(found, self.path):
+        if not migrations.check(found, self.path) and found:
             with door.alone(wait, self.path):
                 shutil.copy2(self.path, self.path.with_name(f"immunelab.schema-{found}.backup.duckdb"))
-            with door.writing(self.path, wait) as connection:
-                migrations.migrate(connection)
+        with door.writing(self.path, wait) as connection:
+            migrations.migrate(connection)
 
     def _import_showcase(self, connection: duckdb.DuckDBPyConnection) -> None:
         version = showcase.version(self.showcase_folder)
-        if version and version != _showcase(connection):
+        if version and version != tables.showcase_version(connection):
             showcase.import_(connection, self.showcase_folder, version)
         self._home.showcase = version or self._home.showcase
 
 
-def _changed(seen: dict[str, folders.Look], known: dict[str, Source]) -> dict[str, folders.Look]:
+def _changed(seen: dict[str, folders.Look], known: dict[str, tables.Source]) -> dict[str, folders.Look]:
     """The run folders that are not as they were. A signature of -1 was too fresh to trust: look again."""
     new = (-1, -1)
     return {
@@ -282,54 +292,8 @@ def _changed(seen: dict[str, folders.Look], known: dict[str, Source]) -> dict[st
     }
 
 
-def _gone(seen: dict[str, folders.Look], known: dict[str, Source]) -> list[str]:
+def _gone(seen: dict[str, folders.Look], known: dict[str, tables.Source]) -> list[str]:
     return [run_id for run_id in known if run_id not in seen]
-
-
-def _sources(connection: duckdb.DuckDBPyConnection, run_ids: list[str] | None = None) -> dict[str, Source]:
-    where, params = ("", []) if run_ids is None else (" WHERE list_contains(?, run_id)", [run_ids])
-    found = connection.execute("SELECT run_id, position, size, signature FROM sources" + where, params).fetchall()
-    return {run_id: Source(*rest) for run_id, *rest in found}
-
-
-def _showcase(connection: duckdb.DuckDBPyConnection) -> str:
-    found = connection.execute("SELECT version FROM showcases").fetchone()
-    return str(found[0]) if found else ""
-
-
-def _save_sources(connection: duckdb.DuckDBPyConnection, now: dict[str, Source], malformed: dict[str, int]) -> None:
-    if not now:
-        return
-    cells = [[*now], *(list(column) for column in zip(*now.values(), strict=True)), [malformed.get(r, 0) for r in now]]
-    batch = pa.table(cells, names=["run_id", "position", "size", "signature", "malformed"])
-    connection.register("batch", batch)
-    connection.execute(
-        """CREATE OR REPLACE TEMP TABLE fresh AS SELECT b.run_id, b.position, b.size, b.signature,
-           b.malformed + coalesce(s.malformed, 0) AS malformed FROM batch b LEFT JOIN sources s USING (run_id)"""
-    )
-    connection.unregister("batch")
-    _delete(connection, list(now), ("sources",))
-    connection.execute("INSERT INTO sources BY NAME SELECT * FROM fresh")
-
-
-def _insert(connection: duckdb.DuckDBPyConnection, table: str, batch: pa.Table) -> None:
-    connection.register("batch", batch)
-    new = (
-        ""
-        if table != "restarts"
-        else (
-            " b WHERE NOT EXISTS (SELECT 1 FROM restarts r WHERE r.run_id = b.run_id AND r.attempt = b.attempt"
-            " AND r.phase = b.phase AND r.kind = b.kind AND r.first_step <= b.first_step)"
-        )
-    )
-    connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM batch{new}")
-    connection.unregister("batch")
-
-
-def _delete(connection: duckdb.DuckDBPyConnection, run_ids: list[str], tables: Sequence[str]) -> None:
-    for table in tables if run_ids else ():
-        own = " AND NOT showcase" if table == "runs" else ""
-        connection.execute(f"DELETE FROM {table} WHERE list_contains(?, run_id){own}", [run_ids])
 
 
 def _identity(path: Path) -> tuple[int, ...]:
@@ -340,6 +304,12 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 def _wal(path: Path) -> Path:
     return path.with_name(path.name + ".wal")
+
+
+def _must_be_whole(path: Path) -> None:
+    """A UserError if closing could not write everything into the file itself: on a full disk a log stays beside it."""
+    if _wal(path).exists():
+        raise UserError(f"The database {path} could not be written: the disk is full. Free some space and try again.")
 
 
 def _remove(path: Path) -> None:
