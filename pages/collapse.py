@@ -20,6 +20,7 @@ if not shipped and not own:
         ("launch", "Launch an attack"),
         ("overview", "Run the live demo"),
     )
+    live.waiting(lambda: not reads.curves().empty)
     st.stop()
 with st.container(horizontal=True, vertical_alignment="bottom"):
     source = "Both"
@@ -31,6 +32,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     if len(worlds) > 1:
         world = st.selectbox("Base model", worlds, key="base", bind="query-params")
 curves = intensity.read(source, world)
+recorded = intensity.cells(curves)
 others = sorted(set(curves["defense"]) - {"undefended"})
 if len(others) > 1:
     others = st.multiselect(
@@ -61,6 +63,8 @@ if asked:
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))
 def draw() -> None:
     fresh = intensity.read(source, world)
+    if intensity.cells(fresh) != recorded:
+        st.rerun()  # a new intensity or defense has arrived: the sliders get it too
     fresh = fresh[fresh["defense"].isin(shown)]
     done = fresh[fresh["status"] == "done"]
     if view == "Attack steps":

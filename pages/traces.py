@@ -26,8 +26,12 @@ if not chosen:
 
 known = reads.names(chosen)
 phases = sorted(known["phase"].unique())
+if not phases:
+    st.caption("These runs have not recorded a scalar yet.")
+    live.waiting(lambda: not reads.names(chosen).empty)
+    st.stop()
 with st.grid(min_column_width=200, vertical_alignment="bottom"):
-    phase = st.selectbox("Phase", phases, key="phase", bind="query-params") if phases else None
+    phase = st.selectbox("Phase", phases, key="phase", bind="query-params")
     x = st.selectbox("Horizontal axis", traces.AXES, format_func=traces.AXES.get, key="x", bind="query-params")
     group = st.selectbox(
         "Group by", picks.GROUPS, format_func=picks.GROUPS.get, key="group", bind="query-params",

@@ -88,15 +88,19 @@ def attack(home: Path, seed: int, rate: float, parent: str | None, order: int = 
         if until == 60:
             journal.event("done")
     if until < 60:
-        # This test's own process stands for the worker: it is alive, so nobody calls the run interrupted.
+        start = START + 120 * order
         folder.write_status(
-            pid=os.getpid(), create_time=psutil.Process().create_time(), host=processes.HOST,
             status="running", phase="attack", step=until, steps=60, progress=until / 60, eta_seconds=12.0, device="cpu",
-            started_at=START + 120 * order, heartbeat=START + 120 * order + 5,
+            started_at=start, heartbeat=start + 5, **alive(),
         )  # fmt: skip
     else:
         _finish(folder, "attack", 60, order, seconds=4)
     return folder.run_id
+
+
+def alive() -> dict[str, object]:
+    """This test's own process as a run's worker: it is alive, so nobody calls the run interrupted."""
+    return {"pid": os.getpid(), "create_time": psutil.Process().create_time(), "host": processes.HOST}
 
 
 def _scores(journal: Journal, phase: str, step: int, harm: float, utility: float) -> None:

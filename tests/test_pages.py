@@ -197,6 +197,14 @@ def test_traces_follow_the_link(full: list[str]) -> None:
     assert "No longer recorded here: gone" in text(page("traces", runs=["gone"]))
 
 
+def test_a_run_that_has_recorded_nothing_yet(home: Path) -> None:
+    folder = RunFolder.create(home, RunSpec(kind="attack", method="harmful-sft", knobs=made_up.BUDGET))
+    folder.write_status(status="running", **made_up.alive())
+    assert "have not recorded a scalar yet" in text(page("traces", runs=[folder.run_id]))
+    assert "No attack has been recorded yet" in text(page("collapse"))
+    page("runs", run=[folder.run_id], tab="Scores")
+
+
 def test_runs_filter_and_compare(full: list[str]) -> None:
     test = page("runs", run=full[1:3])
     assert len(test.dataframe[0].value) == len(full)

@@ -110,7 +110,7 @@ def traces(
         row, column = i // columns + 1, i % columns + 1
         panel = points[points["name"] == name]
         for line_key, line in panel.groupby(key, sort=True):
-            style, label = styles[str(line_key)], labels.get(str(line_key), str(line_key))
+            style, label = styles[str(line_key)], _plain(labels.get(str(line_key), str(line_key)))
             _trace(figure, line.sort_values("x"), str(line_key), label, style, smoothing, (row, column), i == 0)
         figure.update_yaxes(type="log" if log_y else "linear", row=row, col=column)
     figure.update_xaxes(type="log" if log_x else "linear", showticklabels=True)
@@ -207,7 +207,7 @@ def _trace(
         line={"color": style.color, "dash": style.dash, "width": 1.8},
         marker={"symbol": style.marker, "size": 8, "color": style.color},
         customdata=[key] * len(line),
-        hovertemplate=f"{_plain(label)} %{{y:.4g}}<extra></extra>",
+        hovertemplate=f"{label} %{{y:.4g}}<extra></extra>",
         row=at[0],
         col=at[1],
     )

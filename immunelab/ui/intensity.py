@@ -32,6 +32,11 @@ def read(source: str, base_model: str) -> pd.DataFrame:
     return collapse.without_repeats(variants(runs, kept[~kept["archived"].astype(bool)]))
 
 
+def cells(curves: pd.DataFrame) -> frozenset[tuple[object, ...]]:
+    """The distinct attacks of a frame: defense and intensity."""
+    return frozenset(curves[["defense", *SLIDERS]].drop_duplicates().fillna(-1).itertuples(index=False, name=None))
+
+
 def shown(setting: str, value: float) -> str:
     """A setting's value as sliders and links write it."""
     if setting == "samples" and value == 0:

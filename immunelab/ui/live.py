@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -58,6 +58,18 @@ def runs_under_way(limit: int = 6) -> None:
             navigation.link("runs", f"and {len(going) - limit} more in the queue")
 
     fragment()
+
+
+def waiting(arrived: Callable[[], bool]) -> None:
+    """For a page that has nothing to draw yet: show what is going on, and draw the page anew once something arrived."""
+    runs_under_way()
+
+    @st.fragment(run_every=tick(reads.runs(showcase=False)))
+    def look() -> None:
+        if arrived():
+            st.rerun()
+
+    look()
 
 
 def rerun_when_over() -> None:
