@@ -77,7 +77,10 @@ def measure(home: Path, run_ids: Sequence[str], thresholds: Thresholds = DEFAULT
 
 
 def _before(curves: pd.DataFrame, cosines: pd.DataFrame) -> pd.DataFrame:
-    """Per seed: the untouched models' scores (step 0 of their attacks) and the last recorded cosine of the defense."""
+    """Per seed: the untouched models' scores (step 0 of their attacks) and the cosine that the defense ended with.
+
+    That is the mean over the last tenth of its steps: one minibatch says little.
+    """
     rows = []
     for seed, mine in curves[curves["step"] == 0].groupby("seed", sort=True):
         row: dict[str, Any] = {"seed": seed}
@@ -85,7 +88,7 @@ def _before(curves: pd.DataFrame, cosines: pd.DataFrame) -> pd.DataFrame:
             for metric in ("harmfulness", "utility"):
                 row[f"{part}_{metric}"] = mine.loc[chosen, metric].mean()
         line = cosines[cosines["seed"] == seed].sort_values("step")
-        row["defended_cosine"] = line["value"].iloc[-1] if len(line) else float("nan")
+        row["defended_cosine"] = line["value"].tail(max(1, len(line) // 10)).mean()
         rows.append(row)
     return pd.DataFrame(rows)
 
