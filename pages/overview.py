@@ -17,7 +17,7 @@ tale = story.tell(curves[curves["status"] == "done"], Thresholds())
 
 if tale is None:
     navigation.nothing_yet(
-        "No attack has been recorded yet",
+        "No undefended and immunized model to compare yet",
         "The demo immunizes the bundled Fable model with SEAM, attacks it and its undefended twin at every rung of the "
         "ladder, and draws the collapse curve here. It needs no network.",
         ("launch", "Or choose model, defense and attack"),
