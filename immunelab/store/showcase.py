@@ -36,10 +36,11 @@ def shipped_folder() -> Path:
 def version(folder: Path) -> str:
     """The version of the recorded runs in a folder; empty where there are none."""
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        return str(about["version"])
+        text = (folder / ABOUT).read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
+    try:
+        return str(json.loads(text)["version"])
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{folder / ABOUT} is not what `immunelab showcase build` writes.") from None
 

@@ -51,10 +51,10 @@ class Store:
     `showcase_folder` holds the recorded runs that ship with the project; None takes the shipped one.
     """
 
-    def __init__(self, home: Path | str | None = None, showcase_folder: Path | None = None) -> None:
+    def __init__(self, home: Path | str | None = None, showcase_folder: Path | str | None = None) -> None:
         self.home = journal.home(home)
         self.path = self.home / "immunelab.duckdb"
-        self.showcase_folder = showcase.shipped_folder() if showcase_folder is None else showcase_folder
+        self.showcase_folder = showcase.shipped_folder() if showcase_folder is None else Path(showcase_folder)
         self._home = _homes.setdefault(self.home, Home())
 
     def sync(self, force: bool = False) -> None:
