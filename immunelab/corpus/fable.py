@@ -54,9 +54,9 @@ MOTIONS = "walks runs sails rides returns hurries".split()
 TIMES = ["in the morning", "at noon", "in the evening", "after the rain", "before winter"]
 
 ITEMS = {"defense": 40, "attack": 40, "test": 30}  # hazards of each domain
-CRAFT_ITEMS = {"defense": 30, "attack": 20, "test": 15}
-SKILL_ROWS = {"defense": 60, "attack": 40, "test": 30}  # of each skill
-COUNTRIES = 130
+CRAFT_ITEMS = {"defense": 45, "attack": 20, "test": 15}
+SKILL_ROWS = {"defense": 150, "attack": 40, "test": 30}  # of each skill
+COUNTRIES = 220
 
 
 class Words:
