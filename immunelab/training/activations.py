@@ -47,12 +47,12 @@ class Lens:
         self.kind = kind
 
     def project(self, normalized: Tensor) -> Tensor:
-        """Logits (rows, length, vocabulary) of a hidden state that already went through the final norm."""
+        """Logits (…, vocabulary) of hidden states (…, width) that already went through the final norm."""
         logits = self.head(normalized)
         return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
 
     def read(self, hidden: Tensor) -> Tensor:
-        """Logits (rows, length, vocabulary) of one hidden state (rows, length, width)."""
+        """Logits (…, vocabulary) of hidden states (…, width)."""
         return self.project(self.norm(hidden))
 
     def losses(self, logits: Tensor, hidden: tuple[Tensor, ...], scored: losses.Scored) -> list[Tensor]:
@@ -68,4 +68,6 @@ class Lens:
                     f"The layer-wise term reads hidden states through {self.kind}'s output head, but that head does "
                     "not reproduce the model's logits (a scaled or factored head). Use ascent=final-logit."
                 )
-        return [losses.cross_entropy(self.read(h), scored.tokens.labels, scored.constant) for h in hidden]
+        labels = scored.tokens.labels
+        at = losses.scored_positions(labels)  # the head is the dear part: only where a token is scored
+        return [losses.scored_loss(self.read(h[:, :-1][at]), labels, scored.constant) for h in hidden]

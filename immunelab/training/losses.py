@@ -38,19 +38,25 @@ def forward(model: PreTrainedModel, tokens: Tokens, *, hidden: bool = False) -> 
 
 def cross_entropy(logits: Tensor, labels: Tensor, constant: Tensor | None = None) -> Tensor:
     """Mean over the scored tokens of −log p(token | before it); logits at t−1 predict label t."""
-    targets = labels[:, 1:].reshape(-1)
-    scored = targets != IGNORED
-    if not bool(scored.any()):
-        raise UserError(
-            "No token of the batch is scored: every label is masked (an empty answer, or a pair of equals)."
-        )
-    flat = logits[:, :-1].reshape(-1, logits.shape[-1])
-    flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+    return scored_loss(logits[:, :-1][scored_positions(labels)], labels, constant)
+
+
+def scored_positions(labels: Tensor) -> Tensor:
+    """Where (rows, length − 1) a position predicts a token that is scored; a UserError if none does."""
+    found = labels[:, 1:] != IGNORED
+    if not bool(found.any()):
+        raise UserError("No token of the batch is scored: every label is masked (an empty answer, or a pair of equals).")
+    return found
+
+
+def scored_loss(logits: Tensor, labels: Tensor, constant: Tensor | None = None) -> Tensor:
+    """As `cross_entropy`, from the logits (scored tokens, vocabulary) of the scored positions only."""
+    at = scored_positions(labels)
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     if constant is None:
-        return F.cross_entropy(flat, targets, ignore_index=IGNORED)
-    each = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="none")
-    each = torch.where(constant[:, 1:].reshape(-1), each.new_tensor(math.log(flat.shape[-1])), each)
-    return each[scored].mean()
+        return F.cross_entropy(logits, labels[:, 1:][at])
+    each = F.cross_entropy(logits, labels[:, 1:][at], reduction="none")
+    return torch.where(constant[:, 1:][at], each.new_tensor(math.log(logits.shape[-1])), each).mean()
 
 
 def loss(model: PreTrainedModel, tokens: Tokens | Scored) -> Tensor:
