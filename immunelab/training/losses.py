@@ -45,7 +45,9 @@ def scored_positions(labels: Tensor) -> Tensor:
     """Where (rows, length − 1) a position predicts a token that is scored; a UserError if none does."""
     found = labels[:, 1:] != IGNORED
     if not bool(found.any()):
-        raise UserError("No token of the batch is scored: every label is masked (an empty answer, or a pair of equals).")
+        raise UserError(
+            "No token of the batch is scored: every label is masked (an empty answer, or two equal texts)."
+        )
     return found
 
 
