@@ -85,7 +85,7 @@ def along_steps(picked: pd.DataFrame) -> None:
             thresholds,
             base,
             figure.theme(),
-            marks=cells.marks(read[read["status"] == "done"]),
+            marks=collapse.marks(read[read["status"] == "done"]),
         )
         figure.show(drawn, "collapse-steps", alt=cells.sentence(read))
         cells.table(read, "steps-table")

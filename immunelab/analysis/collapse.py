@@ -6,6 +6,7 @@ Every number is a recorded run's or the mean, minimum and maximum over recorded 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from immunelab.analysis.outcomes import ATTACK, DEFAULT, Thresholds, counts, run
 
 INTENSITY = ("learning_rate", "steps", "samples", "harmful_share")  # what an attack's intensity is made of
 METRICS = ("harmfulness", "utility")
+USABLE = ("done", "queued", "running", "stopping")  # states of runs that figures show
 
 
 def by_step(curves: pd.DataFrame, by: Sequence[str] = ("defense",), metrics: Sequence[str] = METRICS) -> pd.DataFrame:
@@ -60,6 +62,14 @@ def select(curves: pd.DataFrame, choice: Mapping[str, Any]) -> pd.DataFrame:
     return rows
 
 
+def comparable(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """The finished and live attacks that may be drawn together: defenses told apart by their settings, one run per
+    defense, attack and seed; archived runs are left out. `runs` is what `store.queries.runs` returns.
+    """
+    kept = curves[curves["status"].isin(USABLE) & ~curves["archived"].astype(bool)]
+    return without_repeats(variants(runs, kept))
+
+
 def without_repeats(curves: pd.DataFrame) -> pd.DataFrame:
     """One run per defense, attack and seed: a finished one before others, then the newest.
 
@@ -69,6 +79,35 @@ def without_repeats(curves: pd.DataFrame) -> pd.DataFrame:
     keys = [k for k in ("defense", *ATTACK, "seed") if k in runs.columns]
     kept = runs.sort_values(["unfinished", "run_id"], ascending=[True, False]).drop_duplicates(keys)
     return curves[curves["run_id"].isin(kept["run_id"])]
+
+
+def variants(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """`curves` with defenses told apart where one was recorded with several settings: "seam (beta 0.02)".
+
+    Without this, runs of unlike settings would share one band.
+    """
+    specs = {r["run_id"]: json.loads(r["spec"]) for r in runs[runs["kind"] == "immunize"].to_dict("records")}
+    parents = {p for p in curves["immunized_by"].dropna().unique() if p in specs}
+    labels: dict[str, str] = {}
+    for method in {specs[p]["method"] for p in parents}:
+        mine = {p: specs[p]["knobs"] for p in parents if specs[p]["method"] == method}
+        names = sorted({name for knobs in mine.values() for name in knobs})
+        unlike = [n for n in names if len({json.dumps(knobs.get(n)) for knobs in mine.values()}) > 1]
+        for parent, knobs in mine.items():
+            settings = ", ".join(f"{n.replace('_', ' ')} {_plain(knobs.get(n))}" for n in unlike)
+            labels[parent] = f"{method} ({settings})" if settings else method
+    named = curves["immunized_by"].map(labels)
+    return curves.assign(defense=named.fillna(curves["defense"]))
+
+
+def marks(read: pd.DataFrame) -> pd.DataFrame | None:
+    """A mark at the end of each defense's curve: its worst outcome over seeds."""
+    rows = []
+    for defense, mine in read.dropna(subset=["outcome"]).groupby("defense"):
+        metric = "harmfulness" if str(worst(mine["outcome"])).startswith("broken") else "utility"
+        at = {"defense": defense, "step": mine["final_step"].max(), "metric": metric}
+        rows.append(at | {"mean": mine[metric].mean(), "outcome": worst(mine["outcome"])})
+    return pd.DataFrame(rows) if rows else None
 
 
 def missing(
@@ -88,3 +127,7 @@ def _bands(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str]) -> pd.Da
     long = rows.melt(id_vars=keys, value_vars=list(metrics), var_name="metric", value_name="value")
     grouped = long.dropna(subset=["value"]).groupby([*keys, "metric"], sort=True)["value"]
     return grouped.agg(mean="mean", low="min", high="max", n="count").reset_index()
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

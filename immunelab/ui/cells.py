@@ -1,4 +1,4 @@
-"""Outcomes on the Collapse page: marks on the curve, the table of runs, and a sentence for screen readers."""
+"""Outcomes on the Collapse page: the table of runs, and a sentence for screen readers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,8 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis.collapse import describe
-from immunelab.analysis.outcomes import worst
 from immunelab.ui import navigation
 from immunelab.ui.charts import title_of
-
-
-def marks(read: pd.DataFrame) -> pd.DataFrame | None:
-    """A mark at the end of each defense's curve: its worst outcome over seeds."""
-    rows = []
-    for defense, mine in read.dropna(subset=["outcome"]).groupby("defense"):
-        metric = "harmfulness" if str(worst(mine["outcome"])).startswith("broken") else "utility"
-        at = {"defense": defense, "step": mine["final_step"].max(), "metric": metric}
-        rows.append(at | {"mean": mine[metric].mean(), "outcome": worst(mine["outcome"])})
-    return pd.DataFrame(rows) if rows else None
 
 
 def sentence(read: pd.DataFrame) -> str:

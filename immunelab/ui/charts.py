@@ -80,7 +80,7 @@ def collapse(
         line = {"color": INK[theme]["line"], "width": 6}
         figure.add_vline(x=at, line=line, opacity=0.45, layer="below")
     _effort_axis(figure, bands, x, len(heights))
-    return _finish(figure, theme, height=190 * len(metrics) + (60 + 30 * len(defenses) if strip else 0) + 90)
+    return finish(figure, theme, height=190 * len(metrics) + (60 + 30 * len(defenses) if strip else 0) + 90)
 
 
 def traces(
@@ -117,7 +117,7 @@ def traces(
     for column in range(1, columns + 1):
         figure.update_xaxes(title_text=x_title, row=rows, col=column)
     figure.update_annotations(font={"color": INK[theme]["text"], "size": 13}, xanchor="center")
-    return _finish(figure, theme, height=210 * rows + 110)
+    return finish(figure, theme, height=210 * rows + 110)
 
 
 def empty(sentence: str, theme: Theme = "light") -> go.Figure:
@@ -126,13 +126,15 @@ def empty(sentence: str, theme: Theme = "light") -> go.Figure:
     figure.add_annotation(text=sentence, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
-    return _finish(figure, theme, height=180)
+    return finish(figure, theme, height=180)
 
 
-def _finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
+def finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
+    """Our template, a height in pixels, and an identity for every trace: its legend group, axes and role (`meta`)."""
     figure.update_layout(template=template(theme), height=height, uirevision=EVERYTHING, hoversubplots="axis")
     for trace in figure.data:  # a stable uid each: without it an update in place forgets which lines are hidden
         role = "band" if trace.fill else "raw" if trace.opacity else "text" if trace.text is not None else "line"
+        role = trace.meta or role
         trace.uid = f"{trace.legendgroup} {trace.xaxis} {trace.yaxis} {role}"
     figure.update_layout(legend_y=1 + 22 / (height - 104))  # 22 pixels above the plots; more rows push them down
     return figure

@@ -28,8 +28,7 @@ SOURCES = {"Showcase": True, "This lab": False, "Both": None}
 def read(source: str, base_model: str) -> pd.DataFrame:
     """The finished and live attacks to draw, one per defense, attack and seed; archived runs are left out."""
     runs, curves = reads.runs(), reads.curves(SOURCES[source])
-    kept = curves[(curves["base_model"] == base_model) & curves["status"].isin(("done", *reads.ACTIVE))]
-    return collapse.without_repeats(variants(runs, kept[~kept["archived"].astype(bool)]))
+    return collapse.comparable(runs, curves[curves["base_model"] == base_model])
 
 
 def cells(curves: pd.DataFrame) -> frozenset[tuple[object, ...]]:
@@ -129,25 +128,6 @@ def missing_specs(runs: pd.DataFrame, curves: pd.DataFrame, defense: str, choice
     return found
 
 
-def variants(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """`curves` with defenses told apart where one was recorded with several settings: "seam (beta 0.02)".
-
-    Without this, runs of unlike settings would share one band.
-    """
-    specs = {r["run_id"]: json.loads(r["spec"]) for r in runs[runs["kind"] == "immunize"].to_dict("records")}
-    parents = {p for p in curves["immunized_by"].dropna().unique() if p in specs}
-    labels: dict[str, str] = {}
-    for method in {specs[p]["method"] for p in parents}:
-        mine = {p: specs[p]["knobs"] for p in parents if specs[p]["method"] == method}
-        names = sorted({name for knobs in mine.values() for name in knobs})
-        unlike = [n for n in names if len({json.dumps(knobs.get(n)) for knobs in mine.values()}) > 1]
-        for parent, knobs in mine.items():
-            settings = ", ".join(f"{n.replace('_', ' ')} {_plain(knobs.get(n))}" for n in unlike)
-            labels[parent] = f"{method} ({settings})" if settings else method
-    named = curves["immunized_by"].map(labels)
-    return curves.assign(defense=named.fillna(curves["defense"]))
-
-
 def _start(curves: pd.DataFrame) -> dict[str, Any]:
     control = curves[curves["defense"] == "undefended"]
     control = control if len(control) else curves
@@ -163,7 +143,3 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
