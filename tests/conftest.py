@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import small_world
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,19 +87,4 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Use it as `--corpus FOLDER --model fable`. Nothing learned may be expected of it.
     """
-    from immunelab import pretrain
-    from immunelab.corpus import fable, write
-    from immunelab.training import models
-
-    folder = tmp_path_factory.mktemp("world")
-    rows = fable.world(0)
-    groups: dict[tuple[str, str, str], list[str]] = {}
-    for row in rows:
-        items = groups.setdefault((row.stream, row.categories[0], row.split), [])
-        if row.pair_id not in items:
-            items.append(row.pair_id)
-    few = {item for items in groups.values() for item in random.Random(0).sample(items, min(6, len(items)))}
-    write([row for row in rows if row.pair_id in few], folder / "world.jsonl")
-    tokenizer = pretrain.make_tokenizer(rows)
-    models.save(pretrain.make_model(tokenizer, 0), tokenizer, folder / "model")
-    return folder
+    return small_world.make(tmp_path_factory.mktemp("world"))
