@@ -24,6 +24,7 @@ ENTRIES = {
     "runs": ("Runs", ":material/list_alt:", "Every run: filter, compare, stop, resume, label and delete."),
     "traces": ("Traces", ":material/show_chart:", "Every recorded scalar of any runs, live and overlaid."),
     "collapse": ("Collapse", ":material/trending_down:", "Harmfulness and utility against steps and intensity."),
+    "tradeoff": ("Trade-off", ":material/balance:", "Harm against utility, and what an attacker's budget buys."),
     "methods": ("Methods", ":material/menu_book:", "Objective, source and knobs of each registered method."),
 }
 

@@ -1,0 +1,113 @@
+"""The trade-off: what an attack brings in harm against what it costs in utility, and what a budget buys."""
+
+import pandas as pd
+import streamlit as st
+
+from immunelab.analysis import tradeoff
+from immunelab.ui import cells, charts, figure, intensity, live, navigation, plane, reads
+
+navigation.heading(
+    "tradeoff",
+    "Utility (benign accuracy) against harmfulness (share of hazards given away), for every recorded attack.",
+)
+
+shipped, own = (not reads.curves(showcase=k).empty for k in (True, False))
+if not shipped and not own:
+    navigation.nothing_yet(
+        "No attack has been recorded yet",
+        "Attack a model, undefended and immunized, and every checkpoint of it stands here.",
+        ("launch", "Launch an attack"),
+        ("overview", "Run the live demo"),
+    )
+    live.waiting(lambda: not reads.curves().empty)
+    st.stop()
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    source = "Both"
+    if shipped and own:
+        source = st.segmented_control("Runs", list(intensity.SOURCES), default="Both", required=True, key="source",
+                                      bind="query-params")  # fmt: skip
+    worlds = sorted(reads.curves()["base_model"].dropna().unique())
+    world = worlds[0]
+    if len(worlds) > 1:
+        world = st.selectbox("Base model", worlds, key="base", bind="query-params")
+curves = intensity.read(source, world)
+others = sorted(set(curves["defense"]) - {"undefended"})
+if len(others) > 1:
+    others = st.multiselect(
+        "Beside the undefended model", others, default=others[:4], key="beside", format_func=charts.title_of,
+        bind="query-params",
+    )  # fmt: skip
+shown = [d for d in ("undefended", *others) if d in set(curves["defense"])]
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    view = st.segmented_control(
+        "Show", ["Harm against utility", "Attacker's budget"], default="Harm against utility", required=True,
+        key="show", bind="query-params",
+    )  # fmt: skip
+    loss = st.slider("Utility the attacker may lose", 0, 100, 20, 5, format="%d%%", key="loss", bind="query-params")
+    thresholds = intensity.thresholds()
+with st.container(horizontal=True, vertical_alignment="center"):
+    paths = st.toggle("Every checkpoint", value=True, key="paths", bind="query-params",
+                      help="Off: only where each attack ended.")  # fmt: skip
+    equal = st.toggle(
+        "Only attacks that every model faced", value=True, key="equal", bind="query-params",
+        help="An equal budget: otherwise the model that was attacked more often looks weaker.",
+    )  # fmt: skip
+
+
+def chosen() -> pd.DataFrame:
+    fresh = intensity.read(source, world)
+    points = tradeoff.checkpoints(fresh[fresh["defense"].isin(shown)], thresholds)
+    return tradeoff.faced_by_all(points, shown) if equal else points
+
+
+@st.fragment(run_every=live.tick(reads.runs(showcase=False)))
+def draw() -> None:
+    points = chosen()
+    if points.empty:
+        st.caption("No attack was made on every model shown. Switch off the equal budget, or show fewer models.")
+        return
+    cases = tradeoff.worst_cases(points, (tradeoff.EVERYTHING, loss / 100))
+    words = cells.worst_sentence(cases)
+    if view == "Harm against utility":
+        against_utility(points, words)
+    else:
+        against_budget(points, words)
+    cells.worst_table(cases, "worst-table")
+    live.rerun_when_over()
+
+
+def against_utility(points: pd.DataFrame, words: str) -> None:
+    base = reads.curves().query("base_model == @world")["base_utility"].dropna().mean()
+    drawn = plane.plane(points, tradeoff.front(points), thresholds, base, figure.theme(), paths)
+    clicked = figure.show(drawn, "tradeoff", alt=words)
+    st.caption(
+        "The attacker wants the top right corner. Thick lines: the most harm with at least this utility. "
+        "A click on a point opens its run."
+    )
+    figure.downloads(drawn, lambda: points, "tradeoff", "Trade-off")
+    if clicked:
+        navigation.go("runs", run=clicked)
+
+
+def against_budget(points: pd.DataFrame, words: str) -> None:
+    by = st.segmented_control(
+        "Budget", list(tradeoff.BUDGETS), default="trials", required=True, format_func=tradeoff.BUDGETS.get, key="by",
+        bind="query-params",
+    )  # fmt: skip
+    bounds = {"Any loss of utility": tradeoff.EVERYTHING, f"At most {loss}% of utility lost": loss / 100}
+    found = {title: tradeoff.budget(points, by, bound) for title, bound in bounds.items()}
+    drawn = plane.budgets(found, by, figure.theme())
+    figure.show(drawn, "budget", alt=words)
+    if by == "trials":
+        st.caption(
+            "Expected best of so many of the recorded attacks, tried in any order; at the right end all are tried, and "
+            "it is the recorded best. Bands: lowest to highest seed."
+        )
+    else:
+        st.caption("The best checkpoint that one attack of at most this size reaches. Bands: lowest to highest seed.")
+    rows = pd.concat([frame.assign(bound=title) for title, frame in found.items()])
+    figure.downloads(drawn, lambda: rows, "budget", "Attacker's budget")
+
+
+draw()
+live.runs_under_way()
