@@ -48,11 +48,17 @@ def alone(wait: float, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(path: Path, wait: float = READ_WAIT) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that can read this database and nothing else. Busy after `wait` seconds."""
+def reading(path: Path, wait: float = READ_WAIT, memory: str = "") -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that can read this database and nothing else. Busy after `wait` seconds.
+
+    With `memory` (such as "1GB") queries get no more than that, and can't fill the disk in its place.
+    """
     deadline = time.monotonic() + wait
     with alone(wait, path), contextlib.closing(_connect(path, deadline, read_only=True)) as connection:
         connection.execute("SET python_enable_replacements = false")  # SQL can't name this process's variables
+        if memory:
+            connection.execute(f"SET memory_limit = '{memory}'")
+            connection.execute("SET max_temp_directory_size = '0KB'")
         connection.execute("SET lock_configuration = true")
         yield connection
 

@@ -195,6 +195,14 @@ def checkpoints(store: Store, run_id: str) -> pd.DataFrame:
     return frame
 
 
+def schema(store: Store) -> pd.DataFrame:
+    """What a user's SQL can ask about: table, column, type, in the tables' own order."""
+    return store.frame(
+        """SELECT table_name AS "table", column_name AS "column", data_type AS "type" FROM duckdb_columns()
+           WHERE NOT internal AND schema_name = 'main' ORDER BY table_name, column_index"""
+    )
+
+
 def events(store: Store, run_id: str) -> pd.DataFrame:
     """What happened to a run, all attempts: attempt, at, event, data (JSON text)."""
     return store.frame(

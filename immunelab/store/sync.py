@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from immunelab import journal
 from immunelab.errors import UserError
-from immunelab.store import door, folders, migrations, showcase, tables
+from immunelab.store import door, folders, migrations, question, showcase, tables
 from immunelab.store.ingest import Rows
 
 EVERY = 1.0  # seconds between two looks of one process
@@ -98,26 +98,13 @@ class Store:
         with self._reading() as connection:
             return connection.sql(sql, params=params).to_arrow_table()
 
-    def query(self, sql: str, seconds: float = 10.0) -> pd.DataFrame:
-        """A user's SQL: read-only, nothing but this database, ended after `seconds`. Mistakes are UserErrors."""
-        with self._reading() as connection:
-            ended = threading.Event()
-
-            def end() -> None:
-                ended.set()
-                connection.interrupt()
-
-            timer = threading.Timer(seconds, end)
-            timer.start()
-            try:
-                result = connection.execute(sql)
-                return result.df() if result.description else pd.DataFrame()
-            except (duckdb.Error, pa.ArrowException) as error:
-                if ended.is_set():
-                    raise UserError(f"The query took more than {seconds:g} s and was ended.") from None
-                raise UserError(f"The query does not work: {error!s:.600}") from None
-            finally:
-                timer.cancel()
+    def query(
+        self, sql: str, seconds: float = 10.0, most: int | None = None, stop: threading.Event | None = None
+    ) -> pd.DataFrame:
+        """A user's SQL: read-only, nothing but this database, ended after `seconds` or by `stop`. Mistakes are
+        UserErrors. With `most`, one row more comes back where there are more than that, and no further ones."""
+        with self._reading(question.MEMORY) as connection:
+            return question.answer(connection, sql, seconds, most, stop or threading.Event())
 
     def rebuild(self) -> None:
         """Make the database again from the run folders alone, beside the old one, which it then replaces."""
@@ -221,10 +208,10 @@ class Store:
         return shared.known
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _reading(self, memory: str = "") -> Iterator[duckdb.DuckDBPyConnection]:
         if not self.path.exists() or not self._current(door.READ_WAIT):
             self.sync(force=True)
-        with door.reading(self.path) as connection:
+        with door.reading(self.path, memory=memory) as connection:
             yield connection
 
     def _current(self, wait: float) -> bool:

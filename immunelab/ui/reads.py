@@ -67,6 +67,11 @@ def checkpoints(run_id: str) -> pd.DataFrame:
     return ask(lambda: queries.checkpoints(_store(_home()), run_id))
 
 
+def schema() -> pd.DataFrame:
+    """The tables and columns that a user's SQL can ask about."""
+    return ask(lambda: _schema(_home()))
+
+
 def active(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs that are queued or going, the oldest first."""
     return frame[frame["status"].isin(ACTIVE)].sort_values("queued_at")
@@ -133,3 +138,8 @@ def _names(home: str, run_ids: tuple[str, ...]) -> pd.DataFrame:
 @st.cache_data(ttl=LIVE_SECONDS, max_entries=32, show_spinner=False)
 def _points(home: str, run_ids: tuple[str, ...], wanted: tuple[str, ...], phase: str | None) -> pd.DataFrame:
     return queries.points(_store(home), list(run_ids), list(wanted), phase=phase)
+
+
+@st.cache_data(max_entries=8, show_spinner=False)  # a page that waits for a long query must not wait for its schema
+def _schema(home: str) -> pd.DataFrame:
+    return queries.schema(_store(home))

@@ -1,0 +1,90 @@
+"""Query, Data, Gradients and Playground: what each of them promises beyond opening without an error."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from immunelab.store import Store, question
+from tests import made_up
+from tests.test_pages import ok, page, text
+
+
+@pytest.fixture(autouse=True)
+def _own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+
+
+@pytest.fixture
+def full(home: Path) -> list[str]:
+    return made_up.lab(home)
+
+
+def answered(test: AppTest, seconds: float = 20) -> AppTest:
+    """Run the page again until its query is over, as the page does by itself."""
+    end = time.monotonic() + seconds
+    while any(b.key == "stop" for b in test.button):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+        ok(test.run())
+    return test
+
+
+def test_query_shows_rows_and_says_how_many(full: list[str]) -> None:
+    test = answered(page("query", sql="SELECT run_id, kind FROM runs ORDER BY run_id"))
+    assert len(test.dataframe[0].value) == len(full)
+    assert f"{len(full)} rows in" in text(test)
+    assert "learning_rate    double" in text(test)  # the schema stands beside it
+
+
+def test_query_examples_fill_the_box_and_run(full: list[str]) -> None:
+    test = page("query")
+    ok(test.selectbox(key="example").set_value(next(iter(question.QUESTIONS))).run())
+    assert test.text_area(key="sql").value.startswith("SELECT r.defense")
+    assert answered(test).dataframe[0].value["harmfulness"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("asked", question.QUESTIONS)
+def test_every_example_answers(home: Path, full: list[str], asked: str) -> None:
+    store = Store(home)
+    store.sync(force=True)
+    frame = store.query(question.QUESTIONS[asked], most=100)
+    assert len(frame) or "failed" in asked
+
+
+def test_query_tells_what_is_wrong_in_a_sentence(full: list[str]) -> None:
+    test = answered(page("query", sql="COPY runs TO 'stolen.csv'"))
+    assert "query does not work" in test.error[0].value
+    test.text_area(key="sql").set_value("SELECT * FROM rnus")
+    ok(next(b for b in test.button if b.label == "Run").click().run())
+    assert "rnus" in answered(test).error[0].value
+
+
+def test_query_says_where_it_cuts(full: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    test = answered(page("query", sql="SELECT range AS a, 1 AS a FROM range(1000000000)"))
+    assert len(test.dataframe[0].value) == 10_000
+    assert list(test.dataframe[0].value.columns) == ["a", "a_1"]
+    assert "There are more: at most 10,000" in text(test)
+
+
+def test_a_long_query_is_stopped(full: list[str]) -> None:
+    test = page("query", sql="SELECT count(*) FROM range(100000000) a, range(100000) b")
+    began = time.monotonic()
+    ok(test.button(key="stop").click().run())
+    assert "The query was stopped" in answered(test).error[0].value
+    assert time.monotonic() - began < 5
+
+
+def test_a_question_can_be_ended_and_capped_below_the_page(home: Path, full: list[str]) -> None:
+    store = Store(home)
+    store.sync(force=True)
+    assert len(store.query("SELECT * FROM range(5)", most=5)) == 5
+    assert len(store.query("SELECT * FROM range(5000)", most=2999)) == 3000
+    assert store.query("SELECT 1 AS one WHERE false", most=5).columns.tolist() == ["one"]
+    for sql, words in (("", "empty"), ("SELECT * FROM range(900000000) ORDER BY hash(range)", "memory|took more")):
+        with pytest.raises(question.UserError, match=words):
+            store.query(sql, most=5, seconds=30)
+    assert not list(home.glob("*.tmp/*"))
