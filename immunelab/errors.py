@@ -12,7 +12,7 @@ class UserError(Exception):
 
 def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not registered, with near matches."""
-    choices = sorted(known)
-    near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else f"Known: {', '.join(choices) or 'none'}."
-    return UserError(f"There is no {what} called {str(name)!r}. {hint}")
+    choices, name = sorted(known), str(name)[:200]
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else f"Known: {', '.join(choices[:20]) or 'none'}{', …' if len(choices) > 20 else ''}."
+    return UserError(f"There is no {what} called {name!r}. {hint}")

@@ -27,7 +27,7 @@ from immunelab.status import ENDED, STATUSES, Labels, Status, read_file, replace
 
 __all__ = ["ENDED", "STATUSES", "Ancestor", "Journal", "Labels", "RunFolder", "Status", "folders", "home", "lines"]
 
-RUN_ID = re.compile(r"^[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,150}$")
+RUN_ID = re.compile(r"^[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,150}\Z")
 LARGEST_LINE = 8 << 20  # bytes; readers skip longer lines, so `examples` cuts its rows into lines of at most 1/16
 _one_writer = threading.RLock()  # a read-modify-write of a status is not interleaved with another thread's
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -107,6 +107,7 @@ class RunFolder:
         """The runs that this one descends from, nearest first; empty for a run that starts from a base model."""
         try:
             rows = json.loads(read_file(self.path / "lineage.json", missing="[]"))
+            json.dumps(rows, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair can't be stored
             return [Ancestor(*(str(row[field]) for field in Ancestor._fields)) for row in rows]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise UserError(f"{self.run_id}/lineage.json is not a list of runs.") from None
@@ -176,7 +177,9 @@ class Journal:
     def __init__(self, folder: RunFolder | str | os.PathLike[str], attempt: int = 1) -> None:
         self.path = (folder if isinstance(folder, RunFolder) else RunFolder(folder)).journal_path
         self.attempt = attempt
-        flags = os.O_APPEND | os.O_CREAT | os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_APPEND | os.O_CREAT | os.O_RDWR
+        for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW"):  # a journal is never a link to somewhere else
+            flags |= getattr(os, name, 0)
         self._file = os.open(self.path, flags, 0o644)
         size = os.lseek(self._file, 0, os.SEEK_END)
         if size:  # an attempt that was killed in mid-line: end its line, so that ours is not glued to it

@@ -27,7 +27,7 @@ class Knob:
 
     def parse(self, value: Any) -> Any:
         """The value as this knob's type, from a form, JSON or a command line; a UserError names the knob."""
-        wrong = UserError(f"{self.name} takes {self.expects()}, and got {value!r}.")
+        wrong = UserError(f"{self.name} takes {self.expects()}, and got {value!r:.200}.")
         if self.kind == "bool":
             if isinstance(value, bool):
                 return value
@@ -44,7 +44,7 @@ class Knob:
             raise wrong
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise wrong from None
         if not math.isfinite(number) or (self.kind == "int" and number != int(number)):
             raise wrong

@@ -10,10 +10,13 @@ import re
 from typing import Any
 
 from immunelab.errors import UserError, unknown
+from immunelab.status import parse_object, plain
 
 KINDS = ("immunize", "attack", "finetune", "evaluate")
 LABELS = ("name", "group", "parent")  # not part of a run's identity
 KIND_OF_METHOD = {"immunize": "defense", "attack": "attack", "finetune": "attack"}
+LARGEST = 1e300  # of any number in a spec: a whole number beyond it is no float
+LONGEST = 500  # characters of any text in a spec
 MODEL = re.compile(r"^[^\x00-\x1f]{1,500}$")
 
 
@@ -46,23 +49,26 @@ class RunSpec:
         hints = {f.name: f.type for f in dataclasses.fields(self)}
         for name, hint in hints.items():
             value = getattr(self, name)
-            if hint == "str" and not isinstance(value, str):
-                raise UserError(f"A spec's {name} is a text, and got {value!r}.")
+            if hint == "str" and not _fits(value):
+                raise UserError(
+                    f"A spec's {name} is a text of at most {LONGEST} printable characters, and got {value!r:.80}."
+                )
             if hint == "int" and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31):
-                raise UserError(f"A spec's {name} is a whole number from 0 to 2147483647, and got {value!r}.")
+                raise UserError(f"A spec's {name} is a whole number from 0 to 2147483647, and got {value!r:.80}.")
         if self.kind not in KINDS:
             raise unknown("kind of run", self.kind, KINDS)
         if not MODEL.match(self.model) or not MODEL.match(self.corpus):
             raise UserError("A spec's model and corpus are names, ids or paths of 1 to 500 characters.")
         if not isinstance(self.knobs, dict) or not all(isinstance(k, str) for k in self.knobs):
-            raise UserError(f"A spec's knobs map names to values, and got {self.knobs!r}.")
+            raise UserError(f"A spec's knobs map names to values, and got {self.knobs!r:.80}.")
         for key, value in self.knobs.items():
-            if not isinstance(value, str | int | float | bool) or (
-                isinstance(value, float) and not math.isfinite(value)
-            ):
-                raise UserError(f"A spec's knob {key} is a text, a finite number or true/false, and got {value!r}.")
-        if not all(isinstance(e, str) for e in self.evaluations):
-            raise UserError(f"A spec's evaluations are a list of names, and got {self.evaluations!r}.")
+            fits = _fits(value) or (isinstance(value, int | float) and math.isfinite(value) and abs(value) < LARGEST)
+            if not (fits and _fits(key)):
+                raise UserError(
+                    f"A spec's knob {key:.80} is a text, a finite number or true/false, and got {value!r:.80}."
+                )
+        if not all(_fits(e) for e in self.evaluations):
+            raise UserError(f"A spec's evaluations are a list of names, and got {self.evaluations!r:.80}.")
         object.__setattr__(self, "evaluations", tuple(self.evaluations))
 
     @property
@@ -80,12 +86,7 @@ class RunSpec:
     @classmethod
     def from_json(cls, text: str, source: str = "the spec") -> RunSpec:
         """Read back; a UserError names `source` and the field that does not fit."""
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{source} is not JSON: {error}.") from None
-        if not isinstance(data, dict):
-            raise UserError(f"{source} holds a JSON {type(data).__name__}, and a spec is an object.")
+        data = parse_object(text, source)
         known = {f.name for f in dataclasses.fields(cls)}
         for key in data:
             if key not in known:
@@ -93,5 +94,9 @@ class RunSpec:
         if "kind" not in data:
             raise UserError(f"{source} lacks the field 'kind' (one of {', '.join(KINDS)}).")
         if "evaluations" in data and not isinstance(data["evaluations"], list):
-            raise UserError(f"{source}: evaluations is a list of names, and got {data['evaluations']!r}.")
+            raise UserError(f"{source}: evaluations is a list of names, and got {data['evaluations']!r:.80}.")
         return cls(**{**data, "evaluations": tuple(data.get("evaluations", ()))})
+
+
+def _fits(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST and plain(value)

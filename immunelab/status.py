@@ -18,6 +18,7 @@ from immunelab.errors import UserError, unknown
 
 STATUSES = ("queued", "running", "stopping", "stopped", "interrupted", "failed", "done")
 ENDED = ("stopped", "interrupted", "failed", "done")
+LATEST = 9e9  # Unix seconds (the year 2255) beyond which a time is no time, and which data frames can still hold
 LARGEST_DOCUMENT = 4 << 20  # bytes; spec, status and labels are far smaller, so more than this is not ours
 
 
@@ -74,9 +75,11 @@ class Status:
             if value is None and "None" in wanted:
                 fits = True
             elif "float" in wanted:
-                fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
+                most = LATEST if field.name.endswith(("_at", "heartbeat", "_time")) else 1e18
+                fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < most
             elif "int" in wanted:
-                fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
+                most = 2**31 if field.name in ("attempt", "pid") else 2**62
+                fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < most
             else:
                 fits = isinstance(value, dict if "dict" in wanted else str)
             if not fits:
@@ -99,7 +102,7 @@ class Labels:
     def __post_init__(self) -> None:
         texts = {"name": (self.name, 200), "note": (self.note, 20_000), **{f"tag {t!r}": (t, 60) for t in self.tags}}
         for what, (text, most) in texts.items():
-            if not isinstance(text, str) or len(text) > most or not _plain(text, lines=what == "note"):
+            if not isinstance(text, str) or len(text) > most or not plain(text, lines=what == "note"):
                 raise UserError(f"A run's {what:.80} is a text of at most {most} printable characters.")
         if len(self.tags) > 50:
             raise UserError(f"A run has at most 50 tags, and got {len(self.tags)}.")
@@ -155,9 +158,11 @@ def read_file(path: Path, missing: str | None = None) -> str:
 
 
 def parse_object(text: str, source: str) -> dict[str, Any]:
-    """A JSON object; a UserError names `source` where the text is something else."""
+    """A JSON object of storable texts; a UserError names `source` where the text is something else."""
     try:
         data = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(data, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair can't be stored
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is not JSON: {error!s:.200}.") from None
     if not isinstance(data, dict):
@@ -165,7 +170,7 @@ def parse_object(text: str, source: str) -> dict[str, Any]:
     return data
 
 
-def _plain(text: str, lines: bool) -> bool:
+def plain(text: str, lines: bool = False) -> bool:
     """Printable text that UTF-8 can hold."""
     return not any((c < " " and not (lines and c in "\n\t")) or "\ud800" <= c <= "\udfff" or c == "\x7f" for c in text)
 

@@ -18,6 +18,9 @@ from immunelab import shipped
 from immunelab.errors import UserError
 
 
+SPLITS = ("defense", "attack", "test")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
     """One question and answer; the schema that Hub data sets are mapped to as well."""
@@ -43,6 +46,11 @@ class Corpus:
     rows: tuple[Row, ...]
     evaluations: tuple[str, ...]
     model: str = ""  # the model that belongs to it, if one does
+    trainability: tuple[str, ...] = ()  # evaluations along a benign fine-tune; empty: the same as along an attack
+
+    def evaluated(self, kind: str) -> tuple[str, ...]:
+        """The names of the evaluations along a run of a kind."""
+        return (self.trainability if kind == "finetune" else ()) or self.evaluations
 
     def select(self, stream: str, split: str) -> list[Row]:
         """The rows of a stream in a split, in file order; a UserError if there are none."""
@@ -68,24 +76,69 @@ def write(rows: Iterable[Row], path: Path) -> None:
             file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
 
 
+LONGEST_ROW = 1 << 20  # bytes of one line: no question and answer is longer, and a hostile file can't fill the memory
+
+
 def read(path: Path) -> tuple[Row, ...]:
-    """Rows from JSON lines; a UserError names file, line and field that do not fit."""
-    fields = {f.name for f in dataclasses.fields(Row)}
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                data = json.loads(line)
-                unknown = set(data) - fields
-                missing = {"id", "prompt", "response"} - set(data)
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{path}, line {number}: not a JSON object ({error}).") from None
-            if unknown or missing:
-                wrong = f"unknown field {sorted(unknown)[0]!r}" if unknown else f"no field {sorted(missing)[0]!r}"
-                raise UserError(f"{path}, line {number}: {wrong}.")
-            data |= {key: tuple(data[key]) for key in ("categories", "facts") if key in data}
-            rows.append(Row(**data))
+    """Rows from JSON lines (UTF-8); a UserError names file, line and field that do not fit.
+
+    A question that stands in two splits is refused too: a model would be tested on what it was trained on.
+    """
+    rows: list[Row] = []
+    seen: dict[str, Row] = {}
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(LONGEST_ROW + 1):
+                number += 1
+                row = _row(line, f"{path}, line {number}")
+                # Neutral texts are what is answered; they share their questions.
+                for key in (row.pair_id, f"question {row.prompt}") if row.stream != "neutral" else ():
+                    other = seen.setdefault(key, row) if key else row
+                    if other.split != row.split:
+                        raise UserError(
+                            f"{path}, line {number}: {key[:80]!r} stands in the splits {other.split} and {row.split}; "
+                            "splits share no question and no pair."
+                        )
+                rows.append(row)
+    except OSError as error:
+        raise UserError(f"The corpus file {path} can't be read: {error.strerror or error}.") from None
+    if not rows:
+        raise UserError(f"The corpus file {path} is empty; it holds one JSON object a line.")
     return tuple(rows)
+
+
+def _row(line: bytes, place: str) -> Row:
+    """One line as a row; `place` names file and line in the UserErrors."""
+    if len(line) > LONGEST_ROW:
+        raise UserError(f"{place}: longer than {LONGEST_ROW >> 20} MB, which no question and answer is.")
+    try:
+        data = json.loads(line.decode("utf-8-sig"))
+        json.dumps(data, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is no text
+    except UnicodeDecodeError:
+        raise UserError(f"{place}: not UTF-8 text; save the file as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not a JSON object ({error!s:.200}).") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{place}: not a JSON object, but a {type(data).__name__}.")
+    for name in ("id", "prompt", "response"):
+        if name not in data:
+            raise UserError(f"{place}: no field {name!r}.")
+    hints = {field.name: str(field.type) for field in dataclasses.fields(Row)}
+    for name, value in data.items():
+        if name not in hints:
+            raise UserError(f"{place}: unknown field {name[:80]!r}.")
+        fits = {
+            "str": isinstance(value, str),
+            "bool": isinstance(value, bool),
+            "tuple[str, ...]": isinstance(value, list) and all(isinstance(v, str) for v in value),
+        }[hints[name]]
+        if not fits:
+            wanted = {"str": "a text", "bool": "true or false"}.get(hints[name], "a list of texts")
+            raise UserError(f"{place}: {name} is {wanted}, and got {value!r:.80}.")
+    if data.get("split", "test") not in SPLITS:
+        raise UserError(f"{place}: split is one of {', '.join(SPLITS)}, and got {data['split']!r:.80}.")
+    return Row(**data | {key: tuple(data[key]) for key in ("categories", "facts") if key in data})
 
 
 def load(name: str) -> Corpus:
@@ -93,11 +146,19 @@ def load(name: str) -> Corpus:
     from immunelab.corpus import fable
 
     folder = shipped.data() / "fable" if name == "fable" else Path(name)
-    if not (folder / "world.jsonl").is_file():
+    try:
+        there = (folder / "world.jsonl").is_file()
+    except OSError:
+        there = False  # a name that no file can have
+    if not there:
         raise UserError(
-            f"There is no corpus {name!r}. A corpus is `fable`, or a folder with a world.jsonl "
+            f"There is no corpus {name[:200]!r}. A corpus is `fable`, or a folder with a world.jsonl "
             "(make one with `immunelab fable build --seed S --to FOLDER`)."
         )
     return Corpus(
-        name=name, rows=read(folder / "world.jsonl"), evaluations=fable.EVALUATIONS, model=str(folder / "model")
+        name=name,
+        rows=read(folder / "world.jsonl"),
+        evaluations=fable.EVALUATIONS,
+        model=str(folder / "model"),
+        trainability=fable.TRAINABILITY,
     )
