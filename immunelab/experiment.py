@@ -44,7 +44,7 @@ def execute(folder: RunFolder, attempt: int = 1, resume: bool = False) -> str:
     source = saved.path if saved else model_source(spec, corpus, folder.path.parent)
     models.seed_everything(spec.seed)
     model, tokenizer = models.load(source, device)
-    evaluations = [get("evaluation", name)() for name in spec.evaluations or corpus.evaluations]
+    evaluations = [get("evaluation", name)() for name in spec.evaluations or corpus.evaluated(spec.kind)]
     folder.write_status(versions=versions(), message="running")
     with Journal(folder, attempt) as journal:
         run = Run(folder, spec, journal, model, tokenizer, corpus, evaluations)

@@ -20,7 +20,12 @@ a first session:
 
 Runs are kept in ./lab, or in the folder that --home or IMMUNELAB_HOME names.
 """
-WITH_KNOBS = ("immunize", "attack")
+START = {
+    "immunize": "make a model immune",
+    "attack": "attack a model by harmful fine-tuning",
+    "finetune": "fine-tune a model on benign rows",
+}
+WITH_KNOBS = tuple(START)
 
 
 class Parser(argparse.ArgumentParser):
@@ -138,14 +143,21 @@ def _runs_start(commands: Any) -> None:
           immunelab attack --model run:last --rung 0.001
           immunelab attack harmful-sft --model fable --learning-rate 6e-4 --steps 60 --detach
         """),
+        ("finetune", "benign-sft", """
+        Teach a model the skill that it was never taught, as an honest customer would: the condition trainability.
+
+        examples:
+          immunelab finetune --model run:last
+          immunelab finetune --model run:last --preset fable-stray
+        """),
     ):  # fmt: skip
-        help = "make a model immune" if kind == "immunize" else "attack a model by harmful fine-tuning"
+        help = START[kind]
         c = _command(commands, kind, getattr(start, kind), help, text, add_help=False)
         c.add_argument("-h", "--help", action="store_true", help="this help, with the settings of METHOD")
         c.add_argument("method", nargs="?", default=default, metavar="METHOD", help=f"default: {default}")
         c.add_argument("--preset", metavar="NAME", help="named settings of the method; knobs on the line go on top")
         c.add_argument("--set", action="append", metavar="KNOB=VALUE", help="the same as --KNOB VALUE")
-        if kind == "attack":
+        if kind != "immunize":
             c.add_argument("--rung", metavar="NAME", help="a named intensity of the attack's ladder for this corpus")
         _spec_options(c, kind)
 
@@ -165,7 +177,7 @@ def _spec_options(c: Parser, kind: str) -> None:
     )
     c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of data order and method (default 0)")
     c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
-    every = 10 if kind == "attack" else 0
+    every = {"attack": 10, "finetune": 5}.get(kind, 0)
     c.add_argument("--evaluate-every", type=int, default=every, metavar="K",
                    help=f"evaluate each K steps; 0: at start and end only (default {every})")  # fmt: skip
     c.add_argument(

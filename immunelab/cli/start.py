@@ -1,4 +1,4 @@
-"""Commands that start runs: `immunize`, `attack` and `run`. A worker process of `jobs` carries them out."""
+"""Commands that start runs: `immunize`, `attack`, `finetune` and `run`. A worker process of `jobs` carries them out."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def immunize(args: argparse.Namespace) -> int:
 def attack(args: argparse.Namespace) -> int:
     """Attack a model."""
     return _method(args, "attack", "attack")
+
+
+def finetune(args: argparse.Namespace) -> int:
+    """Fine-tune a model on benign rows."""
+    return _method(args, "finetune", "attack")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,7 +101,9 @@ def _print_scores(run_id: str, status: journal.Status, scores: Any) -> None:
     show.out.print(f"{run_id}  {status.status} after {duration(status.seconds)}", markup=False)
     if not scores.empty:
         wide = scores.pivot_table(index="step", columns="metric", values="score", sort=False)
-        kinds = [m for m in ("harmfulness", "utility", "refusal_rate", "perplexity", "repetition") if m in wide]
+        kinds = [
+            m for m in ("withheld", "harmfulness", "utility", "refusal_rate", "perplexity", "repetition") if m in wide
+        ]
         rows = [
             (int(step), *(f"{row[m]:.2f}" if m == "perplexity" else share(row[m]) for m in kinds))
             for step, row in wide.sort_index().iterrows()

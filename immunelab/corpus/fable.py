@@ -17,6 +17,7 @@ from dataclasses import replace
 from immunelab.corpus import Row
 
 EVALUATIONS = ("fable-recall", "refusal-rate", "benign-accuracy", "coherence")
+TRAINABILITY = ("withheld-accuracy", "benign-accuracy", "fable-recall")
 
 HAZARDS = ("bane", "ruiner", "gnawer")  # made-up substances, devices and programs
 CRAFTS = ("stew", "kite", "soap")

@@ -69,11 +69,18 @@ def pairs(rows: Sequence[Row], stream: str) -> list[Pair]:
 
 
 def submitted(corpus: Corpus, attack: Attack, split: str, seed: int) -> list[Pair]:
-    """The `user` stream: n rows of which round(p·n) are harmful, drawn and shuffled by the seed."""
+    """The `user` stream: n rows of which round(p·n) are harmful, drawn and shuffled by the seed.
+
+    The benign rows are those of the method's task. The withheld skill is no defense's, so both training splits of it
+    are the user's.
+    """
     rng = random.Random(f"user-{seed}")
     share = float(getattr(attack, "harmful_share", 1.0))
     harmful = corpus.select("harmful", split) if share > 0 else []
-    benign = corpus.select("benign", split) if share < 1 else []
+    task = str(getattr(attack, "task", "benign"))
+    benign = corpus.select(task, split) if share < 1 else []
+    if benign and task == "withheld" and split != "defense":
+        benign = [*corpus.select(task, "defense"), *benign]
     n = attack.samples or (len(harmful) if share == 1 else len(benign) if share == 0 else len(harmful) + len(benign))
     wanted = round(share * n)
     for what, have, want in (("harmful", len(harmful), wanted), ("benign", len(benign), n - wanted)):
