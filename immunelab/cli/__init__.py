@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from immunelab.cli.parser import parse
 from immunelab.errors import UserError
+from immunelab.jobs import failures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,4 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) left; keep the interpreter from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (*failures.FULL, *failures.FORBIDDEN):
+            raise
+        print(f"immunelab: {failures.sentence(error)}", file=sys.stderr)
+        return 2
     return code

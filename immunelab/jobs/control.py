@@ -92,7 +92,7 @@ def stop(
     """
     place = journal.home(home)
     folder = RunFolder.open(place, run_id)
-    with processes.changing(place):
+    with processes.changing(place), failures.told():
         status = folder.status()
         if status.ended:
             return status
@@ -109,7 +109,7 @@ def resume(run_id: str, home: Path | str | None = None, command: Sequence[str] |
     """Go on with a run that is stopped, interrupted or failed, from its last checkpoint, as its next attempt."""
     place = journal.home(home)
     folder = RunFolder.open(place, run_id)
-    with processes.changing(place):
+    with processes.changing(place), failures.told():
         status = folder.status()
         if status.status == "done":
             raise UserError(f"The run {run_id} is done; duplicate it to run it again.")
@@ -136,12 +136,13 @@ def delete(run_id: str, home: Path | str | None = None) -> int:
     """Delete a run with everything it wrote; returns the bytes freed. A UserError while it is not ended."""
     place = journal.home(home)
     folder = RunFolder.open(place, run_id)
-    with processes.changing(place):
-        _must_have_ended(folder)
-        size = _size(folder.path)
-        gone = folder.path.with_name(f".deleted-{run_id}")
-        folder.path.rename(gone)  # it disappears at once, even if removing its files is cut short
-    shutil.rmtree(gone)
+    with failures.told():
+        with processes.changing(place):
+            _must_have_ended(folder)
+            size = _size(folder.path)
+            gone = folder.path.with_name(f".deleted-{run_id}")
+            folder.path.rename(gone)  # it disappears at once, even if removing its files is cut short
+        shutil.rmtree(gone)
     return size
 
 
@@ -149,11 +150,16 @@ def drop_checkpoints(run_id: str, home: Path | str | None = None) -> int:
     """Delete a run's checkpoints and keep its record; returns the bytes freed. It can't be attacked afterwards."""
     place = journal.home(home)
     folder = RunFolder.open(place, run_id)
-    with processes.changing(place):
+    with processes.changing(place), failures.told():
         _must_have_ended(folder)
+        if folder.checkpoints.is_symlink():
+            raise UserError(f"The checkpoints of {run_id} are a link to another place; delete them there.")
         size = _size(folder.checkpoints)
         for checkpoint in folder.checkpoints.glob("*"):
-            shutil.rmtree(checkpoint)
+            if checkpoint.is_dir() and not checkpoint.is_symlink():
+                shutil.rmtree(checkpoint)
+            else:
+                checkpoint.unlink()  # a link itself, never what it points to
     return size
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 
 from immunelab.errors import UserError
 
@@ -34,6 +36,15 @@ def sentence(error: BaseException) -> str:
         )
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:500]}" if text else f"{type(error).__name__} (log.txt has the traceback)."
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """What the system refuses inside (no room, no permission) is a UserError with its sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(sentence(error)) from None
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -89,7 +89,7 @@ def start(home: Path, folders: Sequence[RunFolder], command: Sequence[str] | Non
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
     line = [*(command or WORKER), *(f.run_id for f in folders), "--home", str(home)]
-    with folders[0].log_path.open("ab") as log:
+    with open(folders[0].log_path, "ab", opener=_no_link) as log:
         child = subprocess.Popen(
             line,
             stdin=subprocess.DEVNULL,
@@ -105,6 +105,10 @@ def start(home: Path, folders: Sequence[RunFolder], command: Sequence[str] | Non
         born = psutil.Process(child.pid).create_time()
         for folder in folders:
             folder.write_status(pid=child.pid, create_time=born, host=HOST)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
 
 
 def reap() -> None:

@@ -97,7 +97,8 @@ class _Worker:
                 _last_word(folder, "stopped" if asked else "interrupted", message=text)
                 raise
             except Exception as error:  # noqa: BLE001 - a run may fail in any way: record it, go on with the next
-                traceback.print_exc(limit=0 if isinstance(error, UserError) else None)
+                with contextlib.suppress(OSError):  # a full disk has no room for the log; the status has its own
+                    traceback.print_exc(limit=0 if isinstance(error, UserError) else None)
                 _last_word(folder, "failed", error=failures.sentence(error))
         self._leave(folder)
 
@@ -206,7 +207,8 @@ def _last_word(folder: RunFolder, status: str, **words: str) -> None:
     try:
         finish(folder, status, **words)
     except (UserError, OSError):
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
 
 
 def _experiment() -> Execute:
@@ -217,9 +219,19 @@ def _experiment() -> Execute:
 
 @contextlib.contextmanager
 def _output_to(folder: RunFolder) -> Iterator[None]:
-    """Standard output and error, those of C libraries and child processes too, go to the run's log."""
-    with folder.log_path.open("a", encoding="utf-8", buffering=1) as log:
-        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} attempt {folder.recorded().attempt} ---\n")
+    """Standard output and error, those of C libraries and child processes too, go to the run's log.
+
+    On a full disk the log may end early; that is no reason to lose the run's last word, or the runs that follow.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        target = os.open(folder.log_path, flags, 0o644)
+    except OSError:
+        target = os.open(os.devnull, os.O_WRONLY)  # what can't be logged is told by the status
+    log = open(target, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed below, where it may fail
+    try:
+        with contextlib.suppress(OSError):
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} attempt {folder.recorded().attempt} ---\n")
         kept = [os.dup(1), os.dup(2)]
         try:
             _turn_output([log.fileno()] * 2)
@@ -229,11 +241,15 @@ def _output_to(folder: RunFolder) -> Iterator[None]:
             _turn_output(kept)
             for descriptor in kept:
                 os.close(descriptor)
+    finally:
+        with contextlib.suppress(OSError):
+            log.close()
 
 
 def _turn_output(targets: list[int]) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     for descriptor, target in zip((1, 2), targets, strict=True):
         os.dup2(target, descriptor)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,38 +18,103 @@ from immunelab.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+LARGEST_DOCUMENT = 64 << 20  # bytes of a model's JSON files other than the tokenizer
+WHAT_A_MODEL_IS = (
+    "A model is `fable`, `run:<run id>`, a folder with config.json, tokenizer and safetensors weights, or a Hub id that "
+    "this machine can reach."
+)
+
 
 def load(source: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM in fp32 and its tokenizer, from a local folder or a Hub id; a UserError says what is missing."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = Path(source)
-    is_local = folder.is_dir()
-    if is_local:
-        _check_folder(folder)
+    is_local = _check_source(source)
+    where: dict[str, Any] = {"local_files_only": is_local, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=is_local, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(source), local_files_only=is_local, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise UserError(
-            f"The model {str(source)!r} cannot be loaded: {reason} A model is `fable`, `run:<run id>`, a folder with "
-            "config.json, tokenizer and safetensors weights, or a Hub id that this machine can reach."
-        ) from None
+        config = AutoConfig.from_pretrained(str(source), **where)
+        if "/" in str(getattr(config, "_attn_implementation", "") or ""):
+            raise ValueError("its config names attention code on the Hub, which would be run.")
+        tokenizer = AutoTokenizer.from_pretrained(str(source), **where)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(source), config=config, use_safetensors=True, dtype=torch.float32, ignore_mismatched_sizes=True,
+            output_loading_info=True, **where,
+        )  # fmt: skip
+        _check_whole(found)
+        if tokenizer.chat_template:  # in a sandbox; what it may not do is found out now
+            tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    except Exception as error:  # a spoiled file makes these libraries raise anything at all
+        if isinstance(error, MemoryError | UserError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise UserError(f"The model {str(source)[:300]!r} cannot be loaded: {_reason(error)} {WHAT_A_MODEL_IS}") from None
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"The tokenizer of {source} has neither a padding nor an end-of-text token.")
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(torch.device(device)), tokenizer  # type: ignore[arg-type]  # wrongly typed in transformers
+    return model.to(torch.device(device)), tokenizer
 
 
-def _check_folder(folder: Path) -> None:
+def _check_source(source: str | Path) -> bool:
+    """Whether the source is a folder here; a UserError if it is one that no model should be read from."""
+    folder = Path(source)
+    try:
+        if not folder.is_dir():
+            return False
+    except OSError:
+        raise UserError(f"No model can be called {str(source)[:80]!r}…. {WHAT_A_MODEL_IS}") from None
     if not (folder / "config.json").is_file():
         raise UserError(f"The folder {folder} holds no config.json, so it is not a Hugging Face model.")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"The folder {folder} holds no .safetensors file; pickled weights (.bin, .pt) are not loaded.")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"The folder {folder} holds an adapter of another model; merge it into the weights first.")
+    whole = folder.resolve()
+    # The Hub's cache is made of links from `snapshots/<commit>/` to `blobs/` beside it.
+    allowed = [whole, whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [whole]
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+            raise UserError(f"In the model folder {folder}, {path.name} is a link to outside of it; copy the file in.")
+    for name in ("config.json", "tokenizer_config.json", "model.safetensors.index.json"):
+        if (folder / name).is_file():
+            _check_document(folder / name)
+    return True
+
+
+def _check_document(path: Path) -> None:
+    """A JSON object that names no file outside its folder."""
+    try:
+        if path.stat().st_size > LARGEST_DOCUMENT:
+            raise ValueError("it is too large")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise TypeError("it is not an object")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} can't be read: {error!s:.200}.") from None
+    weights = data.get("weight_map", {})
+    named = list(weights.values()) if isinstance(weights, dict) else [weights]
+    named += [value for key, value in data.items() if key.endswith("_file") and value is not None]
+    for name in named:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{path} names a file outside of its folder: {name!r:.200}.")
+
+
+def _check_whole(found: dict[str, Any]) -> None:
+    """A ValueError if weights are missing or of another shape: they would be random."""
+    for what, keys in (("of another shape than config.json says", "mismatched_keys"), ("missing", "missing_keys")):
+        names = sorted(str(key[0] if isinstance(key, tuple | list) else key) for key in found.get(keys) or ())
+        if names:
+            raise ValueError(f"{len(names)} of its weights are {what}, {names[0]} among them.")
+
+
+def _reason(error: Exception) -> str:
+    """One sentence from what a library said."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines[:2])[:300]
+    if "trust_remote_code" in str(error) or "custom code" in text:
+        return "it needs code of its own (auto_map), and code that comes with a model is never run."
+    return text if text.endswith(".") else f"{text}."
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

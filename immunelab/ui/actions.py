@@ -11,6 +11,7 @@ import streamlit as st
 
 from immunelab import jobs, journal
 from immunelab.errors import UserError
+from immunelab.jobs import failures
 from immunelab.journal import ENDED
 from immunelab.ui import live, navigation, reads
 from immunelab.ui.plan import duration
@@ -22,8 +23,8 @@ def attempt(action: Callable[[], Any]) -> Any:
     """Do it and read anew; what the user can mend is told in a sentence, and None comes back."""
     try:
         result = action()
-    except UserError as error:
-        st.error(str(error), icon=":material/error:")
+    except (UserError, OSError) as error:  # the system's refusals too: no room, no permission
+        st.error(live.plain(failures.sentence(error)), icon=":material/error:")
         return None
     reads.forget()
     return result
