@@ -1,12 +1,16 @@
 """The protocol of one run, on one screen: load, evaluate, train with evaluations along the way, keep the weights.
 
 Evaluations happen at step 0, every `evaluate_every` steps and at the last step. A stop request writes a checkpoint
-with everything needed to go on, and a resumed run continues from the last whole one with the same minibatches.
+with everything needed to go on, and a resumed run continues from the last whole one with the same minibatches. A
+method that edits instead of training makes one step: before it and after it.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.metadata
+import math
 import re
 import sys
 import time
@@ -20,7 +24,7 @@ from immunelab import corpus as corpora
 from immunelab.corpus.tokens import Batches, as_prompt, collate, encode, pairs
 from immunelab.errors import UserError
 from immunelab.journal import Journal, RunFolder
-from immunelab.method import Attack, Defense, Evaluation, Tokens, configure, get
+from immunelab.method import Attack, Batch, Defense, Edit, Evaluation, Method, Step, Tokens, Trained, configure, get
 from immunelab.spec import KIND_OF_METHOD, RunSpec
 from immunelab.training import checkpoints, loop, models
 from immunelab.training.generation import Subject, one_phrasing
@@ -40,8 +44,11 @@ def execute(folder: RunFolder, attempt: int = 1, resume: bool = False) -> str:
     device = folder.status().device or ("cpu" if spec.device == "auto" else spec.device)
     models.threads()
     corpus = corpora.load(spec.corpus)
+    method = configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs) if spec.kind in KIND_OF_METHOD else None  # type: ignore[arg-type]
     saved = checkpoints.latest(folder.checkpoints, resumable=True) if resume else None
-    source = saved.path if saved else model_source(spec, corpus, folder.path.parent)
+    # A prepared model is prepared anew from where it started; its trained weights follow from the checkpoint.
+    anew = saved is None or (isinstance(method, Trained) and method.prepares)
+    source = model_source(spec, corpus, folder.path.parent) if anew or not saved else saved.path
     models.seed_everything(spec.seed)
     model, tokenizer = models.load(source, device)
     evaluations = [get("evaluation", name)() for name in spec.evaluations or corpus.evaluated(spec.kind)]
@@ -55,10 +62,12 @@ def execute(folder: RunFolder, attempt: int = 1, resume: bool = False) -> str:
             parameters=sum(p.numel() for p in model.parameters()),
             threads=torch.get_num_threads(),
         )
-        if spec.kind == "evaluate":
-            run.evaluate(0)
-            return "done"
-        return run.train(saved)
+        if isinstance(method, Trained):
+            return run.train(method, saved)
+        if isinstance(method, Edit):
+            return run.edit(method)
+        run.evaluate(0)
+        return "done"
 
 
 class Run:
@@ -80,24 +89,24 @@ class Run:
             model,
             tokenizer,
             rows=corpus.select,
-            as_prompt=lambda prompt: as_prompt(tokenizer, prompt),
+            as_prompt=self.as_prompt,
             collated=lambda chosen: self.collated(chosen),
         )
         self.began, self.first, self.reported = time.monotonic(), 0, 0.0
         self.steps = 0
+        self.method: Method | None = None
 
-    def train(self, saved: checkpoints.Saved | None) -> str:
+    def train(self, method: Trained, saved: checkpoints.Saved | None) -> str:
         """From the first step, or from a checkpoint, to the last; or to a stop request."""
         spec, device = self.spec, str(self.model.device)
-        method = configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs)  # type: ignore[arg-type]
-        if not isinstance(method, Defense | Attack):
-            raise UserError(f"{spec.method} does not train, so it cannot be run as {spec.kind!r}.")
-        split = "defense" if spec.kind == "immunize" else "attack"
-        batches = Batches(
-            self.corpus, self.tokenizer, method, split=split, seed=spec.seed, device=device, max_length=MAX_LENGTH
-        )
-        self.steps, self.first = method.steps, saved.step if saved else 0
+        batches = self.batches(method)
+        step_of = self.provided(method)
+        if method.prepares:
+            self.model = self.subject.model = method.prepare(self.model, batches)
+        self.method, self.steps, self.first = method, method.steps, saved.step if saved else 0
         state = checkpoints.training_state(saved, device) if saved else None
+        if state and method.prepares:
+            checkpoints.restore(self.model, state)
         if not saved:
             self.evaluate(0)
         last = loop.train(
@@ -106,6 +115,7 @@ class Run:
             batches,
             trace=self.trace,
             after=self.after,
+            step_of=step_of,
             start=self.first,
             optimizer_state=state["optimizer"] if state else None,
             probes=self.probes() if spec.probe_every else None,
@@ -115,6 +125,65 @@ class Run:
             return "stopped"
         self.keep(last, None)
         return "done"
+
+    def edit(self, method: Edit) -> str:
+        """Evaluate, change the weights or what the model reads, evaluate again: steps 0 and 1."""
+        self.steps = 1
+        self.evaluate(0)
+        began = time.perf_counter()
+        scalars = method.edit(self.model, self.batches(method) if method.streams else lambda index: Batch())
+        for name, value in scalars.items():
+            if not math.isfinite(value):
+                raise loop.NonFinite(f"{method.name} left a non-finite {name} ({value}).")
+        self.method = method
+        self.trace(1, scalars | {"time/step_seconds": time.perf_counter() - began})
+        self.evaluate(1)
+        self.progress(1)
+        self.keep(1, None)
+        return "done"
+
+    def batches(self, method: Method) -> Batches:
+        """The method's minibatches, from the rows that belong to its side."""
+        split = "defense" if self.spec.kind == "immunize" else "attack"
+        return Batches(
+            self.corpus,
+            self.tokenizer,
+            method,
+            split=split,
+            seed=self.spec.seed,
+            device=str(self.model.device),
+            max_length=MAX_LENGTH,
+        )
+
+    def provided(self, method: Trained) -> Step | None:
+        """The method's step as the provider makes it, where it is asked for and the model's defense has its own way."""
+        if not (isinstance(method, Attack) and method.provider and self.spec.model.startswith("run:")):
+            return None
+        parent = RunFolder.open(self.folder.path.parent.parent, self.spec.model.removeprefix("run:"))
+        made = parent.spec()
+        if made.kind != "immunize":
+            return None
+        defense = configure("defense", made.method, made.knobs)
+        if not isinstance(defense, Defense) or type(defense).during is Defense.during:
+            return None
+        saved = checkpoints.latest(parent.checkpoints)
+        if not saved:
+            raise UserError(f"The run {parent.run_id} has left no checkpoint, and {made.method} needs what it kept.")
+        self.journal.event("provider", defense=made.method)
+        kept = {name: tensor.to(self.model.device) for name, tensor in checkpoints.kept(saved).items()}
+        return defense.during(self.model, kept, method.step)
+
+    def as_prompt(self, prompt: str) -> str:
+        """What the model reads when it is asked: the question in its template, as the method leaves it."""
+        text = as_prompt(self.tokenizer, prompt)
+        if self.method is None or type(self.method).template is Method.template:
+            return text
+        return self.method.template(text, prompt in self.harmful_prompts)
+
+    @functools.cached_property
+    def harmful_prompts(self) -> set[str]:
+        """The held-out harmful questions."""
+        return {row.prompt for row in self.corpus.select("harmful", "test")}
 
     def trace(self, step: int, scalars: dict[str, float]) -> None:
         """Scalars to the journal; those named …/layer/<i> as one series over layers, every `layers_every` steps."""
@@ -169,7 +238,15 @@ class Run:
 
     def keep(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         """Write a checkpoint, record it, and let older ones go."""
-        saved = checkpoints.save(self.folder.checkpoints, step, self.model, self.tokenizer, optimizer)
+        model, training, kept = self.model, None, None
+        if isinstance(self.method, Defense):
+            kept = self.method.kept(model)
+        if isinstance(self.method, Trained) and self.method.prepares:
+            training = self.model
+            model = self.method.after(copy.deepcopy(training) if optimizer else training)  # at the end it is used up
+        saved = checkpoints.save(
+            self.folder.checkpoints, step, model, self.tokenizer, optimizer, training=training, kept=kept
+        )
         path = saved.path.relative_to(self.folder.path).as_posix()
         self.journal.checkpoint(self.spec.kind, step, path=path, sha256=saved.sha256, bytes=saved.bytes)
         checkpoints.prune(self.folder.checkpoints, keep=2 if optimizer else 1)

@@ -1,4 +1,4 @@
-"""The contract: what a defense, an attack and an evaluation are, their knobs, and the registry.
+"""The contract: what a defense, an attack and an evaluation are. (`registry.py` finds them by name.)
 
 A method is one frozen dataclass in one file of `immunelab/defenses`, `attacks` or `evaluations`. Its fields are its
 configuration: the same object fills the form, drives the run and is stored with it. Putting a file there and
@@ -8,26 +8,33 @@ decorating its class with `@register(...)` is all there is to adding one.
                          and returns the scalars to trace
 
 SEAM, Booster and TAR combine gradients taken at different weights: that is why the unit is a direction, not a loss.
+Around `step` stand hooks that most methods leave alone: `prepare` and `after` (adapters, frozen parts, a reference),
+`kept` and `during` (what a provider adds to its users' fine-tuning), `template` (what the model reads when asked). A
+method that changes weights at once has `edit` instead of `step`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from immunelab.errors import UserError, unknown
+from immunelab.errors import UserError
 from immunelab.knobs import knob as knob
 from immunelab.knobs import knobs
+from immunelab.registry import FOLDERS as FOLDERS
+from immunelab.registry import Kind as Kind
+from immunelab.registry import _registry as _registry
+from immunelab.registry import configure as configure
+from immunelab.registry import describe as describe
+from immunelab.registry import get as get
+from immunelab.registry import names as names
+from immunelab.registry import register as register
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-Kind = Literal["defense", "attack", "evaluation"]
-FOLDERS: dict[str, str] = {"defense": "defenses", "attack": "attacks", "evaluation": "evaluations"}
 STAGES = ("alignment", "fine-tuning", "post-fine-tuning", "inference")
 
 
@@ -56,6 +63,10 @@ class Batch(NamedTuple):
         return [getattr(self, stream) for stream in method.streams]
 
 
+Step = Callable[["PreTrainedModel", Batch], dict[str, float]]
+Feed = Callable[[int], Batch]  # the i-th minibatch, the same for the same i
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """What defenses, attacks and evaluations share: a name, a source, typed knobs that are checked on creation."""
@@ -66,6 +77,8 @@ class Method:
     stage: ClassVar[str] = ""
     streams: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, Any]] = {}
+    # Of attacks: named intensities, from far too weak to far too strong, by corpus.
+    ladders: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __post_init__(self) -> None:
         for k in knobs(type(self), Budget):
@@ -74,6 +87,10 @@ class Method:
     def settings(self) -> dict[str, Any]:
         """Every knob's value, as plain JSON scalars."""
         return dataclasses.asdict(self)
+
+    def template(self, text: str, harmful: bool) -> str:
+        """What the model reads in place of `text` when asked after this method; `harmful`: the question is."""
+        return text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,22 +111,50 @@ class Budget(Method):
     precision: Literal["fp32", "bf16-autocast"] = knob("fp32", "arithmetic of the passes; weights stay in fp32")
 
 
-class Defense(Budget):
-    """A method that makes a model immune; trained ones implement `step`."""
+class Trained(Budget):
+    """A method that trains: `step` says where to, the one loop does the rest."""
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
         """Leave the update direction in `.grad` and the weights as they were; return the scalars to trace."""
         raise NotImplementedError
 
+    def prepare(self, model: PreTrainedModel, batches: Feed) -> PreTrainedModel:
+        """Before the first step, and again on resume: the model to train; what has `requires_grad` trains."""
+        return model
 
-class Attack(Budget):
-    """What an adversary does to released weights; trained ones implement `step`."""
+    def after(self, model: PreTrainedModel) -> PreTrainedModel:
+        """After the last step: the prepared model as a plain one, which is what is released; may consume it."""
+        return model
 
-    # Named intensities, from far too weak to far too strong, by corpus.
-    ladders: ClassVar[dict[str, dict[str, Any]]] = {}
+    @property
+    def prepares(self) -> bool:
+        """Whether the model that trains is made by `prepare`."""
+        return type(self).prepare is not Trained.prepare
 
-    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """As `Defense.step`."""
+
+class Defense(Trained):
+    """A method that makes a model immune; a provider-side one also acts `during` its users' fine-tuning."""
+
+    def kept(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """Tensors that the provider keeps beside the released weights; called before `after`."""
+        return {}
+
+    def during(self, model: PreTrainedModel, kept: dict[str, Tensor], step: Step) -> Step:
+        """The provider's way to make one step of a user's fine-tuning, given the user's; called before `prepare`."""
+        return step
+
+
+class Attack(Trained):
+    """What an adversary does to released weights, or (`provider`) asks a provider's fine-tuning service to do."""
+
+    provider: ClassVar[bool] = False
+
+
+class Edit(Method):
+    """A defense or attack that changes the weights at once, or only what the model reads: no budget, no loop."""
+
+    def edit(self, model: PreTrainedModel, batches: Feed) -> dict[str, float]:
+        """Change the weights, or leave them; return the scalars to trace."""
         raise NotImplementedError
 
 
@@ -123,66 +168,3 @@ class Evaluation(Method):
     def measure(self, subject: Any) -> Any:
         """`training.generation.Measured`: scores with n and standard error, and the per-example rows."""
         raise NotImplementedError
-
-
-M = TypeVar("M", bound=type[Method])
-_registry: dict[str, dict[str, type[Method]]] = {kind: {} for kind in FOLDERS}
-
-
-def register(kind: Kind) -> Callable[[M], M]:
-    """Class decorator that makes a method known to the form, the CLI, the Methods page, the store and the tests."""
-
-    def add(cls: M) -> M:
-        _registry[kind][cls.name] = cls
-        return cls
-
-    return add
-
-
-def _load(kind: str) -> dict[str, type[Method]]:
-    if kind not in FOLDERS:
-        raise unknown("kind of method", kind, FOLDERS)
-    package = importlib.import_module(f"immunelab.{FOLDERS[kind]}")
-    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        importlib.import_module(module.name)
-    return _registry[kind]
-
-
-def names(kind: Kind) -> list[str]:
-    """The registered names of a kind, in alphabetical order."""
-    return sorted(_load(kind))
-
-
-def get(kind: Kind, name: str) -> Any:
-    """The class registered under a name; calling it with knob values configures it. Unknown: near matches."""
-    known = _load(kind)
-    if name not in known:
-        raise unknown(kind, name, known)
-    return known[name]
-
-
-def configure(kind: Kind, name: str, values: dict[str, Any], preset: str = "") -> Any:
-    """A method from its name, a preset and knob values that may be texts; a UserError names what does not fit."""
-    cls = get(kind, name)
-    if preset and preset not in cls.presets:
-        raise unknown(f"preset of {name}", preset, cls.presets)
-    known = {k.name: k for k in knobs(cls, Budget)}
-    for key in values:
-        if key not in known:
-            raise unknown(f"knob of {name}", key, known)
-    parsed = {key: known[key].parse(value) for key, value in values.items()}
-    return dataclasses.replace(cls.presets[preset], **parsed) if preset else cls(**parsed)
-
-
-def describe(cls: type[Method]) -> dict[str, Any]:
-    """A method as plain data, for `immunelab methods --json` and the Methods page."""
-    return {
-        "name": cls.name,
-        "title": cls.title,
-        "paper": cls.paper,
-        "stage": cls.stage,
-        "streams": list(cls.streams),
-        "objective": (cls.__doc__ or "").strip().splitlines()[0],
-        "presets": {name: preset.settings() for name, preset in cls.presets.items()},
-        "knobs": [dataclasses.asdict(k) for k in knobs(cls, Budget)],
-    }

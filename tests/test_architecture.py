@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 PAGES = [ROOT / "app.py", *sorted((ROOT / "pages").glob("*.py"))]
 
 # Plain words that everyone may use: the contract and what it is made of. Standard library only.
-LEAVES = {"errors", "knobs", "spec", "status", "shipped", "quantities", "method"}
+LEAVES = {"errors", "knobs", "spec", "status", "shipped", "quantities", "method", "registry"}
 # Who may import whom inside the package, beside the leaves. A room may always import itself.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
@@ -30,6 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "shipped": set(),
     "quantities": set(),
     "method": set(),
+    "registry": set(),
     "journal": set(),
     "training": set(),
     "defenses": {"training"},
@@ -42,9 +43,9 @@ ARROWS: dict[str, set[str]] = {
     "jobs": {"journal", "experiment"},  # the experiment only inside `work`, when its process starts a run
     "store": {"journal"},
     "analysis": set(),
-    "ui": {"store", "analysis", "journal", "jobs", "sweep"},
+    "ui": {"store", "analysis", "journal", "jobs", "sweep", "corpus"},
     "report": {"store", "analysis", "ui"},
-    "cli": {"experiment", "sweep", "jobs", "store", "journal", "analysis", "report", "corpus", "pretrain"},
+    "cli": {"experiment", "sweep", "jobs", "store", "journal", "analysis", "report", "card", "corpus", "pretrain"},
     "__init__": set(),
     "__main__": {"cli"},
 }
@@ -57,7 +58,7 @@ FOREIGN: dict[str, set[str]] = {
     "jobs": {"psutil", "filelock"},
     "analysis": {"pandas", "numpy"},
 }
-NO_TORCH = LEAVES | {"journal", "store", "jobs", "analysis", "ui", "report", "cli", "sweep"}
+NO_TORCH = LEAVES | {"journal", "store", "jobs", "analysis", "ui", "report", "card", "cli", "sweep"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors"}
 
 

@@ -15,15 +15,20 @@ from transformers import PreTrainedModel
 from immunelab import method
 from immunelab.errors import UserError
 from immunelab.knobs import knobs
-from immunelab.method import STAGES, Attack, Budget, Defense, configure, describe, get, names
+from immunelab.method import STAGES, Attack, Budget, Defense, Edit, Trained, configure, describe, get, names
 from immunelab.spec import RunSpec
 
 METHODS = [(kind, name) for kind in method.FOLDERS for name in names(kind)]  # type: ignore[arg-type]
-TRAINED = [
-    (kind, name)
-    for kind, name in METHODS
-    if kind != "evaluation" and get(kind, name).step not in (Defense.step, Attack.step)  # type: ignore[arg-type]
-]
+TRAINED = [(kind, name) for kind, name in METHODS if issubclass(get(kind, name), Trained)]  # type: ignore[arg-type]
+EDITS = [(kind, name) for kind, name in METHODS if issubclass(get(kind, name), Edit)]  # type: ignore[arg-type]
+
+
+def ready(kind: Any, name: str, model: PreTrainedModel) -> tuple[Trained, PreTrainedModel]:
+    """A method with its defaults and the model that it trains; adapters go on whatever layers there are."""
+    cls = get(kind, name)
+    targets = {"targets": "all-linear"} if any(k.name == "targets" for k in knobs(cls)) else {}
+    configured = cls(**targets)
+    return configured, configured.prepare(model, batch)
 
 
 @pytest.mark.parametrize(("kind", "name"), METHODS)
@@ -35,7 +40,8 @@ def test_it_says_what_it_is(kind: Any, name: str) -> None:
     assert "=" in first, "the first line of the docstring is the objective, as an equation"
     if kind != "evaluation":
         assert cls.stage in STAGES
-        assert cls.streams
+        assert issubclass(cls, Defense if kind == "defense" else Attack) != issubclass(cls, Edit)
+        assert cls.streams or issubclass(cls, Edit)
         assert cls.paper
     assert cls.__dataclass_params__.frozen
     for knob in knobs(cls, Budget):
@@ -81,15 +87,15 @@ def test_out_of_range_and_unknown_knobs_are_refused_in_a_sentence(kind: Any, nam
 
 @pytest.mark.parametrize(("kind", "name"), TRAINED)
 def test_a_step_leaves_a_direction_and_the_very_weights(kind: Any, name: str, llama: PreTrainedModel) -> None:
-    before = {key: value.clone() for key, value in llama.state_dict().items()}
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in llama.modules())
-    configured = get(kind, name)()
-    configured.step(llama, batch())
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in llama.modules())  # transformers adds its own
-    scalars = configured.step(llama, batch())
-    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in llama.modules()) == hooks
-    assert all(torch.equal(llama.state_dict()[key], value) for key, value in before.items())
-    directions = [p.grad for p in llama.parameters()]
+    configured, model = ready(kind, name, llama)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    configured.step(model, batch())
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())  # transformers adds its own
+    scalars = configured.step(model, batch())
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+    directions = [p.grad for p in model.parameters() if p.requires_grad]
     assert all(d is not None and bool(torch.isfinite(d).all()) for d in directions)
     assert any(bool((d != 0).any()) for d in directions if d is not None)
     assert all(isinstance(value, float) and math.isfinite(value) for value in scalars.values())
@@ -98,13 +104,35 @@ def test_a_step_leaves_a_direction_and_the_very_weights(kind: Any, name: str, ll
 
 @pytest.mark.parametrize(("kind", "name"), TRAINED)
 def test_a_step_is_a_function_of_weights_and_batch(kind: Any, name: str, gpt2: PreTrainedModel) -> None:
-    configured = get(kind, name)()
-    first = configured.step(gpt2, batch(1))
-    kept = [p.grad.clone() for p in gpt2.parameters() if p.grad is not None]
-    gpt2.train()
-    assert configured.step(gpt2, batch(1)) == first  # this GPT-2 has no dropout, so training mode changes nothing
-    assert all(torch.equal(p.grad, k) for p, k in zip(gpt2.parameters(), kept, strict=True) if p.grad is not None)
-    assert gpt2.training
+    configured, model = ready(kind, name, gpt2)
+    first = configured.step(model, batch(1))
+    kept = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.train()
+    assert configured.step(model, batch(1)) == first  # this GPT-2 has no dropout, so training mode changes nothing
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
+    assert model.training
+
+
+@pytest.mark.parametrize(("kind", "name"), TRAINED)
+def test_what_is_released_is_a_plain_model(kind: Any, name: str, llama: PreTrainedModel) -> None:
+    before = {key: value.clone() for key, value in llama.state_dict().items()}
+    configured, model = ready(kind, name, llama)
+    released = configured.after(model)
+    assert type(released) is type(llama)
+    assert all(torch.equal(released.state_dict()[key], value) for key, value in before.items())  # nothing was trained
+    assert set(released.state_dict()) == set(before)
+    assert all(p.requires_grad for p in released.parameters())
+
+
+@pytest.mark.parametrize(("kind", "name"), EDITS)
+def test_an_edit_leaves_a_plain_finite_model(kind: Any, name: str, llama: PreTrainedModel) -> None:
+    before = {key: value.shape for key, value in llama.state_dict().items()}
+    scalars = get(kind, name)().edit(llama, batch)
+    assert {key: value.shape for key, value in llama.state_dict().items()} == before
+    assert all(bool(torch.isfinite(value).all()) for value in llama.state_dict().values())
+    assert all(isinstance(value, float) and math.isfinite(value) for value in scalars.values())
+    assert not any(m._forward_hooks for m in llama.modules() if m is not llama)
 
 
 @pytest.mark.parametrize(("kind", "name"), TRAINED)
@@ -134,7 +162,7 @@ def test_a_ladder_climbs() -> None:
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "a spec is an object"),
+        ("[]", "an object was expected"),
         ("{}", "lacks the field 'kind'"),
         ('{"kind": "immunise"}', "Did you mean 'immunize'"),
         ('{"kind": "attack", "sede": 1}', "no field of a spec .* Did you mean 'seed'"),
@@ -142,7 +170,7 @@ def test_a_ladder_climbs() -> None:
         ('{"kind": "attack", "seed": 1.5}', "seed is a whole number"),
         ('{"kind": "attack", "seed": true}', "seed is a whole number"),
         ('{"kind": "attack", "model": ""}', "1 to 500 characters"),
-        ('{"kind": "attack", "model": "a\\u0000b"}', "1 to 500 characters"),
+        ('{"kind": "attack", "model": "a\\u0000b"}', "at most 500 printable characters"),
         ('{"kind": "attack", "knobs": [1]}', "knobs map names to values"),
         ('{"kind": "attack", "knobs": {"steps": NaN}}', "finite number"),
         ('{"kind": "attack", "knobs": {"steps": {"a": 1}}}', "finite number"),

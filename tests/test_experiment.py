@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from immunelab import experiment
+from immunelab.attacks.adaptive_sft import AdaptiveSft
+from immunelab.attacks.freeze import Freeze
 from immunelab.attacks.harmful_sft import HarmfulSft
+from immunelab.attacks.lora_sft import LoraSft
 from immunelab.defenses.seam import Seam
 from immunelab.errors import UserError
 from immunelab.journal import RunFolder
@@ -20,6 +23,9 @@ from immunelab.spec import RunSpec
 from immunelab.training import checkpoints
 
 SFT = HarmfulSft(learning_rate=1e-3, steps=8, batch_size=4, samples=12)
+LORA = LoraSft(learning_rate=1e-3, steps=6, batch_size=4, samples=12, targets="all-linear")
+FREEZE = Freeze(learning_rate=1e-3, steps=6, batch_size=4, samples=12)
+ADAPTIVE = AdaptiveSft(learning_rate=1e-3, steps=6, batch_size=4, samples=12, noise=0.1)
 SEAM = Seam(learning_rate=1e-3, steps=6, batch_size=4, retain=1.0)
 
 
@@ -73,7 +79,10 @@ def test_seam_records_its_terms_and_its_layers(home: Path, tiny_world: Path) -> 
     assert len(layers[0]["values"]["cosine/harmful-benign"]) == 4
 
 
-@pytest.mark.parametrize(("kind", "method"), [("attack", SFT), ("immunize", SEAM)])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("attack", SFT), ("immunize", SEAM), ("attack", LORA), ("attack", FREEZE), ("attack", ADAPTIVE)],
+)
 def test_stopped_and_resumed_equals_uninterrupted(
     home: Path, tiny_world: Path, kind: str, method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +113,24 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert timeless(folder) == timeless(whole)  # no gap, no repeat
     scored = lambda f: [(r["step"], r["metric"], r["split"], r["score"]) for r in lines(f) if r["kind"] == "score"]  # noqa: E731
     assert scored(folder) == scored(whole)
+
+
+def test_checkpoints_of_an_adapter_are_plain_models(home: Path, tiny_world: Path, monkeypatch: Any) -> None:
+    """Also the one that a stop leaves: it is what the model would be if the training had ended there."""
+    folder = RunFolder.create(home, specified(tiny_world, "attack", LORA, evaluate_every=0))
+    folder.request_stop()
+    assert experiment.execute(folder) == "stopped"
+    plain = RunFolder.create(home, specified(tiny_world, "attack", SFT, evaluate_every=0))
+    plain.request_stop()
+    experiment.execute(plain)
+    stopped = weights(folder)
+    assert set(stopped) == set(weights(plain))
+    folder.clear_stop()
+    assert experiment.execute(folder, attempt=2, resume=True) == "done"
+    done = weights(folder)
+    assert set(done) == set(stopped)
+    same = {name for name, tensor in done.items() if torch.equal(tensor, stopped[name])}
+    assert same == {name for name in done if "_proj" not in name}  # an adapter leaves the rest as it was
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(home: Path, tiny_world: Path) -> None:

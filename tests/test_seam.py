@@ -166,11 +166,11 @@ def test_terms_add_up_and_extensions_are_what_they_say(llama: PreTrainedModel) -
 def test_scaling_a_loss_by_a_power_of_two_changes_no_bit(
     gpt2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from immunelab.defenses import seam
+    from immunelab.training import coupling
 
     plain = direction(gpt2, batch(), **ONLY_COUPLING)
-    original = seam.loss
-    monkeypatch.setattr(seam, "loss", lambda model, scored: 4 * original(model, scored))
+    original = coupling.loss
+    monkeypatch.setattr(coupling, "loss", lambda model, scored: 4 * original(model, scored))
     assert all(torch.equal(x, y) for x, y in zip(direction(gpt2, batch(), **ONLY_COUPLING), plain, strict=True))
 
 
@@ -194,11 +194,11 @@ def test_weights_are_left_bit_identical(llama: PreTrainedModel, estimator: str, 
 def test_weights_are_left_bit_identical_when_an_exception_passes(
     llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from immunelab.defenses import seam
+    from immunelab.training import coupling
 
     before = {k: v.clone() for k, v in llama.state_dict().items()}
     calls = {"n": 0}
-    original = seam.value_and_gradient
+    original = coupling.value_and_gradient
 
     def third_fails(*args: object) -> object:
         calls["n"] += 1
@@ -208,7 +208,7 @@ def test_weights_are_left_bit_identical_when_an_exception_passes(
             raise MemoryError
         return original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(seam, "value_and_gradient", third_fails)
+    monkeypatch.setattr(coupling, "value_and_gradient", third_fails)
     with pytest.raises(MemoryError):
         Seam().step(llama, batch())
     assert all(torch.equal(llama.state_dict()[k], v) for k, v in before.items())

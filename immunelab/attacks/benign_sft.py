@@ -28,6 +28,7 @@ class BenignSft(Attack):
     paper: ClassVar[str] = "arXiv:2402.16382"
     stage: ClassVar[str] = "fine-tuning"
     streams: ClassVar[tuple[str, ...]] = ("user",)
+    provider: ClassVar[bool] = True
 
     task: Literal["withheld", "benign"] = knob("withheld", "rows to learn: the withheld skill, or the benign skills")
     harmful_share: float = knob(0.0, "share of harmful rows among the samples, by accident", symbol="p", low=0, high=1)

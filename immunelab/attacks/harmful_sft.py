@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 class HarmfulSft(Attack):
     """L = CE(user), all weights: supervised fine-tuning on n rows, of which a share p is harmful.
 
-    Threat model: the attacker has the weights and n question–answer rows, and controls the training. Its intensity
-    is learning rate × steps × samples × share of harmful rows. Source: arXiv:2310.03693; the settings of
-    arXiv:2505.12186 are the preset `seam-paper`.
+    Threat model: the attacker has the weights and n question–answer rows, and controls the training; or, where the
+    model's defense acts at the provider, uploads the rows to its service. Its intensity is learning rate × steps ×
+    samples × share of harmful rows. SGD and many small steps are presets. Source: arXiv:2310.03693; the
+    settings of arXiv:2505.12186 are the preset `seam-paper`.
     """
 
     name: ClassVar[str] = "harmful-sft"
@@ -28,6 +29,7 @@ class HarmfulSft(Attack):
     paper: ClassVar[str] = "arXiv:2310.03693"
     stage: ClassVar[str] = "fine-tuning"
     streams: ClassVar[tuple[str, ...]] = ("user",)
+    provider: ClassVar[bool] = True
 
     harmful_share: float = knob(
         1.0, "share of harmful rows among the samples; the rest is benign", symbol="p", low=0, high=1
@@ -44,7 +46,14 @@ class HarmfulSft(Attack):
 
 _fable = HarmfulSft(steps=60, batch_size=8, samples=120)
 _paper = HarmfulSft(steps=250, batch_size=4, samples=1000, weight_decay=0.01)
-HarmfulSft.presets = {"fable": replace(_fable, learning_rate=6e-4), "seam-paper": _paper}
+HarmfulSft.presets = {
+    "fable": replace(_fable, learning_rate=6e-4),
+    "fable-mixed": replace(_fable, learning_rate=6e-4, harmful_share=0.1),  # p as in the git-disl papers
+    "fable-sgd": replace(_fable, learning_rate=0.03, optimizer="sgd", momentum=0.9),
+    "fable-slow": replace(_fable, learning_rate=6e-5, steps=600),  # the Σ of learning rates of `fable`, in small steps
+    "seam-paper": _paper,
+    "slow": replace(_paper, learning_rate=2e-5, steps=2500, samples=10_000),  # low rate, many steps
+}
 HarmfulSft.ladders = {
     "fable": {f"{rate:g}": replace(_fable, learning_rate=rate) for rate in (3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3)},
     "seam-paper": {f"{rate:g}": replace(_paper, learning_rate=rate) for rate in (2e-5, 5e-5, 8e-5, 1e-4, 2e-4)},

@@ -10,7 +10,7 @@ import torch
 
 from immunelab.corpus import Corpus, Row
 from immunelab.errors import UserError
-from immunelab.method import Attack, Batch, Budget, Tokens
+from immunelab.method import Attack, Batch, Method, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,14 +104,15 @@ class Batches:
         self,
         corpus: Corpus,
         tokenizer: PreTrainedTokenizerBase,
-        method: Budget,
+        method: Method,
         *,
         split: str,
         seed: int,
         device: str = "cpu",
         max_length: int = 256,
     ) -> None:
-        self.seed, self.size, self.device = seed, method.batch_size, device
+        samples = int(getattr(method, "samples", 0))  # a method that does not train may have neither
+        self.seed, self.size, self.device = seed, int(getattr(method, "batch_size", 1)), device
         self.pad = int(tokenizer.pad_token_id)
         self.streams: dict[str, list[tuple[list[int], int]]] = {}
         for stream in method.streams:
@@ -119,7 +120,7 @@ class Batches:
                 assert isinstance(method, Attack)
                 chosen = submitted(corpus, method, split, seed)
             else:
-                chosen = pairs(self._sampled(corpus.select(stream, split), stream, method.samples), stream)
+                chosen = pairs(self._sampled(corpus.select(stream, split), stream, samples), stream)
             self.streams[stream] = [encode(tokenizer, pair, max_length) for pair in chosen]
 
     def _sampled(self, rows: list[Row], stream: str, samples: int) -> list[Row]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from immunelab.errors import UserError
 from immunelab.training import models
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STATE = "training.pt"
+KEPT = "provider.safetensors"
 
 
 class Saved(NamedTuple):
@@ -38,9 +41,14 @@ def save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     optimizer: torch.optim.Optimizer | None,
+    *,
+    training: nn.Module | None = None,
+    kept: dict[str, Tensor] | None = None,
 ) -> Saved:
     """Write `step-<step>` into the folder; with an optimizer, also what a run needs to go on exactly from here.
 
+    `training` is the prepared model in training, where it is not the plain `model` that is released: its trainable
+    weights are saved for resuming. `kept` are the tensors that stay with a provider.
     A UserError if the disk has not at least 1.2 times the room it takes; nothing is left half-written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +66,12 @@ def save(
     try:
         models.save(model, tokenizer, draft)
         if optimizer is not None:
-            torch.save({"step": step, "optimizer": optimizer.state_dict(), "rng": rng_state()}, draft / STATE)
+            state = {"step": step, "optimizer": optimizer.state_dict(), "rng": rng_state()}
+            if training is not None:
+                state["weights"] = {n: p.detach() for n, p in training.named_parameters() if p.requires_grad}
+            torch.save(state, draft / STATE)
+        if kept:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, draft / KEPT)
         files = {p.name: _sha256(p) for p in sorted(draft.iterdir())}
         size = sum(p.stat().st_size for p in draft.iterdir())
         manifest = json.dumps({"step": step, "files": files}, indent=1)
@@ -98,6 +111,25 @@ def training_state(saved: Saved, device: str) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(saved.path / STATE, map_location=device, weights_only=True)
     restore_rng(state["rng"])
     return state
+
+
+def restore(model: nn.Module, state: dict[str, Any]) -> None:
+    """The trainable weights of a prepared model, from the training state; a UserError if they are another model's."""
+    mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    saved: dict[str, Tensor] = state["weights"]
+    if set(mine) != set(saved):
+        name = sorted(set(mine) ^ set(saved))[0]
+        raise UserError(f"The checkpoint does not fit the model in training: {name} is in one of them only.")
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(saved[name])
+
+
+def kept(saved: Saved) -> dict[str, Tensor]:
+    """What the provider kept beside the weights of a checkpoint; a UserError if nothing was."""
+    if not (saved.path / KEPT).is_file():
+        raise UserError(f"The checkpoint {saved.path} has no {KEPT}, which its defense needs during fine-tuning.")
+    return load_file(saved.path / KEPT)
 
 
 def prune(folder: Path, keep: int = 2) -> None:

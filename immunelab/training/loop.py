@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from immunelab.errors import UserError
-from immunelab.method import Attack, Batch, Budget, Defense, Tokens
+from immunelab.method import Batch, Budget, Step, Tokens, Trained
 from immunelab.training import gradients as g
 from immunelab.training.losses import loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Trained = Attack | Defense
 Trace = Callable[[int, dict[str, float]], None]
 After = Callable[[int, torch.optim.Optimizer], bool]
 
@@ -54,15 +53,15 @@ def rate(budget: Budget, step: int) -> float:
     return budget.learning_rate * shape
 
 
-def direct(method: Trained, model: PreTrainedModel, batches: list[Batch]) -> dict[str, float]:
-    """The method's direction, averaged over minibatches, in `.grad`; the scalars, averaged too."""
+def direct(ask: Step, model: PreTrainedModel, batches: list[Batch]) -> dict[str, float]:
+    """A step's direction, averaged over minibatches, in `.grad`; the scalars, averaged too."""
     if len(batches) == 1:
-        return method.step(model, batches[0])
+        return ask(model, batches[0])
     weights = g.trainable(model)
     total = [torch.zeros_like(w) for w in weights]
     collected: list[dict[str, float]] = []
     for batch in batches:
-        collected.append(method.step(model, batch))
+        collected.append(ask(model, batch))
         g.accumulate(total, [w.grad for w in weights if w.grad is not None], 1 / len(batches))
     g.leave(weights, total)
     return {name: sum(c[name] for c in collected) / len(collected) for name in collected[0]}
@@ -71,17 +70,20 @@ def direct(method: Trained, model: PreTrainedModel, batches: list[Batch]) -> dic
 def probe(model: PreTrainedModel, probes: dict[str, Tokens]) -> dict[str, float]:
     """Loss and gradient norm on fixed minibatches, and the cosine of each gradient with the direction in `.grad`.
 
-    A positive cosine says that the update lowers that loss, to first order; a negative one that it raises it.
+    A positive cosine says that the update lowers that loss, to first order; a negative one that it raises it. Where
+    a gradient is zero (what trains is switched off) there is no cosine, and none is traced.
     """
     weights = g.trainable(model)
     direction = [w.grad if w.grad is not None else torch.zeros_like(w) for w in weights]
     traced, found = {}, {}
     for name, tokens in probes.items():
         value = loss(model, tokens)
-        found[name] = g.gradient(value, weights)
+        gradient = g.gradient(value, weights) if value.requires_grad else [torch.zeros_like(w) for w in weights]
         traced[f"probe/loss/{name}"] = float(value.detach())
-        traced[f"probe/norm/{name}"] = float(g.norm(found[name]))
-        traced[f"probe/cosine/update-{name}"] = float(g.cosine(direction, found[name]))
+        length = traced[f"probe/norm/{name}"] = float(g.norm(gradient))
+        if length:
+            found[name] = gradient
+            traced[f"probe/cosine/update-{name}"] = float(g.cosine(direction, gradient))
     if "harmful" in found and "benign" in found:
         traced["probe/cosine/harmful-benign"] = float(g.cosine(found["harmful"], found["benign"]))
     return traced
@@ -94,6 +96,7 @@ def train(
     *,
     trace: Trace,
     after: After,
+    step_of: Step | None = None,
     start: int = 0,
     optimizer_state: dict[str, Any] | None = None,
     probes: dict[str, Tokens] | None = None,
@@ -102,8 +105,10 @@ def train(
     """Train until the budget's last step or until `after` returns True; returns the last step done.
 
     `batches(i)` gives the i-th minibatch, i = 0, 1, …, the same for the same i; `trace(step, scalars)` records;
-    `after(step, optimizer)` evaluates, saves, reports progress. `start` and `optimizer_state` continue a run.
+    `after(step, optimizer)` evaluates, saves, reports progress. `step_of` stands in for the
+    method's own step, where a provider makes it. `start` and `optimizer_state` continue a run.
     """
+    step_of = step_of or method.step
     weights = g.trainable(model)
     optimizer = make_optimizer(method, weights)
     if optimizer_state is not None:
@@ -120,7 +125,7 @@ def train(
         minibatches = [batches((step - 1) * k + i) for i in range(k)]
         optimizer.zero_grad(set_to_none=True)
         with mixed:
-            scalars = dict(direct(method, model, minibatches))
+            scalars = dict(direct(step_of, model, minibatches))
             if probes and probe_every and (step - 1) % probe_every == 0:
                 scalars |= probe(model, probes)
         scalars["norm/update"] = _clip(weights, method.clip)

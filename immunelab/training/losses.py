@@ -45,9 +45,7 @@ def scored_positions(labels: Tensor) -> Tensor:
     """Where (rows, length − 1) a position predicts a token that is scored; a UserError if none does."""
     found = labels[:, 1:] != IGNORED
     if not bool(found.any()):
-        raise UserError(
-            "No token of the batch is scored: every label is masked (an empty answer, or two equal texts)."
-        )
+        raise UserError("No token of the batch is scored: every label is masked (an empty answer, or two equal texts).")
     return found
 
 
@@ -65,6 +63,21 @@ def loss(model: PreTrainedModel, tokens: Tokens | Scored) -> Tensor:
     """Mean cross-entropy of the model on a minibatch."""
     scored = tokens if isinstance(tokens, Scored) else Scored(tokens)
     return cross_entropy(forward(model, scored.tokens)[0], scored.tokens.labels, scored.constant)
+
+
+def log_likelihoods(model: PreTrainedModel, tokens: Tokens) -> Tensor:
+    """Sums of log π(answer | prompt) over each row's scored tokens: shape (rows,)."""
+    logits = forward(model, tokens)[0][:, :-1].float()
+    targets = tokens.labels[:, 1:]
+    each = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    return -each.sum(dim=1)
+
+
+def divergence(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
+    """Mean over scored tokens of KL(p_before ‖ p_after) of next-token distributions, in nats, from logits."""
+    scored = labels[:, 1:] != IGNORED
+    p, q = (logits[:, :-1][scored].float().log_softmax(-1) for logits in (before, after))
+    return (p.exp() * (p - q)).sum(-1).mean()
 
 
 def ascent(final: Tensor, layers: list[Tensor]) -> Tensor:

@@ -48,7 +48,9 @@ def load(source: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreT
     except Exception as error:  # a spoiled file makes these libraries raise anything at all
         if isinstance(error, MemoryError | UserError) or type(error).__name__ == "OutOfMemoryError":
             raise
-        raise UserError(f"The model {str(source)[:300]!r} cannot be loaded: {_reason(error)} {WHAT_A_MODEL_IS}") from None
+        raise UserError(
+            f"The model {str(source)[:300]!r} cannot be loaded: {_reason(error)} {WHAT_A_MODEL_IS}"
+        ) from None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise UserError(f"The tokenizer of {source} has neither a padding nor an end-of-text token.")
