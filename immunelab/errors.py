@@ -14,5 +14,6 @@ def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not registered, with near matches."""
     choices, name = sorted(known), str(name)[:200]
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else f"Known: {', '.join(choices[:20]) or 'none'}{', …' if len(choices) > 20 else ''}."
+    some = ", ".join(choices[:20] + ["…"] * (len(choices) > 20)) or "none"
+    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else f"Known: {some}."
     return UserError(f"There is no {what} called {name!r}. {hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from immunelab.cli import about, follow, show
 from immunelab.errors import UserError, unknown
 from immunelab.quantities import duration, share
 from immunelab.spec import KIND_OF_METHOD, RunSpec
+from immunelab.status import LARGEST_DOCUMENT
 
 
 def immunize(args: argparse.Namespace) -> int:
@@ -34,13 +36,17 @@ def run(args: argparse.Namespace) -> int:
     """Run a spec, or a list of specs, from a file or standard input."""
     source = "standard input" if args.spec == "-" else args.spec
     try:
-        text = sys.stdin.read() if args.spec == "-" else Path(args.spec).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The spec {source} can't be read: {error}.") from None
+        with contextlib.nullcontext(sys.stdin.buffer) if args.spec == "-" else Path(args.spec).open("rb") as file:
+            raw = file.read(LARGEST_DOCUMENT + 1)  # a device or a pipe may never end
+        text = raw.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"The spec {source[:300]} can't be read: {error}.") from None
+    if len(raw) > LARGEST_DOCUMENT:
+        raise UserError(f"The spec {source} is larger than {LARGEST_DOCUMENT >> 20} MB, which no spec is.")
     try:
         data = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{source} is not JSON: {error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} is not JSON: {error!s:.200}.") from None
     specs = [RunSpec.from_json(json.dumps(one), source) for one in (data if isinstance(data, list) else [data])]
     if not specs:
         raise UserError(f"{source} holds an empty list; a spec is what spec.json in a run's folder holds.")

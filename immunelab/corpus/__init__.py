@@ -17,7 +17,6 @@ from pathlib import Path
 from immunelab import shipped
 from immunelab.errors import UserError
 
-
 SPLITS = ("defense", "attack", "test")
 
 

@@ -228,7 +228,7 @@ def _output_to(folder: RunFolder) -> Iterator[None]:
         target = os.open(folder.log_path, flags, 0o644)
     except OSError:
         target = os.open(os.devnull, os.O_WRONLY)  # what can't be logged is told by the status
-    log = open(target, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed below, where it may fail
+    log = open(target, "w", encoding="utf-8", buffering=1)  # noqa: SIM115, PTH123 - closed below, where it may fail
     try:
         with contextlib.suppress(OSError):
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} attempt {folder.recorded().attempt} ---\n")

@@ -57,21 +57,22 @@ class Store:
         self.showcase_folder = showcase.shipped_folder() if showcase_folder is None else Path(showcase_folder)
         self._home = _homes.setdefault(self.home, Home())
 
-    def sync(self, force: bool = False) -> None:
+    def sync(self, force: bool = False, wait: float = FORCE_WAIT) -> None:
         """Take in what journals and run folders have gained. At most once a second a process, unless forced.
 
         Unforced it never waits and never raises: if another thread or process is at it, or holds the file, a later
-        tick does it, and `trouble` says so if it lasts. Forced it catches up wholly, or raises a UserError.
+        tick does it, and `trouble` says so if it lasts. Forced it catches up wholly, or raises a UserError;
+        for the file it then waits `wait` seconds at most.
         """
         shared = self._home
-        if not shared.lock.acquire(timeout=FORCE_WAIT if force else 0.0):
+        if not shared.lock.acquire(timeout=wait if force else 0.0):
             if force:
                 raise door.Busy(f"Another thread of this process is still reading the journals of {self.home}.")
             return
         try:
             if not force and time.monotonic() - shared.looked < EVERY:
                 return
-            while self._tick(CATCH_UP if force else TICK_BYTES, force) and force:
+            while self._tick(CATCH_UP if force else TICK_BYTES, wait if force else SKIP_AFTER) and force:
                 time.sleep(0.02)  # others want to read between two chunks
             shared.trouble, shared.fine = "", time.monotonic()
         except UserError as error:
@@ -132,9 +133,8 @@ class Store:
                 _remove(fresh)
                 self._home.known, self._home.checked = None, 0
 
-    def _tick(self, most: int, force: bool) -> bool:
+    def _tick(self, most: int, wait: float) -> bool:
         """One look, and one transaction if there is anything new. Returns whether there is more to take in."""
-        wait = FORCE_WAIT if force else SKIP_AFTER
         ready = self.path.exists() and self._current(wait)
         seen = folders.look(self.home)
         if ready and not self._news(seen, self._known(wait)):
@@ -210,7 +210,7 @@ class Store:
     @contextlib.contextmanager
     def _reading(self, memory: str = "") -> Iterator[duckdb.DuckDBPyConnection]:
         if not self.path.exists() or not self._current(door.READ_WAIT):
-            self.sync(force=True)
+            self.sync(force=True, wait=door.READ_WAIT)
         with door.reading(self.path, memory=memory) as connection:
             yield connection
 

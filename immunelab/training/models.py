@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 LARGEST_DOCUMENT = 64 << 20  # bytes of a model's JSON files other than the tokenizer
 WHAT_A_MODEL_IS = (
-    "A model is `fable`, `run:<run id>`, a folder with config.json, tokenizer and safetensors weights, or a Hub id that "
-    "this machine can reach."
+    "A model is `fable`, `run:<run id>`, a folder with config.json, tokenizer and safetensors weights, or a Hub id "
+    "that this machine can reach."
 )
 
 
@@ -38,7 +38,7 @@ def load(source: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreT
         if "/" in str(getattr(config, "_attn_implementation", "") or ""):
             raise ValueError("its config names attention code on the Hub, which would be run.")
         tokenizer = AutoTokenizer.from_pretrained(str(source), **where)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, as asked below
             str(source), config=config, use_safetensors=True, dtype=torch.float32, ignore_mismatched_sizes=True,
             output_loading_info=True, **where,
         )  # fmt: skip

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from immunelab.ui import export
 from immunelab.ui.charts import to_html
 from immunelab.ui.navigation import PLOTLY_PATH
 from immunelab.ui.palette import Theme
@@ -46,7 +47,7 @@ def downloads(figure: go.Figure, frame: Callable[[], pd.DataFrame], key: str, ti
         st.caption("PNG and SVG: the buttons at the chart's top right", width="content")
         st.download_button(
             "CSV",
-            data=lambda: frame().to_csv(index=False).encode(),
+            data=lambda: export.csv(frame()),
             file_name=f"immunelab-{key}.csv",
             mime="text/csv",
             on_click="ignore",

@@ -2,10 +2,12 @@
 
 import streamlit as st
 
-from immunelab.ui import navigation
+from immunelab.ui import navigation, server
 
 # Before `st.navigation`: else the browser first asks a font host for the page's icon.
 st.set_page_config(page_icon=navigation.ICON, layout="wide")
 st.logo(navigation.ICON, size="large")
+for risk in server.risks():
+    st.warning(risk, icon=":material/public:")
 page = st.navigation(navigation.pages())
 page.run()

@@ -5,6 +5,7 @@ No connection is kept and no model is loaded; torch is never imported on this pa
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,7 +14,8 @@ import streamlit as st
 
 from immunelab import jobs, journal
 from immunelab.errors import UserError
-from immunelab.store import Store, queries
+from immunelab.store import Busy, Store, queries
+from immunelab.store.door import READ_WAIT
 
 ACTIVE = ("queued", "running", "stopping")
 LIVE_SECONDS = 1.0  # how often pages look while something runs; equal to how often the store takes in journals
@@ -79,7 +81,12 @@ def active(frame: pd.DataFrame) -> pd.DataFrame:
 
 def forget() -> None:
     """After a page has changed something: take it in at once, and read anew."""
-    ask(lambda: Store(journal.home(None)).sync(force=True))
+
+    def take_in() -> None:
+        with contextlib.suppress(Busy):  # someone holds the file: a later look takes it in
+            Store(journal.home(None)).sync(force=True, wait=READ_WAIT)
+
+    ask(take_in)
     for cached in (_made_true, _runs, _curves, _names, _points):
         cached.clear()
 

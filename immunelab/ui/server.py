@@ -7,12 +7,15 @@ address would otherwise run that page by Streamlit's old discovery of `pages/`, 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import plotly
+import streamlit as st
 from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
@@ -28,9 +31,38 @@ async def _plotly(_request: Request) -> FileResponse:
     return FileResponse(script, media_type="text/javascript", headers={"Cache-Control": "public, max-age=86400"})
 
 
+def risks() -> list[str]:
+    """What the server's settings risk, a sentence each; none for the settings that it comes with."""
+    address, found = st.get_option("server.address"), []
+    if not local(address):
+        found.append(
+            f"The app listens on {address or 'every network interface'}, not only on this machine. Whoever can reach "
+            "it can read every run, start and stop runs, and delete them: there is no login. Start it with "
+            "--server.address 127.0.0.1 and reach it through a tunnel: ssh -L 8501:127.0.0.1:8501 HOST"
+        )
+    if not (st.get_option("server.enableXsrfProtection") and st.get_option("server.enableCORS")):
+        found.append(
+            "Protection against cross-site requests is off (server.enableXsrfProtection, server.enableCORS): any web "
+            "page that you open in this browser can use the app in your name."
+        )
+    return found
+
+
+def local(address: str | None) -> bool:
+    """Whether only this machine can reach an address; None is every interface."""
+    if address is None or address.startswith("unix:"):
+        return address is not None
+    try:
+        return ipaddress.ip_address(address.strip("[]")).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 @asynccontextmanager
 async def lifespan(_app: Any) -> AsyncIterator[None]:
     """Before the first page."""
+    for risk in risks():
+        logging.getLogger("immunelab").warning("WARNING: %s", risk)
     # Runs whose process died while no app was open become "interrupted" before the first page shows them.
     await asyncio.to_thread(jobs.reconcile, journal.home(None))
     yield

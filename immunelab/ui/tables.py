@@ -12,7 +12,7 @@ import streamlit as st
 
 from immunelab import journal
 from immunelab.errors import UserError
-from immunelab.ui import picks, reads
+from immunelab.ui import export, picks, reads
 
 COLUMNS = {
     "words": "Run",
@@ -104,7 +104,7 @@ def runs_table(runs: pd.DataFrame, words: Mapping[str, str]) -> None:
     config["queued_at"] = st.column_config.DatetimeColumn("Queued", format="YYYY-MM-DD HH:mm")
     config["tags"] = st.column_config.ListColumn("Tags")
     st.dataframe(
-        frame[[c for c in COLUMNS if c in shown]],
+        export.inert(frame[[c for c in COLUMNS if c in shown]]),
         hide_index=True,
         column_config=config,
         key="runs-table",
@@ -127,8 +127,8 @@ def log_tail(run: Mapping[str, Any]) -> str:
         path: Path = journal.RunFolder.open(journal.home(None), str(run["run_id"])).log_path
     except UserError:
         return "Shipped with the showcase: the log stayed where the run was made."
-    if not path.is_file():
-        return ""
+    if path.is_symlink() or not path.is_file():
+        return ""  # a link would show a file from outside of the run
     with path.open("rb") as log:
         size = log.seek(0, os.SEEK_END)
         log.seek(max(0, size - TAIL_BYTES))
@@ -161,7 +161,7 @@ def scores(run: Mapping[str, Any]) -> None:
             if rows.empty:
                 st.caption("No answers are recorded at this step.")
             else:
-                st.dataframe(rows, hide_index=True, alt="Prompts and answers at this step")
+                st.dataframe(export.inert(rows), hide_index=True, alt="Prompts and answers at this step")
 
 
 def _when(seconds: pd.Series) -> pd.Series:
