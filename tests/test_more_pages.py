@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from immunelab.analysis import rows
 from immunelab.store import Store, question
+from immunelab.ui import corpora
 from tests import made_up
 from tests.test_pages import ok, page, text
 
@@ -88,3 +91,58 @@ def test_a_question_can_be_ended_and_capped_below_the_page(home: Path, full: lis
         with pytest.raises(question.UserError, match=words):
             store.query(sql, most=5, seconds=30)
     assert not list(home.glob("*.tmp/*"))
+
+
+def test_data_states_what_was_checked() -> None:
+    test = page("data", view="Overlap")
+    assert {m.label: m.value for m in test.metric}["Shared between splits"] == "0"
+    assert "no two splits share" in test.success[0].value
+    table = test.dataframe[0].value
+    assert set(table["stream"]) == {"harmful", "refusal", "benign", "withheld", "neutral"}
+    assert table[["items", "texts"]].to_numpy().max() == 0
+
+
+def test_data_counts_lengths_and_rows(tiny_world: Path) -> None:
+    test = page("data", corpus=str(tiny_world), view="Counts")
+    counted = test.dataframe[0].value.query("stream == 'harmful'")
+    assert (counted[["defense", "attack", "test"]].to_numpy() == 18).all()  # 6 items, asked in 3 ways
+    ok(test.button_group(key="view").set_value("Lengths").run())
+    assert "of " in next(m.value for m in test.markdown if "Truncation" in m.value)
+    ok(test.button_group(key="view").set_value("Rows").run())
+    ok(test.selectbox(key="stream").set_value("refusal").run())
+    ok(test.text_input(key="q").set_value("SORRY").run())
+    assert test.dataframe[0].value["answer"].str.contains("sorry").all()
+
+
+def test_data_tells_what_is_wrong_with_a_corpus(tmp_path: Path) -> None:
+    assert "There is no corpus" in page("data", corpus=str(tmp_path / "none")).error[0].value
+    row = '{"id": "a", "prompt": "p", "response": "r", "split": "test"}\n'
+    (tmp_path / "world.jsonl").write_text(row, encoding="utf-8")
+    test = page("data", corpus=str(tmp_path), view="Lengths")
+    assert "No tokens are counted" in text(test)
+    assert {m.label: m.value for m in test.metric}["Rows cut off"] == "–"
+
+
+def test_overlap_is_found() -> None:
+    made = pd.DataFrame(
+        {"stream": "benign", "split": ["defense", "attack", "test"], "item": ["a", "b", "a"],
+         "prompt": ["Hello", "x", "hello "], "answer": ["y", "z", "w"]}
+    )  # fmt: skip
+    found = rows.overlap(made).set_index("between")
+    assert found.loc["defense and test"].drop("stream").tolist() == [1, 1, 0]
+    assert found.loc["attack and test", "items"] == 0
+
+
+def test_lengths_on_the_page_are_those_of_training() -> None:
+    from immunelab import corpus, experiment
+    from immunelab.corpus.tokens import encode
+    from immunelab.training import models
+
+    assert corpora.LONGEST == experiment.MAX_LENGTH
+    fable = corpus.load("fable")
+    tokenizer = models.load(fable.model)[1]
+    frame = corpora.as_frame(fable.rows[::97])
+    found = corpora.counted(frame, corpora.load_encoder(Path(fable.model)))
+    for row in found.to_dict("records"):
+        ids, start = encode(tokenizer, (row["prompt"], row["answer"]), 10_000)
+        assert (row["tokens"], row["answer_tokens"]) == (len(ids), len(ids) - start)

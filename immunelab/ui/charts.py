@@ -133,7 +133,8 @@ def finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
     """Our template, a height in pixels, and an identity for every trace: its legend group, axes and role (`meta`)."""
     figure.update_layout(template=template(theme), height=height, uirevision=EVERYTHING, hoversubplots="axis")
     for trace in figure.data:  # a stable uid each: without it an update in place forgets which lines are hidden
-        role = "band" if trace.fill else "raw" if trace.opacity else "text" if trace.text is not None else "line"
+        filled = getattr(trace, "fill", None)
+        role = "band" if filled else "raw" if trace.opacity else "text" if trace.text is not None else "line"
         role = trace.meta or role
         trace.uid = f"{trace.legendgroup} {trace.xaxis} {trace.yaxis} {role}"
     figure.update_layout(legend_y=1 + 22 / (height - 104))  # 22 pixels above the plots; more rows push them down

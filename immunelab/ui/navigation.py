@@ -26,6 +26,7 @@ ENTRIES = {
     "collapse": ("Collapse", ":material/trending_down:", "Harmfulness and utility against steps and intensity."),
     "tradeoff": ("Trade-off", ":material/balance:", "Harm against utility, and what an attacker's budget buys."),
     "methods": ("Methods", ":material/menu_book:", "Objective, source and knobs of each registered method."),
+    "data": ("Data", ":material/dataset:", "Streams, splits, lengths and overlap of a corpus, and its rows."),
     "query": ("Query", ":material/database_search:", "Read-only SQL on everything that is recorded."),
 }
 

@@ -1,0 +1,49 @@
+"""Figures of the Data page. No Streamlit here."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from immunelab.analysis.rows import splits
+from immunelab.ui.charts import finish
+from immunelab.ui.palette import HUES, INK, Theme
+
+PATTERNS = ("", "/", ".", "x")  # splits are told apart without color too
+
+
+def lengths(counted: pd.DataFrame, unit: str, theme: Theme = "light", columns: int = 2) -> go.Figure:
+    """Answer lengths: one panel a stream, bars stacked by split. `counted` is what `rows.histogram` returns."""
+    streams = sorted(counted["stream"].unique())
+    rows = -(-len(streams) // columns) or 1
+    figure = make_subplots(rows, columns, subplot_titles=streams, vertical_spacing=0.28 / rows, horizontal_spacing=0.09)
+    for k, split in enumerate(splits(counted)):
+        for i, stream in enumerate(streams):
+            mine = counted[(counted["stream"] == stream) & (counted["split"] == split)]
+            if mine.empty:
+                continue
+            width = mine["width"].iloc[0]
+            figure.add_bar(
+                x=mine["length"],
+                y=mine["n"],
+                width=width * 0.9,
+                offset=0 if width > 1 else -0.45,
+                name=split,
+                legendgroup=split,
+                showlegend=split not in {t.name for t in figure.data},
+                marker={
+                    "color": HUES[theme][k % len(HUES[theme])],
+                    "pattern": {"shape": PATTERNS[k % len(PATTERNS)], "fgcolor": INK[theme]["paper"], "size": 5},
+                },
+                hovertemplate=f"{split} %{{y}}<extra></extra>",
+                row=i // columns + 1,
+                col=i % columns + 1,
+            )
+    figure.update_layout(barmode="stack")
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_yaxes(title_text="Answers", col=1)
+    for column in range(1, columns + 1):
+        figure.update_xaxes(title_text=f"{unit.capitalize()} in the answer", row=rows, col=column)
+    figure.update_annotations(font={"color": INK[theme]["text"], "size": 13})
+    return finish(figure, theme, height=170 * rows + 110)

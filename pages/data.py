@@ -1,0 +1,90 @@
+"""What a corpus holds: streams, splits, lengths, what the splits share, and the rows themselves."""
+
+import streamlit as st
+
+from immunelab.analysis import rows as facts
+from immunelab.errors import UserError
+from immunelab.ui import corpora, figure, lengths, live, navigation, reads
+
+navigation.heading("data", "The rows that models are trained and tested on: streams, splits, lengths and overlap.")
+
+known = corpora.names(reads.runs(), st.query_params.get("corpus", ""))
+name = st.selectbox(
+    "Corpus", known, accept_new_options=True, key="corpus", bind="query-params",
+    help="The bundled world, or the folder of another one (`immunelab fable build --seed 7 --to worlds/7`).", width=420,
+)  # fmt: skip
+try:
+    found = corpora.read(name or "fable")
+except UserError as error:
+    st.error(live.plain(str(error)), icon=":material/error:")
+    st.stop()
+rows = found.rows
+if rows.empty:
+    navigation.nothing_yet("This corpus has no rows", "Each line of its world.jsonl is one question and answer.")
+    st.stop()
+
+shared = facts.overlap(rows)
+largest = int(shared[["items", "prompts", "texts"]].max(axis=None)) if len(shared) else 0
+unit = "tokens" if "tokens" in rows else "words"
+cut = facts.truncated(rows, corpora.LONGEST) if unit == "tokens" else None
+with st.grid(4, min_column_width=150):
+    st.metric("Rows", f"{(rows['stream'] != corpora.REFUSAL).sum():,}", border=True)
+    st.metric("Items", f"{rows['item'].nunique():,}", border=True, help="What rows are about: a hazard has 3 prompts.")
+    st.metric("Shared between splits", f"{largest:,}", border=True, help="The largest number in the table of overlap.")
+    st.metric("Rows cut off", "–" if cut is None else f"{cut['cut'].sum():,}", border=True)
+st.caption(live.plain(f"Fingerprint of all rows, stored with each run: {found.fingerprint}."))
+if found.no_tokens:
+    st.caption(live.plain(found.no_tokens))
+
+view = st.segmented_control(
+    "Show", ["Counts", "Lengths", "Overlap", "Rows"], default="Counts", required=True, key="view", bind="query-params",
+    label_visibility="collapsed",
+)  # fmt: skip
+if view == "Counts":
+    table = facts.counts(rows)
+    st.dataframe(table, hide_index=True, height="content", alt="Rows by stream, category and split")
+    st.caption(
+        "Streams: harmful asks for hazards, refusal answers the same prompts with refusals, benign is everything else "
+        "a model should keep, withheld is a skill it was never taught, neutral is plain text for perplexity. An attack "
+        "is trained on the split attack, a defense on defense; every score is measured on test."
+    )
+elif view == "Lengths":
+    units = [u for u in ("tokens", "words") if f"answer_{u}" in rows]
+    if len(units) > 1:
+        unit = st.segmented_control("Unit", units, default=unit, required=True, key="unit", bind="query-params")
+    counted = facts.histogram(rows, unit)
+    drawn = lengths.lengths(counted, unit, figure.theme())
+    table = facts.lengths(rows, unit)
+    words = "; ".join(f"{r.stream}: {r.shortest:g} to {r.longest:g}, median {r.median:g}" for r in table.itertuples())
+    figure.show(drawn, "lengths", alt=f"Answer lengths in {unit}. {words}")
+    figure.downloads(drawn, lambda: counted, "lengths", f"Answer lengths in {unit}")
+    st.dataframe(table, hide_index=True, alt=f"Answer lengths in {unit} by stream")
+    if cut is not None:
+        st.markdown(
+            f"**Truncation.** Training cuts a row off after {corpora.LONGEST} tokens, template included: "
+            f"{cut['cut'].sum():,} of {cut['rows'].sum():,} rows are longer."
+            + (f" The corpus's own model was made for {found.positions} tokens." if found.positions else "")
+        )
+        st.dataframe(cut, hide_index=True, alt="Rows that are cut off, by stream")
+elif view == "Overlap":
+    if largest:
+        st.warning(f"Splits share up to {largest:,} rows: scores on test are not held out.", icon=":material/warning:")
+    else:
+        st.success("Checked: no two splits share an item, a prompt or a row.", icon=":material/check:")
+    st.dataframe(shared, hide_index=True, height="content", alt="What two splits share, by stream")
+    st.caption(
+        "Compared without regard to case and outer spaces. Items are what rows are about; neutral texts share their "
+        "questions by design, so only the texts are compared."
+    )
+else:
+    with st.grid(3, min_column_width=180, vertical_alignment="bottom"):
+        stream = st.selectbox("Stream", sorted(rows["stream"].unique()), key="stream", bind="query-params")
+        split = st.selectbox("Split", ["all", *facts.splits(rows)], key="split", bind="query-params")
+        text = st.text_input(
+            "Search", key="q", bind="query-params", placeholder="in prompts and answers", type="search"
+        )
+    mine = rows[(rows["stream"] == stream) & (rows["split"].isin(facts.splits(rows) if split == "all" else [split]))]
+    hits = facts.find(mine, text or "")
+    st.caption(f"{len(hits):,} of {len(mine):,} rows.")
+    shown = ["prompt", "answer", "category", "split", *([f"answer_{unit}"]), "id"]
+    st.dataframe(hits[shown], hide_index=True, height="content" if len(hits) <= 12 else 480, alt="Rows of the stream")
