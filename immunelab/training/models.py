@@ -38,10 +38,11 @@ def load(source: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreT
         if "/" in str(getattr(config, "_attn_implementation", "") or ""):
             raise ValueError("its config names attention code on the Hub, which would be run.")
         tokenizer = AutoTokenizer.from_pretrained(str(source), **where)
-        model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, as asked below
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(source), config=config, use_safetensors=True, dtype=torch.float32, ignore_mismatched_sizes=True,
             output_loading_info=True, **where,
         )  # fmt: skip
+        model, found = loaded
         _check_whole(found)
         if tokenizer.chat_template:  # in a sandbox; what it may not do is found out now
             tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
