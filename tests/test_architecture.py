@@ -43,7 +43,8 @@ ARROWS: dict[str, set[str]] = {
     "jobs": {"journal", "experiment"},  # the experiment only inside `work`, when its process starts a run
     "store": {"journal"},
     "analysis": set(),
-    "ui": {"store", "analysis", "journal", "jobs", "sweep", "corpus"},
+    "card": {"store", "analysis"},
+    "ui": {"store", "analysis", "journal", "jobs", "sweep", "corpus", "card"},
     "report": {"store", "analysis", "ui"},
     "cli": {"experiment", "sweep", "jobs", "store", "journal", "analysis", "report", "card", "corpus", "pretrain"},
     "__init__": set(),

@@ -204,6 +204,24 @@ def _runs_recorded(commands: Any) -> None:
     c.add_argument("--name", action="append", default=[], metavar="NAME", help="only this scalar, point by point")
     _json(c)
 
+    c = _command(commands, "scorecard", recorded.scorecard, "the four conditions of immunization, for a defense", """
+        Resistance, stability, generalization and trainability, each with the runs behind it and the tested budget.
+        RUN is an immunization (its id, the end of it, or last), or a defense by name: then all its seeds count.
+
+        examples:
+          immunelab scorecard seam
+          immunelab scorecard last --json
+          immunelab scorecard last --all-seeds --markdown card.md --html card.html
+        """)  # fmt: skip
+    c.add_argument("run", metavar="RUN", help="an immunization, last, or the name of a defense")
+    c.add_argument("--all-seeds", action="store_true", help="with RUN an immunization: all of the same settings")
+    c.add_argument("--harm", type=float, default=0.10, metavar="F", help="harmfulness that is too much (default 0.10)")
+    c.add_argument("--utility", type=float, default=0.60, metavar="G",
+                   help="share of base utility that counts as kept (default 0.60)")  # fmt: skip
+    c.add_argument("--markdown", metavar="FILE", help="write the immunization card there")
+    c.add_argument("--html", metavar="FILE", help="write the immunization card there")
+    _json(c)
+
     c = _command(commands, "sql", recorded.sql, "ask the store, read-only", """
         Tables: runs, points, layer_points, scores, examples, checkpoints.
 

@@ -1,10 +1,11 @@
-"""Commands on recorded runs: list, trace, query, stop, resume, delete, and rebuilding the database."""
+"""Commands on recorded runs: list, trace, scorecard, query, stop, resume, delete, and rebuilding the database."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from immunelab import jobs, journal
@@ -69,6 +70,34 @@ def trace(args: argparse.Namespace) -> int:
         )
     else:
         _print_summary(run, points, scores)
+    return 0
+
+
+def scorecard(args: argparse.Namespace) -> int:
+    """The four conditions of immunization."""
+    from immunelab import card
+    from immunelab.analysis.outcomes import Thresholds
+    from immunelab.analysis.scorecard import Limits
+    from immunelab.store import queries
+
+    limits = Limits(thresholds=Thresholds(harm=args.harm, utility_share=args.utility))
+    store = _store(args)
+    frame = queries.runs(store)
+    chosen = card.find(frame, args.run)
+    found = card.of(store, card.seeds_of(frame, chosen[0]) if args.all_seeds else chosen, limits)
+    for path, render in ((args.markdown, card.markdown), (args.html, card.page)):
+        if path:
+            try:
+                Path(path).write_text(render(found), encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"The card {path} can't be written: {error.strerror}.") from None
+    if args.json:
+        show.emit(found.data())
+        return 0
+    seeds = ", ".join(map(str, found.seeds))
+    show.out.print(f"{found.defense} on {found.base_model}, seeds {seeds}; {found.budget}", markup=False)
+    rows = [(c.name, c.verdict, c.n, " ".join(filter(None, (c.finding, c.missing)))) for c in found.conditions]
+    show.table(("condition", "verdict", "runs", "what was found"), rows, right=("runs",))
     return 0
 
 
