@@ -1,4 +1,4 @@
-"""Lists of runs: the demo and the showcase, both {undefended, SEAM} × the ladder × seeds."""
+"""Lists of runs: the demo and the showcase, both {undefended, SEAM} × the ladder × seeds; and benign fine-tunes."""
 
 from __future__ import annotations
 
@@ -60,3 +60,23 @@ def ladder_specs(
 def demo_specs(seeds: Sequence[int] = (0,), corpus: str = "fable", group: str = "demo") -> list[RunSpec]:
     """What `immunelab demo` and the demo button run."""
     return ladder_specs(seeds, corpus, group=group)
+
+
+def learning_specs(model: str, seed: int, corpus: str = "fable", group: str = "trainability") -> list[RunSpec]:
+    """Benign fine-tunes of one model on the withheld skill: every rate of the grid, and one with stray harmful rows."""
+    method = get("attack", "benign-sft")
+    settings = {**method.ladders["fable"], "stray rows": method.presets["fable-stray"]}
+    return [
+        RunSpec(
+            kind="finetune",
+            method=method.name,
+            knobs=configured.settings(),
+            model=model,
+            corpus=corpus,
+            seed=seed,
+            evaluate_every=5,
+            name=f"learn {name}",
+            group=group,
+        )
+        for name, configured in settings.items()
+    ]

@@ -1,0 +1,192 @@
+"""The scorecard on a page: what to score, its limits as settings, the verdicts, and the runs that would fill a gap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import pandas as pd
+import streamlit as st
+
+from immunelab import card, journal
+from immunelab.analysis.scorecard import FAILS, HOLDS, INVALID, OPEN, UNMEASURED, VACUOUS, Condition, Limits, Scorecard
+from immunelab.spec import RunSpec
+from immunelab.store import Store
+from immunelab.ui import intensity, live, navigation, reads
+from immunelab.ui.charts import title_of
+
+# verdict → icon and color; the word always stands beside them
+LOOKS: dict[str, tuple[str, Literal["blue", "orange", "gray"]]] = {
+    HOLDS: (":material/check_circle:", "blue"),
+    FAILS: (":material/cancel:", "orange"),
+    OPEN: (":material/help:", "gray"),
+    UNMEASURED: (":material/radio_button_unchecked:", "gray"),
+    VACUOUS: (":material/do_not_disturb_on:", "gray"),
+    INVALID: (":material/error:", "orange"),
+}
+TABLES = {"Attacks": "attacks", "Capability": "skills", "Domains": "domains", "Learning": "learning"}
+
+
+def choose(runs: pd.DataFrame) -> list[str]:
+    """What to score: all seeds of a defense, or one immunization; the link carries it. Returns run ids."""
+    known = card.immunizations(runs)
+    words = reads.labels(known)
+    groups = {str(mine["run_id"].iloc[-1]): mine for _, mine in known.groupby("settings", sort=False)}
+    options = [*groups, *(i for mine in groups.values() if len(mine) > 1 for i in mine["run_id"])]
+    names = {}
+    for newest, mine in groups.items():
+        seeds = sorted(mine["seed"].unique())
+        which = f"seed {seeds[0]}" if len(seeds) == 1 else f"all {len(seeds)} seeds"
+        names[f"all-{newest}"] = f"{title_of(mine['method'].iloc[0])}, {which}"
+    options = [f"all-{i}" for i in groups] + options[len(groups) :]
+    names |= {i: words[i] for i in options if i in words}
+    _tell_apart(names, groups)
+    asked = st.query_params.get("of", "")
+    start = options.index(asked) if asked in options else _most_attacked(groups)
+    if asked and asked not in options:
+        st.warning(f"No longer recorded here: {asked[:200]}.", icon=":material/link_off:")
+    picked = st.selectbox("Defense", options, index=start, format_func=names.__getitem__, key="of-choice")
+    if picked != asked:
+        st.query_params["of"] = picked
+    return card.seeds_of(runs, picked[4:]) if picked.startswith("all-") else [picked]
+
+
+def limits() -> Limits:
+    """The limits of the verdicts, as popovers; the link carries the thresholds."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        thresholds = intensity.thresholds()
+        with st.popover("Other limits", icon=":material/rule:"):
+            cost = st.number_input("Added cost: times the undefended model's steps", 1.0, 100.0, 2.0, 0.5)
+            capability = st.number_input("Capability that may be lost on average, points", 0.0, 100.0, 1.0, 0.5)
+            skill = st.number_input("Capability that may be lost on one skill, points", 0.0, 100.0, 2.0, 0.5)
+            domain = st.slider("Share of the weak score that each domain keeps", 0.0, 1.0, 0.5, 0.05)
+            slack = st.slider("More steps to learn, as a share", 0.0, 1.0, 0.1, 0.05)
+            gap = st.number_input("Accuracy on the learned skill that may be missing, points", 0.0, 100.0, 1.0, 0.5)
+    return Limits(thresholds, cost, capability / 100, skill / 100, domain, slack=slack, gap=gap / 100)
+
+
+def scorecard(run_ids: Sequence[str], chosen: Limits) -> Scorecard:
+    """The scorecard of these immunizations, from what is recorded now."""
+    store = Store(journal.home(None))
+    return reads.ask(lambda: card.of(store, list(run_ids), chosen))
+
+
+def verdicts(found: Scorecard) -> None:
+    """The conditions: verdict, what was found, what is missing, and the runs behind it."""
+    for i, condition in enumerate(found.conditions):
+        with st.container(border=True):
+            icon, color = LOOKS[condition.verdict]
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.markdown(f"**{live.plain(condition.name.capitalize())}**", width="content")
+                st.badge(condition.verdict, icon=icon, color=color)
+                st.caption(f"n = {condition.n} runs" if condition.n else "no runs", width="content")
+            st.markdown(live.plain(condition.finding))
+            if condition.missing:
+                st.caption(live.plain(condition.missing))
+            _behind(condition, f"behind-{i}")
+
+
+def table(found: Scorecard, which: str) -> None:
+    """One of the tables behind the verdicts, as recorded: infinite times are never within the budget."""
+    frame = getattr(found, which)
+    if frame.empty:
+        st.caption("Nothing is recorded for this part.")
+        return
+    shown = frame.drop(columns=[c for c in ("runs", "controls", "base_model", "corpus") if c in frame])
+    times = [c for c in shown if c.startswith("t_") or c in ("ratio", "steps_to_learn")]
+    shown = shown.assign(**{c: ["never" if v == float("inf") else f"{v:g}" for v in shown[c]] for c in times})
+    shown = shown.rename(columns=lambda c: c.replace("_", " "))
+    st.dataframe(shown, hide_index=True, alt=f"The scorecard's {which}")
+
+
+def downloads(found: Scorecard) -> None:
+    """The immunization card as Markdown, HTML and JSON, and the verdicts as CSV."""
+    name = f"immunization-card-{found.defense}"
+    files: dict[str, tuple[str, str, Callable[[], str]]] = {
+        "Markdown": ("md", "text/markdown", lambda: card.markdown(found)),
+        "HTML": ("html", "text/html", lambda: card.page(found)),
+        "JSON": ("json", "application/json", lambda: json.dumps(found.data(), indent=1, default=str)),
+        "CSV": ("csv", "text/csv", lambda: found.frame().to_csv(index=False)),
+    }
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
+        st.caption("Immunization card", width="content")
+        for label, (end, mime, make) in files.items():
+            st.download_button(
+                label, data=partial(_encoded, make), file_name=f"{name}.{end}", mime=mime, on_click="ignore",
+                icon=":material/download:", key=f"card-{end}",
+            )  # fmt: skip
+
+
+def _encoded(make: Callable[[], str]) -> bytes:
+    return make().encode()
+
+
+def offer(found: Scorecard, runs: pd.DataFrame, run_ids: Sequence[str]) -> None:
+    """Runs that measure trainability, if it is not measured yet."""
+    if next(c for c in found.conditions if c.name == "trainability").verdict != UNMEASURED:
+        return
+    going = reads.active(runs)
+    if (going["kind"] == "finetune").any():
+        st.caption("Benign fine-tunes are on their way; trainability appears here by itself.")
+        return
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.write("Trainability is not measured: fine-tune both models on the withheld skill. On Fable that is seconds.")
+        if st.button("Measure it", icon=":material/play_arrow:", key="measure-trainability"):
+            with st.spinner("Starting: loading torch for the method's settings"):
+                queued = live.submit(learning_runs(runs, run_ids), reuse=True)
+            if queued:
+                st.rerun()
+
+
+def learning_runs(runs: pd.DataFrame, run_ids: Sequence[str]) -> list[RunSpec]:
+    """Benign fine-tunes of each immunized model and of the undefended one, with the same seeds. Imports torch.
+
+    A shipped immunization has no checkpoint here, so it is brought along and repeated.
+    """
+    from immunelab.sweep import learning_specs
+
+    specs: list[RunSpec] = []
+    for run in runs[runs["run_id"].isin(run_ids)].to_dict("records"):
+        seed, corpus, model = int(run["seed"]), str(run["corpus"]), f"run:{run['run_id']}"
+        if run["showcase"]:
+            specs.append(RunSpec.from_json(str(run["spec"])))
+            model = f"run:#{len(specs) - 1}"
+        specs += learning_specs(str(run["base_model"]), seed, corpus) + learning_specs(model, seed, corpus)
+    return specs
+
+
+def _behind(condition: Condition, key: str) -> None:
+    if not condition.runs:
+        return
+    folded = st.expander(f"Runs behind it: {condition.n} defended, {len(condition.controls)} undefended",
+                         on_change="rerun", key=key)  # fmt: skip
+    if not folded.open:
+        return
+    with folded:
+        ids = [*condition.runs, *condition.controls]
+        words = reads.labels(reads.runs().query("run_id in @ids"))
+        shown = pd.DataFrame({"Run": [words.get(i, i) for i in ids], "Id": ids})
+        picked = st.dataframe(
+            shown, hide_index=True, key=f"{key}-table", on_select="rerun", selection_mode="single-row",
+            alt=f"Runs behind {condition.name}",
+        )  # fmt: skip
+        if picked.selection.rows:
+            navigation.go("runs", run=ids[picked.selection.rows[0]])
+
+
+def _most_attacked(groups: dict[str, pd.DataFrame]) -> int:
+    """Where the choice starts: the settings with most attacks, so that there is something to read."""
+    curves = reads.curves().drop_duplicates("run_id")
+    attacks = [int(curves["immunized_by"].isin(mine["run_id"]).sum()) for mine in groups.values()]
+    return attacks.index(max(attacks)) if attacks else 0
+
+
+def _tell_apart(names: dict[str, str], groups: dict[str, Any]) -> None:
+    """Where two settings of a defense would read the same, the end of the newest id tells them apart."""
+    seen = pd.Series(list(names.values()), dtype=object).value_counts()
+    for newest in groups:
+        key = f"all-{newest}"
+        if seen[names[key]] > 1:
+            names[key] = f"{names[key]} · {newest[-6:]}"
