@@ -118,7 +118,7 @@ Seam.presets = {
     # Searched on the Fable world of seed 0 and 1, one seed each; the extensions keep a model this small useful.
     "fable": Seam(
         learning_rate=3e-4,
-        steps=360,
+        steps=300,
         batch_size=16,
         ascent="final-logit",
         ascent_weight=0.65,
