@@ -133,6 +133,16 @@ def test_ascent_is_what_hidden_states_say(kind: str, norm: str, request: pytest.
     assert relative(found, list(wanted)) < 1e-5  # β = 0, α = 0 is L_ul alone
 
 
+def test_ascent_of_final_logits_alone_is_differentiated_by_the_chain_rule(llama: PreTrainedModel) -> None:
+    rows = batch().harmful
+    assert rows
+    value = -torch.log(1 + plain_loss(llama, rows))
+    wanted = torch.autograd.grad(value, list(llama.parameters()))
+    scalars = Seam(alpha=0, beta=0, ascent="final-logit").step(llama, batch())
+    assert scalars["loss/ascent"] == pytest.approx(float(value.detach()), rel=1e-6)
+    assert relative([p.grad for p in llama.parameters() if p.grad is not None], list(wanted)) < 1e-5
+
+
 def test_uniform_logits_give_the_closed_form(llama: PreTrainedModel) -> None:
     torch.nn.init.zeros_(llama.lm_head.weight)
     layers, vocabulary = 2, 97

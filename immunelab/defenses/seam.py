@@ -2,17 +2,19 @@ r"""SEAM: couple benign and harmful gradients so that a harmful step is a step a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from torch.nn import Parameter
 
 from immunelab.method import Batch, Defense, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.activations import Lens
-from immunelab.training.coupling import coupling
+from immunelab.training.coupling import Coupled, coupling
 from immunelab.training.losses import Scored, ascent, cross_entropy, differing, forward, loss
 from immunelab.training.models import deterministic
 
@@ -63,14 +65,6 @@ class Seam(Defense):
         weights = g.trainable(model)
 
         with deterministic(model):
-            logits, hidden = forward(model, harmful.tokens, hidden=self.ascent == "layerwise")
-            final = cross_entropy(logits, harmful.tokens.labels, harmful.constant)
-            l_ul = ascent(final, Lens(model).losses(logits, hidden, harmful) if hidden else [])
-            direction = g.scale(g.gradient(l_ul, weights), self.ascent_weight)
-
-            l_up = loss(model, refusal)
-            g.accumulate(direction, g.gradient(l_up, weights), self.alpha)
-
             with self.arithmetic(model):
                 coupled = coupling(
                     model,
@@ -80,25 +74,39 @@ class Seam(Defense):
                     epsilon=None if self.estimator == "exact" else self.epsilon,
                     needed=self.beta != 0,
                 )
-            g.accumulate(direction, coupled.benign, self.retain)
+            l_ul, ascending = self.ascending(model, weights, harmful, coupled)
+            l_up = loss(model, refusal)
+            direction = g.combine(
+                (self.ascent_weight, ascending), (self.alpha, g.gradient(l_up, weights)), (self.retain, coupled.benign)
+            )
             rest = float(g.norm(direction))
             pull = g.clipped(g.scale(coupled.gradient, self.beta), self.coupling_clip)
             g.accumulate(direction, pull)
         g.leave(weights, direction)
 
-        l_sd = coupled.trace["cosine/harmful-benign"]
+        l_sd, l_up_value = coupled.trace["cosine/harmful-benign"], float(l_up.detach())
+        weighted = self.ascent_weight * l_ul + self.alpha * l_up_value + self.beta * l_sd
         return {
-            "loss/total": self.ascent_weight * float(l_ul.detach())
-            + self.alpha * float(l_up.detach())
-            + self.beta * l_sd
-            + self.retain * coupled.trace["loss/benign"],
-            "loss/ascent": float(l_ul.detach()),
-            "loss/refusal": float(l_up.detach()),
+            "loss/total": weighted + self.retain * coupled.trace["loss/benign"],
+            "loss/ascent": l_ul,
+            "loss/refusal": l_up_value,
             "loss/coupling": l_sd,
             "norm/coupling": float(g.norm(pull)),
             "norm/rest": rest,
             **coupled.trace,
         }
+
+    def ascending(
+        self, model: PreTrainedModel, weights: list[Parameter], harmful: Scored, coupled: Coupled
+    ) -> tuple[float, g.Gradient]:
+        """L_ul and its gradient; of final logits alone it is −log(1 + CE), so ∇L_ul = −g_a/(1 + CE) costs nothing."""
+        if self.ascent == "final-logit":
+            value = coupled.trace["loss/harmful"]
+            return -math.log1p(value), g.scale(coupled.harmful, -1 / (1 + value))
+        logits, hidden = forward(model, harmful.tokens, hidden=True)
+        final = cross_entropy(logits, harmful.tokens.labels, harmful.constant)
+        l_ul = ascent(final, Lens(model).losses(logits, hidden, harmful))
+        return float(l_ul.detach()), g.gradient(l_ul, weights)
 
     @contextmanager
     def arithmetic(self, model: PreTrainedModel) -> Iterator[None]:
