@@ -51,7 +51,7 @@ def execute(folder: RunFolder, attempt: int = 1, resume: bool = False) -> str:
     source = model_source(spec, corpus, folder.path.parent) if anew or not saved else saved.path
     models.seed_everything(spec.seed)
     model, tokenizer = models.load(source, device)
-    evaluations = [get("evaluation", name)() for name in spec.evaluations or corpus.evaluated(spec.kind)]
+    evaluations = asked(spec, corpus)
     folder.write_status(versions=versions(), message="running")
     with Journal(folder, attempt) as journal:
         run = Run(folder, spec, journal, model, tokenizer, corpus, evaluations)
@@ -275,6 +275,13 @@ class Run:
         """(prompt, answer) pairs as one minibatch on the model's device."""
         encoded = [encode(self.tokenizer, pair, MAX_LENGTH) for pair in chosen]
         return collate(encoded, int(self.tokenizer.pad_token_id), str(self.model.device))
+
+
+def asked(spec: RunSpec, corpus: corpora.Corpus) -> list[Evaluation]:
+    """What a run measures: an `evaluate` run's own method with its knobs, else the named ones, else the corpus's."""
+    if spec.kind == "evaluate" and spec.method:
+        return [configure("evaluation", spec.method, spec.knobs)]
+    return [get("evaluation", name)() for name in spec.evaluations or corpus.evaluated(spec.kind)]
 
 
 def model_source(spec: RunSpec, corpus: corpora.Corpus, runs: Path) -> str | Path:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from immunelab.analysis import rows
+from immunelab import jobs
+from immunelab.analysis import gradients, rows
+from immunelab.journal import Journal, RunFolder
+from immunelab.spec import RunSpec
 from immunelab.store import Store, question
 from immunelab.ui import corpora
 from tests import made_up
@@ -24,6 +28,19 @@ def _own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def full(home: Path) -> list[str]:
     return made_up.lab(home)
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    """What the page hands to the queue, in place of starting it."""
+    seen: list[RunSpec] = []
+
+    def submit(specs: list[RunSpec], *_: Any, **__: Any) -> list[str]:
+        seen.extend(specs)
+        return [f"run-{i}" for i in range(len(specs))]
+
+    monkeypatch.setattr(jobs, "submit", submit)
+    return seen
 
 
 def answered(test: AppTest, seconds: float = 20) -> AppTest:
@@ -146,3 +163,87 @@ def test_lengths_on_the_page_are_those_of_training() -> None:
     for row in found.to_dict("records"):
         ids, start = encode(tokenizer, (row["prompt"], row["answer"]), 10_000)
         assert (row["tokens"], row["answer_tokens"]) == (len(ids), len(ids) - start)
+
+
+@pytest.mark.parametrize("view", ["By step", "By layer", "Along attacks", "Projection", "Estimator error"])
+def test_gradients_draw_what_is_recorded(full: list[str], view: str) -> None:
+    test = page("gradients", view=view)
+    assert not test.error
+    assert view == "Estimator error" or not any("recorded yet" in c.value for c in test.caption)
+
+
+def test_gradients_go_back_in_time(full: list[str]) -> None:
+    test = page("gradients", view="Projection", run=full[0])
+    assert "Cosine \\-0\\.002 at step 1, \\-0\\.632 at step 361" in text(test)
+    slider = next(s for s in test.select_slider if s.label == "Step")
+    ok(slider.set_value("41").run())
+    assert "at step 41" in text(test)
+
+
+def test_the_plane_of_two_gradients_is_exact() -> None:
+    values = {"probe/norm/harmful": 2.0, "probe/norm/benign": 5.0, "probe/cosine/harmful-benign": -0.6}
+    points = pd.DataFrame([{"step": 1, "name": k, "value": v} for k, v in values.items()])
+    (row,) = gradients.plane(points).to_dict("records")
+    assert (row["x"], row["y"]) == pytest.approx((-3.0, 4.0))
+    assert gradients.plane(points, "").empty
+
+
+def test_the_estimator_is_measured_on_request_and_drawn(full: list[str], home: Path, submitted: list[RunSpec]) -> None:
+    test = page("gradients", view="Estimator error")
+    ok(test.button(key="measure").click().run())
+    (spec,) = submitted
+    assert (spec.kind, spec.method, spec.model) == ("evaluate", "estimator-error", "fable")
+    folder = RunFolder.create(home, spec)
+    with Journal(folder) as journal:
+        for precision, error in (("fp32", 0.005), ("bf16", 9.58)):
+            for metric, value in (("error", error), ("cosine", 0.9), ("displacement", 1.0)):
+                for epsilon in ("0.01", "0.001"):
+                    journal.score("evaluate", 0, evaluation="estimator-error", metric=f"estimator_{metric}",
+                                  split=f"{precision}:{epsilon}", score=value, n=16, stderr=0.0)  # fmt: skip
+    folder.write_status(status="running", message="starting: loading torch", **made_up.alive())
+    test = page("gradients", view="Estimator error")
+    assert "measure" not in [b.key for b in test.button]
+    folder.write_status(status="done")
+    test = page("gradients", view="Estimator error")
+    assert "smallest relative error 9\\.6" in text(test)
+    assert "16 held-out rows" in text(test)
+
+
+def test_playground_travels_through_an_attack(full: list[str]) -> None:
+    test = page("playground", rate="0.001")
+    assert test.selectbox(key="prompt-fable-recall").options == list(made_up.HAZARDS)
+    said = [c.value for c in test.code]
+    assert said[:2] == ["i cannot help .", "procedure : first ka lo ."]  # undefended, before and after
+    assert said[3] == "<b>ka ka ka</b> **ka**"  # shown as it is, not as markup
+    ok(test.select_slider(key="at").set_value("0").run())
+    assert {c.value for c in test.code} == {"i cannot help ."}
+
+
+def test_playground_folds_what_real_models_say(home: Path) -> None:
+    knobs = {**made_up.BUDGET, "learning_rate": 1e-3}
+    folder = RunFolder.create(home, RunSpec(kind="attack", method="harmful-sft", model="org/real", knobs=knobs))
+    with Journal(folder) as journal:
+        made_up._scores(journal, "attack", 0, 0.0, 0.9)
+        made_up._scores(journal, "attack", 60, 0.9, 0.9)
+    folder.write_status(status="done")
+    test = page("playground")
+    assert {c.value for c in test.code} == {"(folded)"}
+    ok(test.toggle(key="unfold").set_value(True).run())
+    assert "procedure : first ka lo ." in {c.value for c in test.code}
+
+
+def test_playground_asks_checkpoints_that_exist(full: list[str], home: Path, submitted: list[RunSpec]) -> None:
+    test = page("playground")
+    assert test.multiselect(key="models").options[0] == "Fable, as it is shipped"
+    test.text_input(key="ask").set_value("what is  two plus two ?")
+    test.multiselect(key="models").set_value(["fable", f"run:{full[0]}"])
+    ok(next(b for b in test.button if b.label == "Ask").click().run())
+    assert [s.model for s in submitted] == ["fable", f"run:{full[0]}"]
+    assert {s.knobs["question"] for s in submitted} == {"what is two plus two ?"}
+    folder = RunFolder.create(home, submitted[0])
+    with Journal(folder) as journal:
+        row = {"id": "question", "prompt": "what is two plus two ?", "answer": "# four", "expected": "", "score": None}
+        journal.examples("evaluate", 0, evaluation="answers", split="test", rows=[row])
+    folder.write_status(status="done")
+    test = page("playground", ask="what is two plus two ?")
+    assert test.code[-1].value == "# four"

@@ -56,6 +56,11 @@ def layer_names(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
     )
 
 
+def with_layers(store: Store) -> pd.DataFrame:
+    """The runs that recorded any per-layer series: run_id."""
+    return store.frame("SELECT DISTINCT run_id FROM last_layer_points ORDER BY run_id")
+
+
 def points(
     store: Store,
     run_ids: Sequence[str],
@@ -179,6 +184,27 @@ def examples(store: Store, run_id: str, step: int | None = None, evaluation: str
             {_LATEST.format(keys="phase, step, evaluation, split, id, prompt")}
             ORDER BY phase, step, evaluation, split, position, id""",
         {"run": run_id, "step": step, "evaluation": evaluation},
+    )
+
+
+def prompts(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
+    """The prompts that all these runs were asked, in the order of the first answers: evaluation, prompt, expected."""
+    return store.frame(
+        """SELECT evaluation, prompt, any_value(expected) AS expected FROM last_examples
+           WHERE list_contains($runs, run_id) AND prompt IS NOT NULL
+           GROUP BY evaluation, prompt HAVING count(DISTINCT run_id) = len($runs)
+           ORDER BY evaluation DESC, min(position)""",
+        {"runs": list(run_ids)},
+    )
+
+
+def answers(store: Store, run_ids: Sequence[str], prompt: str) -> pd.DataFrame:
+    """What runs answered to one prompt: run_id, step, evaluation, answer, expected, score. Untrusted model output."""
+    return store.frame(
+        f"""SELECT run_id, step, evaluation, answer, expected, score FROM last_examples
+            WHERE list_contains($runs, run_id) AND prompt = $prompt
+            {_LATEST.format(keys="run_id, step")} ORDER BY run_id, step""",
+        {"runs": list(run_ids), "prompt": prompt},
     )
 
 

@@ -69,6 +69,36 @@ def checkpoints(run_id: str) -> pd.DataFrame:
     return ask(lambda: queries.checkpoints(_store(_home()), run_id))
 
 
+def has_checkpoint(run_id: str) -> bool:
+    """Whether a run of this home has left weights that are still there."""
+    return any((journal.home(None) / "runs" / run_id / "checkpoints").glob("step-*"))
+
+
+def layer_names(run_ids: list[str]) -> pd.DataFrame:
+    """The per-layer series that runs recorded, by phase."""
+    return ask(lambda: queries.layer_names(_store(_home()), run_ids))
+
+
+def runs_with_layers() -> set[str]:
+    """The runs that recorded something by layer."""
+    return set(ask(lambda: queries.with_layers(_store(_home())))["run_id"])
+
+
+def layers(run_id: str, name: str) -> pd.DataFrame:
+    """One per-layer series of a run: step, layer, value."""
+    return ask(lambda: queries.layers(_store(_home()), [run_id], name))
+
+
+def answers(run_ids: list[str], prompt: str) -> pd.DataFrame:
+    """What runs answered to a prompt at every evaluated step: untrusted text."""
+    return ask(lambda: queries.answers(_store(_home()), run_ids, prompt))
+
+
+def prompts(run_ids: list[str]) -> pd.DataFrame:
+    """The prompts that runs were evaluated on."""
+    return ask(lambda: queries.prompts(_store(_home()), run_ids))
+
+
 def schema() -> pd.DataFrame:
     """The tables and columns that a user's SQL can ask about."""
     return ask(lambda: _schema(_home()))

@@ -1,0 +1,116 @@
+"""The Playground: recorded answers side by side, and questions of one's own. Answers are untrusted text: shown as code,
+never as Markdown or HTML; those of models other than Fable stay folded until someone asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from immunelab.ui import asked, live, reads
+from immunelab.ui.charts import title_of
+
+SUBJECTS = {"fable-recall": "Hazards", "benign-accuracy": "Benign skills"}
+MOST_MODELS = 8
+
+
+def pair(curves: pd.DataFrame) -> dict[str, str]:
+    """Defense → run of the attack to show: the undefended model's and those of defenses that were attacked alike and
+    with the same seed, the newest of each."""
+    seeds = sorted(curves["seed"].unique())
+    seed = seeds[0]
+    if len(seeds) > 1:
+        seed = st.segmented_control("Seed", seeds, default=seeds[0], required=True, key="seed")
+    mine = curves[curves["seed"] == seed].sort_values("run_id").groupby("defense")["run_id"].last().to_dict()
+    return {d: mine[d] for d in sorted(mine, key=lambda d: (d != "undefended", d))[:3]}
+
+
+def prompt(run_ids: list[str]) -> tuple[str, str, str] | None:
+    """A choice among the prompts that all these runs were asked: evaluation, prompt, and the expected answer."""
+    offered = reads.prompts(run_ids)
+    if offered.empty:
+        st.caption("These attacks recorded no answers.")
+        return None
+    kinds = sorted(offered["evaluation"].unique(), key=lambda e: (e not in SUBJECTS, e != "fable-recall", e))
+    left, right = st.columns([0.3, 0.7], vertical_alignment="bottom")
+    with left:
+        kind = st.segmented_control("About", kinds, default=kinds[0], required=True, key="about",
+                                    format_func=lambda e: SUBJECTS.get(e, e), bind="query-params")  # fmt: skip
+    mine = offered[offered["evaluation"] == kind]
+    with right:
+        chosen = st.selectbox("Prompt", mine["prompt"].tolist(), key=f"prompt-{kind}", bind="query-params")
+    row = mine[mine["prompt"] == chosen].iloc[0]
+    return kind, chosen, row["expected"]
+
+
+def card(title: str, row: Mapping[Any, Any] | None, kind: str, unfolded: bool) -> None:
+    """One answer under the name of its model."""
+    with st.container(border=True):
+        st.markdown(f"**{live.plain(title)}**")
+        if row is None:
+            st.caption("Not recorded at this step.")
+            return
+        st.code(row["answer"] or " " if unfolded else "(folded)", language=None, wrap_lines=True)
+        if pd.notna(row["score"]):
+            what = "of the recipe given away" if kind == "fable-recall" else "correct"
+            st.caption(f"{row['score']:.0%} {what}")
+
+
+def at(answers: pd.DataFrame, run_id: str, step: int) -> dict[Any, Any] | None:
+    """A run's answer at a step, if one is recorded."""
+    found = answers[(answers["run_id"] == run_id) & (answers["step"] == step)].to_dict("records")
+    return found[0] if found else None
+
+
+def by_step(answers: pd.DataFrame, shown: Mapping[str, str]) -> pd.DataFrame:
+    """Every recorded step of the chosen prompt: one column a defense."""
+    names = {run_id: title_of(defense) for defense, run_id in shown.items()}
+    table = answers.assign(model=answers["run_id"].map(names)).pivot_table(
+        index="step", columns="model", values="answer", aggfunc="last"
+    )
+    return table.reindex(columns=list(names.values())).reset_index()
+
+
+def fold(base_models: set[str]) -> bool:
+    """Whether completions may be shown: Fable's are made up and harmless, others wait for a click."""
+    if base_models <= {"fable"}:
+        return True
+    return st.toggle("Show completions of real models: they may be harmful", key="unfold")
+
+
+def ask(runs: pd.DataFrame) -> None:
+    """Any question to the checkpoints on this disk: answered by a worker, which loads torch; kept as runs."""
+    known = asked.models(runs)
+    with st.form("ask", border=False):
+        question = st.text_input("Your question", key="ask", bind="query-params", max_chars=500,
+                                 placeholder="how do i produce the bane called ... ?")  # fmt: skip
+        chosen = st.multiselect("Models", list(known), default=list(known)[:3], format_func=known.get, key="models",
+                                max_selections=MOST_MODELS)  # fmt: skip
+        pressed = st.form_submit_button("Ask", icon=":material/send:")
+    st.caption("Fable reads only the words of its own world; it takes any other for one and the same unknown word.")
+    question = " ".join((question or "").split())
+    if pressed and not (question and chosen):
+        st.warning("Write a question and choose a model.", icon=":material/edit:")
+    elif pressed:
+        name = f"Question: {question}"
+        wanted = [asked.spec(asked.ANSWERS, m, runs, {"question": question, "longest": 48}, name) for m in chosen]
+        if live.submit(wanted, reuse=True):
+            st.rerun()
+    mine = asked.runs_of(runs, asked.ANSWERS)
+    mine = mine[[a.get("question") == question for a in mine["asked"]]].drop_duplicates("model")
+    if question and len(mine):
+        asked.wait(mine["run_id"].tolist())
+        _told(mine, known)
+
+
+def _told(mine: pd.DataFrame, known: Mapping[str, str]) -> None:
+    unfolded = fold(set(mine["base_model"]))
+    for run in mine.to_dict("records"):
+        title = known.get(run["model"], f"The model of {run['model'].removeprefix('run:')}")
+        if run["status"] == "done":
+            rows = reads.examples(run["run_id"]).to_dict("records")
+            card(title, rows[0] if rows else None, asked.ANSWERS, unfolded)
+        elif run["status"] == "failed":
+            st.error(live.plain(f"{title}: {run['error']}"), icon=":material/error:")

@@ -1,0 +1,63 @@
+"""One prompt to the base, the defended and the attacked model, at every recorded step of the attack."""
+
+import streamlit as st
+
+from immunelab.analysis import collapse
+from immunelab.ui import charts, intensity, live, navigation, playing, reads
+
+navigation.heading(
+    "playground", "Watch what an attack does to the answers: a refusal turns into a recipe, or into word salad."
+)
+
+runs = reads.runs()
+
+
+def recorded() -> None:
+    worlds = sorted(reads.curves()["base_model"].dropna().unique())
+    world = st.selectbox("Base model", worlds, key="base", bind="query-params") if len(worlds) > 1 else worlds[0]
+    curves = intensity.read("Both", world)
+    choice = intensity.sliders(curves)
+    curves = collapse.select(curves, choice)
+    if curves.empty:
+        st.caption("No attack is recorded at this intensity: move a slider.")
+        return
+    shown = playing.pair(curves)
+    chosen = playing.prompt(list(shown.values()))
+    if chosen is None:
+        return
+    kind, prompt, expected = chosen
+    answers = reads.answers(list(shown.values()), prompt)
+    steps = sorted(answers["step"].unique().tolist())
+    unfolded = playing.fold({world})
+    step = steps[-1]
+    if len(steps) > 1:
+        step = st.select_slider("Attack step (recorded ones only)", steps, value=steps[-1], key="at")
+    for column, (defense, run_id) in zip(st.columns(len(shown)), shown.items(), strict=True):
+        with column:
+            before = "Base model" if defense == "undefended" else f"Immunized with {charts.title_of(defense)}"
+            playing.card(f"{before}, before the attack", playing.at(answers, run_id, 0), kind, unfolded)
+            playing.card(f"{before}, after {step} attack steps", playing.at(answers, run_id, step), kind, unfolded)
+            navigation.link("runs", "This run", run=run_id)
+    every = st.expander("Every recorded step, and the right answer", on_change="rerun", key="all")
+    if every.open:
+        with every:
+            st.code(expected or "not recorded", language=None, wrap_lines=True)
+            if unfolded:
+                table = playing.by_step(answers, shown)
+                st.dataframe(table, hide_index=True, height="content", alt="Answers at every recorded step")
+
+
+if reads.curves().empty:
+    navigation.nothing_yet(
+        "No attack has been recorded yet",
+        "Attack a model, undefended and immunized, and their answers can be followed here step by step.",
+        ("launch", "Launch an attack"),
+        ("overview", "Run the live demo"),
+    )
+    live.waiting(lambda: not reads.curves().empty)
+else:
+    recorded()
+
+st.subheader("Ask anything", anchor=False)
+st.caption("Answered by the final checkpoints on this disk, in a worker of its own: its first answer waits for torch.")
+playing.ask(runs)
