@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from immunelab.method import get
+from immunelab.errors import UserError, unknown
+from immunelab.method import configure, get
 from immunelab.spec import RunSpec
 
 EVALUATE_EVERY = 10  # steps between the points of a collapse curve
@@ -80,3 +83,29 @@ def learning_specs(model: str, seed: int, corpus: str = "fable", group: str = "t
         )
         for name, configured in settings.items()
     ]
+
+
+def configured(
+    kind: Any, method: str, corpus: str, preset: str | None, rung: str | None, knobs: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """A method with its settings, and the preset that they start from ("" for none).
+
+    `rung` names a step of the attack's ladder; without it and without a preset the corpus's own settings are taken,
+    since what suits a 7B model does nothing to Fable's. Knobs go on top.
+    """
+    cls, values, family = get(kind, method), dict(knobs), _family(corpus)
+    if rung:
+        if preset:
+            raise UserError("A rung and a preset both name settings: give one, and knobs on top of it.")
+        ladder = getattr(cls, "ladders", {}).get(family, {})
+        if rung not in ladder:
+            raise unknown(f"rung of {method} for the corpus {corpus}", rung, ladder)
+        values = ladder[rung].settings() | values
+    elif preset is None and family in cls.presets:
+        preset = family
+    return configure(kind, method, values, preset or ""), preset or ""
+
+
+def _family(corpus: str) -> str:
+    """What presets and ladders call a corpus: every Fable world is `fable`."""
+    return "fable" if (Path(corpus) / "world.jsonl").is_file() else corpus

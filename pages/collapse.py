@@ -5,7 +5,7 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import run_outcomes
-from immunelab.ui import cells, charts, figure, intensity, live, navigation, reads
+from immunelab.ui import cells, charts, figure, intensity, live, navigation, notebook, reads
 
 navigation.heading(
     "collapse", "Harmfulness (share of hazards given away) and utility (benign accuracy) while a model is attacked."
@@ -89,7 +89,10 @@ def along_steps(picked: pd.DataFrame) -> None:
         )
         figure.show(drawn, "collapse-steps", alt=cells.sentence(read))
         cells.table(read, "steps-table")
-        figure.downloads(drawn, lambda: picked, "collapse-steps", "Collapse curve, by attack step")
+        figure.downloads(
+            drawn, lambda: picked, "collapse-steps", "Collapse curve, by attack step",
+            lambda: as_notebook("Collapse curve, by attack step", picked, {}),
+        )  # fmt: skip
     for defense in gaps:
         offer(defense)
 
@@ -113,8 +116,16 @@ def along_intensity(done: pd.DataFrame) -> None:
     base = float(along["base_utility"].dropna().mean())
     drawn = charts.collapse(bands, x, thresholds, base, figure.theme(), at=choice.get(x))
     figure.show(drawn, "collapse-intensity", alt=cells.sentence(run_outcomes(along, thresholds)))
-    figure.downloads(drawn, lambda: bands, "collapse-intensity", "Collapse curve, by intensity")
+    figure.downloads(
+        drawn, lambda: bands, "collapse-intensity", "Collapse curve, by intensity",
+        lambda: as_notebook("Collapse curve, by intensity", along, {"x": x, "at": choice.get(x)}),
+    )  # fmt: skip
     cells.table(run_outcomes(along, thresholds), "intensity-table")
+
+
+def as_notebook(title: str, rows: pd.DataFrame, more: dict[str, object]) -> bytes:
+    options = {"thresholds": thresholds, "theme": figure.theme(), **more}
+    return notebook.drawing(title, reads.home(), "collapse", options, sorted(rows["run_id"].unique()))
 
 
 def offer(defense: str) -> None:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from immunelab.analysis import traces
-from immunelab.ui import charts, figure, live, navigation, picks, reads
+from immunelab.ui import charts, figure, live, navigation, notebook, picks, reads
 
 navigation.heading(
     "traces", "Every scalar that a run records: loss terms, gradient norms, cosines, learning rate, step time."
@@ -60,7 +60,7 @@ def draw() -> None:
     if points.empty:
         st.caption("Nothing recorded for this choice yet.")
         return
-    labels = {i: words[i] for i in chosen}
+    labels, groups = {i: words[i] for i in chosen}, None
     if group != "run":
         groups = picks.groups(runs, chosen, group)
         points, labels = traces.bands(points, groups), {}
@@ -71,7 +71,14 @@ def draw() -> None:
     clicked = figure.show(drawn, "traces", alt=f"{', '.join(shown)} of {len(chosen)} runs against {traces.AXES[x]}")
     if clicked in words:
         navigation.go("runs", run=clicked)
-    figure.downloads(drawn, lambda: points, "traces", "Traces")
+    options = {
+        "names": shown, "phase": phase, "x": x, "groups": groups, "labels": labels, "smoothing": smoothing,
+        "log_x": log_x, "log_y": log_y, "columns": 2 if two else 1, "theme": figure.theme(),
+    }  # fmt: skip
+    figure.downloads(
+        drawn, lambda: points, "traces", "Traces",
+        lambda: notebook.drawing("Traces", reads.home(), "traces", options, chosen),
+    )  # fmt: skip
     if follow and len(going) and reads.active(reads.runs().query("run_id in @chosen")).empty:
         st.rerun()
 

@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import tradeoff
-from immunelab.ui import cells, charts, figure, intensity, live, navigation, plane, reads
+from immunelab.ui import cells, charts, figure, intensity, live, navigation, notebook, plane, reads
 
 navigation.heading(
     "tradeoff",
@@ -77,14 +77,19 @@ def draw() -> None:
 
 
 def against_utility(points: pd.DataFrame, words: str) -> None:
-    base = reads.curves().query("base_model == @world")["base_utility"].dropna().mean()
+    mine = reads.curves()
+    base = mine.loc[mine["run_id"].isin(points["run_id"]), "base_utility"].dropna().mean()
     drawn = plane.plane(points, tradeoff.front(points), thresholds, base, figure.theme(), paths)
     clicked = figure.show(drawn, "tradeoff", alt=words)
     st.caption(
         "The attacker wants the top right corner. Thick lines: the most harm with at least this utility. "
         "A click on a point opens its run."
     )
-    figure.downloads(drawn, lambda: points, "tradeoff", "Trade-off")
+    options = {"thresholds": thresholds, "theme": figure.theme(), "paths": paths}
+    figure.downloads(
+        drawn, lambda: points, "tradeoff", "Trade-off",
+        lambda: notebook.drawing("Trade-off", reads.home(), "tradeoff", options, sorted(points["run_id"].unique())),
+    )  # fmt: skip
     if clicked:
         navigation.go("runs", run=clicked)
 
@@ -106,7 +111,12 @@ def against_budget(points: pd.DataFrame, words: str) -> None:
     else:
         st.caption("The best checkpoint that one attack of at most this size reaches. Bands: lowest to highest seed.")
     rows = pd.concat([frame.assign(bound=title) for title, frame in found.items()])
-    figure.downloads(drawn, lambda: rows, "budget", "Attacker's budget")
+    options = {"by": by, "loss": loss / 100, "theme": figure.theme()}
+    ids = sorted(points["run_id"].unique())
+    figure.downloads(
+        drawn, lambda: rows, "budget", "Attacker's budget",
+        lambda: notebook.drawing("Attacker's budget", reads.home(), "budget", options, ids),
+    )  # fmt: skip
 
 
 draw()

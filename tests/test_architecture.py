@@ -47,7 +47,8 @@ ARROWS: dict[str, set[str]] = {
     "ui": {"store", "analysis", "journal", "jobs", "sweep", "corpus", "card"},
     "report": {"store", "analysis", "ui"},
     "cli": {"experiment", "sweep", "jobs", "store", "journal", "analysis", "report", "card", "corpus", "pretrain"},
-    "__init__": set(),
+    "lab": {"store", "analysis", "ui", "card", "jobs", "journal", "sweep", "cli"},
+    "__init__": {"lab"},
     "__main__": {"cli"},
 }
 # Rooms whose foreign imports are a closed list; the standard library is always allowed.
@@ -59,7 +60,7 @@ FOREIGN: dict[str, set[str]] = {
     "jobs": {"psutil", "filelock"},
     "analysis": {"pandas", "numpy"},
 }
-NO_TORCH = LEAVES | {"journal", "store", "jobs", "analysis", "ui", "report", "card", "cli", "sweep"}
+NO_TORCH = LEAVES | {"journal", "store", "jobs", "analysis", "ui", "report", "card", "cli", "sweep", "lab"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors"}
 
 

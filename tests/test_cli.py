@@ -45,7 +45,7 @@ Captured = pytest.CaptureFixture[str]
         ("immunize seam --seed -1", "seed is a whole number from 0"),
         ("immunize --corpus nowhere --detach", "There is no corpus 'nowhere'"),
         ("attack --rung 7e7", "There is no rung of harmful-sft for the corpus fable called '7e7'"),
-        ("attack --rung 0.001 --preset fable", "--rung and --preset both name settings"),
+        ("attack --rung 0.001 --preset fable", "A rung and a preset both name settings"),
         ("attack --model run:last", "No finished run"),
         ("attack --model run:nope", "There is no run"),
         ("demo --seeds 0", "there is at least one"),

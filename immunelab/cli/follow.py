@@ -86,7 +86,7 @@ class Bars:
         self.kinds = {i: run.spec().kind for i, run in runs.items()}
         self.seen: dict[str, str] = {}
         self.reconciled = time.monotonic()
-        self.live = show.err.is_terminal
+        self.live = show.err.is_terminal or show.err.is_jupyter
         columns = (
             TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(),

@@ -11,7 +11,7 @@ from typing import Any
 
 from immunelab import jobs, journal
 from immunelab.cli import about, follow, show
-from immunelab.errors import UserError, unknown
+from immunelab.errors import UserError
 from immunelab.quantities import duration, share
 from immunelab.spec import KIND_OF_METHOD, RunSpec
 from immunelab.status import LARGEST_DOCUMENT
@@ -120,23 +120,13 @@ def _print_scores(run_id: str, status: journal.Status, scores: Any) -> None:
 
 
 def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
-    from immunelab.method import configure, get
+    from immunelab import sweep
 
     if args.help:
         about.method_help(args, kind, of)
         return 0
-    cls = get(of, args.method)
-    preset, values = args.preset, dict(args.knobs)
-    if getattr(args, "rung", None):
-        if preset:
-            raise UserError("--rung and --preset both name settings: give one, and knobs on top of it.")
-        ladder = cls.ladders.get(_family(args.corpus), {})
-        if args.rung not in ladder:
-            raise unknown(f"rung of {args.method} for the corpus {args.corpus}", args.rung, ladder)
-        values = ladder[args.rung].settings() | values
-    elif preset is None and _family(args.corpus) in cls.presets:
-        preset = _family(args.corpus)  # what suits a 7B model does nothing to Fable's, so a corpus may bring settings
-    configured = configure(of, args.method, values, preset or "")
+    rung = getattr(args, "rung", None)
+    configured, preset = sweep.configured(of, args.method, args.corpus, args.preset, rung, args.knobs)
     spec = RunSpec(
         kind=kind,
         method=args.method,
@@ -153,8 +143,3 @@ def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
     if preset and not args.preset:
         show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
     return launch([spec], args)
-
-
-def _family(corpus: str) -> str:
-    """What presets and ladders call a corpus: every Fable world is `fable`."""
-    return "fable" if (Path(corpus) / "world.jsonl").is_file() else corpus

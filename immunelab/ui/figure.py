@@ -41,8 +41,15 @@ def show(figure: go.Figure, key: str, alt: str) -> str | None:
     return _mount(key=key, data=data, on_clicked_change=lambda: None).clicked
 
 
-def downloads(figure: go.Figure, frame: Callable[[], pd.DataFrame], key: str, title: str) -> None:
-    """Take it away: CSV of the rows and a self-contained HTML page; PNG and SVG are buttons on the chart itself."""
+def downloads(
+    figure: go.Figure,
+    frame: Callable[[], pd.DataFrame],
+    key: str,
+    title: str,
+    notebook: Callable[[], bytes] | None = None,
+) -> None:
+    """Take it away: CSV of the rows, a self-contained HTML page, and a notebook that draws the figure where there is
+    one; PNG and SVG are buttons on the chart itself."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
         st.caption("PNG and SVG: the buttons at the chart's top right", width="content")
         st.download_button(
@@ -63,3 +70,13 @@ def downloads(figure: go.Figure, frame: Callable[[], pd.DataFrame], key: str, ti
             icon=":material/download:",
             key=f"{key}-html",
         )
+        if notebook is not None:
+            st.download_button(
+                "Open as notebook",
+                data=notebook,
+                file_name=f"immunelab-{key}.ipynb",
+                mime="application/x-ipynb+json",
+                on_click="ignore",
+                icon=":material/code:",
+                key=f"{key}-notebook",
+            )

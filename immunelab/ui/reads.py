@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -139,6 +140,11 @@ def labels(frame: pd.DataFrame) -> dict[str, str]:
     words = {row["run_id"]: label(row) for row in frame.to_dict("records")}
     seen = pd.Series(list(words.values()), dtype=object).value_counts()
     return {i: f"{w} · {i[-6:]}" if seen[w] > 1 else w for i, w in words.items()}
+
+
+def home() -> Path:
+    """The folder of this lab's runs."""
+    return journal.home(None)
 
 
 def _home() -> str:

@@ -1,0 +1,261 @@
+"""A lab in Python: the pages' functions without the pages, for notebooks and scripts.
+
+    import immunelab
+    lab = immunelab.open()
+    guarded = lab.immunize("seam")
+    lab.attack(guarded, rung="0.001")
+    lab.collapse()
+
+Frames are pandas, figures are Plotly. Runs are carried out by a worker process, as everywhere, so nothing here imports
+torch before a method's settings are asked for, and runs go on if the notebook does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from immunelab import jobs, journal
+from immunelab.errors import UserError, unknown
+from immunelab.spec import KIND_OF_METHOD, RunSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from immunelab.analysis.outcomes import Thresholds
+    from immunelab.analysis.scorecard import Limits, Scorecard
+    from immunelab.store import Store
+
+
+class Lab:
+    """The runs of a home, and how to make more. `home` None takes IMMUNELAB_HOME, or ./lab."""
+
+    def __init__(self, home: Path | str | None = None) -> None:
+        self.home = journal.home(home)
+
+    def __repr__(self) -> str:
+        return f"Lab({str(self.home)!r})"
+
+    def sql(self, query: str) -> pd.DataFrame:
+        """One read-only query on the store. Tables: runs, points, layer_points, scores, examples, checkpoints."""
+        return self.store.query(query)
+
+    @property
+    def store(self) -> Store:
+        """The store, with everything taken in that journals hold by now."""
+        from immunelab.store import Store
+
+        jobs.reconcile(self.home)
+        store = Store(self.home)
+        store.sync(force=True)
+        return store
+
+    # --- making runs
+
+    def immunize(self, method: str = "seam", **options: Any) -> str:
+        """Make a model immune; returns the run's id. Options: those of `spec`, `wait`, and any knob of the method."""
+        return self.start("immunize", method, **options)
+
+    def attack(self, model: str = "fable", method: str = "harmful-sft", **options: Any) -> str:
+        """Attack a model: `fable`, a Hub id, a folder, or the id of a run. Options as in `immunize`, and `rung`."""
+        return self.start("attack", method, model=model, **options)
+
+    def finetune(self, model: str = "fable", method: str = "benign-sft", **options: Any) -> str:
+        """Fine-tune a model on benign rows, to measure trainability. Options as in `attack`."""
+        return self.start("finetune", method, model=model, **options)
+
+    def start(self, kind: str, method: str, *, wait: bool = True, **options: Any) -> str:
+        """Queue one run, as `spec` describes it, and with `wait` follow it to its end with a progress bar."""
+        return self.submit([self.spec(kind, method, **options)], wait)[0]
+
+    def submit(self, specs: Sequence[RunSpec], wait: bool = True) -> list[str]:
+        """Queue runs, one after another in one process. `run:#k` as a model is the k-th run of the list."""
+        run_ids = jobs.submit(list(specs), self.home)
+        if wait:
+            self.wait(run_ids)
+        return run_ids
+
+    def spec(
+        self,
+        kind: str,
+        method: str,
+        *,
+        model: str = "fable",
+        corpus: str = "fable",
+        seed: int = 0,
+        preset: str | None = None,
+        rung: str | None = None,
+        evaluate_every: int | None = None,
+        device: str = "auto",
+        name: str = "",
+        **knobs: Any,
+    ) -> RunSpec:
+        """One run as a spec: kind is immunize, attack or finetune.
+
+        `preset` None takes the corpus's own settings of the method, as the command line does; `rung` names a step of
+        the attack's ladder; knobs go on top. This reads the registry, which imports torch.
+        """
+        from immunelab import sweep
+
+        if kind not in KIND_OF_METHOD:
+            raise unknown("kind of run with a method", kind, KIND_OF_METHOD)
+        known = {folder.run_id for folder in journal.folders(self.home)}
+        settings = sweep.configured(KIND_OF_METHOD[kind], method, corpus, preset, rung, knobs)[0].settings()
+        every = sweep.EVALUATE_EVERY if evaluate_every is None and kind != "immunize" else evaluate_every or 0
+        return RunSpec(
+            kind=kind, method=method, knobs=settings, model=f"run:{model}" if model in known else model, corpus=corpus,
+            seed=seed, device=device, evaluate_every=every, name=name,
+        )  # fmt: skip
+
+    def wait(self, run_ids: Sequence[str]) -> None:
+        """Follow runs to their end with a progress bar. Interrupting stops them, each with a checkpoint."""
+        from immunelab.cli import follow
+
+        for run_id, status in follow.follow(list(run_ids), self.home).items():
+            if status.status in ("failed", "interrupted"):
+                raise UserError(f"The run {run_id} {status.status}: {status.error or 'its process is gone'}")
+
+    # --- reading runs
+
+    def runs(self, showcase: bool | None = None) -> pd.DataFrame:
+        """One row a run; `showcase` True: only shipped ones, False: only this home's."""
+        from immunelab.store import queries
+
+        return queries.runs(self.store, showcase)
+
+    def points(
+        self, run_ids: Sequence[str] | str, names: Sequence[str] | None = None, phase: str | None = None
+    ) -> pd.DataFrame:
+        """Scalars of runs: run_id, phase, step, name, value, low, high, at; `names` None takes all."""
+        from immunelab.store import queries
+
+        store, ids = self.store, _list(run_ids)
+        wanted = queries.names(store, ids)["name"].unique().tolist() if names is None else _list(names)
+        return queries.points(store, ids, wanted, phase=phase)
+
+    def scores(self, run_ids: Sequence[str] | str, parts: bool = False) -> pd.DataFrame:
+        """Evaluations along runs; with `parts` those of single skills and domains too."""
+        from immunelab.store import queries
+
+        return queries.scores(self.store, _list(run_ids), splits=None if parts else ("all",))
+
+    def curves(self, run_ids: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
+        """One row per attack run and checkpoint, of runs that may be drawn together; `choice` selects by settings,
+        such as learning_rate=1e-3."""
+        from immunelab.analysis import collapse
+        from immunelab.store import queries
+
+        store = self.store
+        curves = queries.attack_curves(store)
+        if run_ids is not None:
+            bases = curves.loc[curves["run_id"].isin(run_ids), "base_model"]
+            curves = curves[curves["base_model"].isin(bases)]
+        # Defenses are told apart among all recorded ones, so that a name does not depend on what else is shown.
+        found = collapse.select(collapse.comparable(queries.runs(store), curves), choice)
+        found = found if run_ids is None else found[found["run_id"].isin(run_ids)]
+        if found["base_model"].nunique() > 1:
+            models = ", ".join(sorted(found["base_model"].unique()))
+            raise UserError(
+                f"Attacks on several base models are recorded: say which with base_model=, one of {models}."
+            )
+        return found
+
+    # --- figures
+
+    def traces(
+        self,
+        run_ids: Sequence[str] | str,
+        names: Sequence[str],
+        phase: str | None = None,
+        x: str = "step",
+        groups: Mapping[str, str] | None = None,
+        **look: Any,
+    ) -> go.Figure:
+        """Scalars against steps, as on the Traces page; `groups` (run id → group) draws bands over runs.
+
+        `look`: labels, smoothing, log_x, log_y, theme, columns, as `ui.charts.traces` takes them.
+        """
+        from immunelab.analysis import traces
+        from immunelab.ui import charts
+
+        points = traces.with_x(self.points(run_ids, names, phase), x, self.runs())
+        if groups is not None:
+            points = traces.bands(points, groups)
+        return charts.traces(points, x_title=traces.AXES[x], **({"labels": {}} | look))
+
+    def collapse(
+        self,
+        run_ids: Sequence[str] | None = None,
+        x: str = "step",
+        thresholds: Thresholds | None = None,
+        theme: Any = "light",
+        at: float | None = None,
+        **choice: Any,
+    ) -> go.Figure:
+        """The collapse curve against steps, or against a setting of the attack such as x="learning_rate"."""
+        from immunelab.analysis import collapse
+        from immunelab.analysis.outcomes import Thresholds, run_outcomes
+        from immunelab.ui import charts
+
+        limits, curves = thresholds or Thresholds(), self._some(run_ids, choice)
+        base = float(curves["base_utility"].dropna().mean())
+        if x != "step":
+            done = curves[curves["status"] == "done"]
+            return charts.collapse(collapse.by_intensity(done, x, limits), x, limits, base, theme, at=at)
+        read = run_outcomes(curves, limits)
+        marks = collapse.marks(read[read["status"] == "done"])
+        return charts.collapse(collapse.by_step(curves), "step", limits, base, theme, marks=marks)
+
+    def tradeoff(
+        self,
+        run_ids: Sequence[str] | None = None,
+        thresholds: Thresholds | None = None,
+        theme: Any = "light",
+        paths: bool = True,
+        equal: bool = False,
+        **choice: Any,
+    ) -> go.Figure:
+        """Harm against utility of every checkpoint, with fronts and regions; `equal` keeps attacks all models faced."""
+        from immunelab.analysis import tradeoff
+        from immunelab.analysis.outcomes import Thresholds
+        from immunelab.ui import plane
+
+        limits, curves = thresholds or Thresholds(), self._some(run_ids, choice)
+        points = tradeoff.checkpoints(curves, limits)
+        points = tradeoff.faced_by_all(points, points["defense"].unique().tolist()) if equal else points
+        base = float(curves["base_utility"].dropna().mean())
+        return plane.plane(points, tradeoff.front(points), limits, base, theme, paths)
+
+    def budget(
+        self, run_ids: Sequence[str] | None = None, by: str = "trials", loss: float = 0.2, theme: Any = "light"
+    ) -> go.Figure:
+        """The best harm found against the attacker's budget, at any loss of utility and at most `loss`."""
+        from immunelab.analysis import tradeoff
+        from immunelab.ui import plane
+
+        points = tradeoff.checkpoints(self._some(run_ids, {}))
+        bounds = {"Any loss of utility": tradeoff.EVERYTHING, f"At most {100 * loss:g}% of utility lost": loss}
+        return plane.budgets({title: tradeoff.budget(points, by, b) for title, b in bounds.items()}, by, theme)
+
+    def scorecard(self, of: str = "last", all_seeds: bool = False, limits: Limits | None = None) -> Scorecard:
+        """The four conditions for an immunization (id, its end, or last), or for all seeds of a defense by name.
+
+        `.frame()` is the table of verdicts; `.attacks`, `.skills`, `.domains`, `.learning` stand behind it.
+        """
+        from immunelab import card
+
+        store, runs = self.store, self.runs()
+        chosen = card.find(runs, of)
+        return card.of(store, card.seeds_of(runs, chosen[0]) if all_seeds else chosen, limits)
+
+    def _some(self, run_ids: Sequence[str] | None, choice: Mapping[str, Any]) -> pd.DataFrame:
+        curves = self.curves(run_ids, **choice)
+        if curves.empty:
+            raise UserError("No recorded attack fits. lab.runs() lists what is recorded; lab.attack(…) makes one.")
+        return curves
+
+
+def _list(values: Sequence[str] | str) -> list[str]:
+    return [values] if isinstance(values, str) else list(values)
