@@ -107,6 +107,8 @@ class RunFolder:
         """The runs that this one descends from, nearest first; empty for a run that starts from a base model."""
         try:
             rows = json.loads(read_file(self.path / "lineage.json", missing="[]"))
+            if not isinstance(rows, list):
+                raise TypeError("not a list")
             json.dumps(rows, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair can't be stored
             return [Ancestor(*(str(row[field]) for field in Ancestor._fields)) for row in rows]
         except (ValueError, TypeError, KeyError, RecursionError):

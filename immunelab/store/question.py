@@ -89,6 +89,8 @@ def answer(
     connection: duckdb.DuckDBPyConnection, sql: str, seconds: float, most: int | None, stop: threading.Event
 ) -> pd.DataFrame:
     """The rows of a user's SQL on a connection that can only read; every mistake is a UserError."""
+    if any("\ud800" <= c <= "\udfff" for c in sql):
+        raise UserError("The query holds half of a character (a lone surrogate), which no text can.")
     with _ended(connection, seconds, stop) as why:
         try:
             result = connection.execute(sql)

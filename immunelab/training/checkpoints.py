@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,6 +77,9 @@ def save(
         size = sum(p.stat().st_size for p in draft.iterdir())
         manifest = json.dumps({"step": step, "files": files}, indent=1)
         (draft / "manifest.json").write_text(manifest, encoding="utf-8")
+        for path in draft.iterdir():  # a power cut must not leave a whole name on files that were never written
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
     except BaseException:
@@ -86,7 +90,7 @@ def save(
 
 def latest(folder: Path, *, resumable: bool = False) -> Saved | None:
     """The last checkpoint whose checksums hold; `resumable` asks for one with optimizer state. None: there is none."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(_in_order(folder)):
         found = verified(path)
         if found and (not resumable or (path / STATE).is_file()):
             return found
@@ -98,9 +102,15 @@ def verified(path: Path) -> Saved | None:
     try:
         manifest = (path / "manifest.json").read_text(encoding="utf-8")
         data = json.loads(manifest)
-        whole = all(_sha256(path / Path(name).name) == digest for name, digest in data["files"].items())
+        files: dict[str, str] = data["files"]
+        strangers = {p.name for p in path.iterdir() if p.name[0] != "."} - set(files) - {"manifest.json"}
+        whole = (
+            bool(files)
+            and not strangers
+            and all(_sha256(path / Path(name).name) == digest for name, digest in files.items())
+        )
         step = int(data["step"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # a torn or foreign folder is no checkpoint; the caller falls back to the one before
     size = sum(p.stat().st_size for p in path.iterdir())
     return Saved(path, step, hashlib.sha256(manifest.encode()).hexdigest(), size) if whole else None
@@ -134,8 +144,14 @@ def kept(saved: Saved) -> dict[str, Tensor]:
 
 def prune(folder: Path, keep: int = 2) -> None:
     """Deletes all but the last few checkpoints and any draft that a crash left behind."""
-    for path in [*sorted(folder.glob("step-*"))[:-keep], *folder.glob(".draft-*")]:
+    for path in [*_in_order(folder)[:-keep], *folder.glob(".draft-*")]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """The checkpoints by step, as numbers: step 1,000,000 comes after 999,999."""
+    found = [(path.name.removeprefix("step-"), path) for path in folder.glob("step-*")]
+    return [path for number, path in sorted((int(n), p) for n, p in found if n.isascii() and n.isdigit())]
 
 
 def rng_state() -> dict[str, Any]:
