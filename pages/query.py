@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from immunelab.ui import asking, live, navigation
+from immunelab.ui import asking, export, live, navigation
 
 navigation.heading("query", "Ask the record yourself: DuckDB SQL over every run, score, scalar and answer. Read-only.")
 
@@ -64,7 +64,8 @@ with left:
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.caption(asking.shown(question), width="content")
             st.download_button(
-                "CSV", data=lambda: frame.to_csv(index=False).encode(), file_name="immunelab-query.csv",
+                "CSV", data=lambda: export.csv(frame), file_name="immunelab-query.csv",
                 mime="text/csv", on_click="ignore", icon=":material/download:", key="query-csv",
             )  # fmt: skip
+        frame = export.inert(frame)  # the table has a download of its own
         st.dataframe(frame, hide_index=True, height="content" if len(frame) <= 15 else 560, alt="Rows of the query")
