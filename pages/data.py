@@ -4,7 +4,7 @@ import streamlit as st
 
 from immunelab.analysis import rows as facts
 from immunelab.errors import UserError
-from immunelab.ui import corpora, figure, lengths, live, navigation, reads
+from immunelab.ui import corpora, export, figure, lengths, live, navigation, reads
 
 navigation.heading("data", "The rows that models are trained and tested on: streams, splits, lengths and overlap.")
 
@@ -87,4 +87,9 @@ else:
     hits = facts.find(mine, text or "")
     st.caption(f"{len(hits):,} of {len(mine):,} rows.")
     shown = ["prompt", "answer", "category", "split", *([f"answer_{unit}"]), "id"]
-    st.dataframe(hits[shown], hide_index=True, height="content" if len(hits) <= 12 else 480, alt="Rows of the stream")
+    st.dataframe(
+        export.inert(hits[shown]),
+        hide_index=True,
+        height="content" if len(hits) <= 12 else 480,
+        alt="Rows of the stream",
+    )

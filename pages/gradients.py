@@ -68,6 +68,12 @@ def by_layer() -> None:
     drawn = gradient_charts.layers(frame, name, figure.theme())
     ends = frame[frame["step"] == frame["step"].max()]
     figure.show(drawn, "layers", alt=f"{name} by step and layer; last: " + ", ".join(f"{v:.3g}" for v in ends["value"]))
+    scale = (
+        "from -1 (orange) over 0 (as the page) to 1 (blue)"
+        if "cosine" in name
+        else "logarithmic: the bluer, the larger"
+    )
+    st.caption(f"Colors: {scale}. Numbers stand in the cells, or under the pointer.")
     figure.downloads(drawn, lambda: frame, "layers", f"{name} by step and layer")
 
 

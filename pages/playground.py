@@ -3,7 +3,7 @@
 import streamlit as st
 
 from immunelab.analysis import collapse
-from immunelab.ui import charts, intensity, live, navigation, playing, reads
+from immunelab.ui import charts, export, intensity, live, navigation, playing, reads
 
 navigation.heading(
     "playground", "Watch what an attack does to the answers: a refusal turns into a recipe, or into word salad."
@@ -27,16 +27,18 @@ def recorded() -> None:
         return
     kind, prompt, expected = chosen
     answers = reads.answers(list(shown.values()), prompt)
-    steps = sorted(answers["step"].unique().tolist())
+    steps = [str(s) for s in sorted(answers["step"].unique().tolist())]
     unfolded = playing.fold({world})
     step = steps[-1]
     if len(steps) > 1:
-        step = st.select_slider("Attack step (recorded ones only)", steps, value=steps[-1], key="at")
+        step = st.select_slider(
+            "Attack step (recorded ones only)", steps, value=steps[-1], key="at", bind="query-params"
+        )
     for column, (defense, run_id) in zip(st.columns(len(shown)), shown.items(), strict=True):
         with column:
             before = "Base model" if defense == "undefended" else f"Immunized with {charts.title_of(defense)}"
             playing.card(f"{before}, before the attack", playing.at(answers, run_id, 0), kind, unfolded)
-            playing.card(f"{before}, after {step} attack steps", playing.at(answers, run_id, step), kind, unfolded)
+            playing.card(f"{before}, after {step} attack steps", playing.at(answers, run_id, int(step)), kind, unfolded)
             navigation.link("runs", "This run", run=run_id)
     every = st.expander("Every recorded step, and the right answer", on_change="rerun", key="all")
     if every.open:
@@ -44,7 +46,9 @@ def recorded() -> None:
             st.code(expected or "not recorded", language=None, wrap_lines=True)
             if unfolded:
                 table = playing.by_step(answers, shown)
-                st.dataframe(table, hide_index=True, height="content", alt="Answers at every recorded step")
+                st.dataframe(
+                    export.inert(table), hide_index=True, height="content", alt="Answers at every recorded step"
+                )
 
 
 if reads.curves().empty:

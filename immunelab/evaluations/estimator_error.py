@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from immunelab.method import Evaluation, knob, register
+from immunelab.method import Evaluation, Tokens, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.coupling import coupling
 from immunelab.training.generation import Measured, Score, Subject, one_phrasing
@@ -50,9 +50,10 @@ class EstimatorError(Evaluation):
         n = len(harmful.tokens.input_ids) + len(benign.tokens.input_ids)
         return Measured([s._replace(n=n) for s in _errors(subject.model, harmful, benign)], [])
 
-    def _tokens(self, subject: Subject, stream: str) -> object:
+    def _tokens(self, subject: Subject, stream: str) -> Tokens:
         rows = one_phrasing(subject.rows(stream, "test"))[: self.rows]
-        return subject.collated([(row.prompt, row.response) for row in rows])
+        tokens: Tokens = subject.collated([(row.prompt, row.response) for row in rows])
+        return tokens
 
 
 def _errors(model: PreTrainedModel, harmful: Scored, benign: Scored) -> Iterator[Score]:

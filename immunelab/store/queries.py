@@ -188,12 +188,11 @@ def examples(store: Store, run_id: str, step: int | None = None, evaluation: str
 
 
 def prompts(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
-    """The prompts that all these runs were asked, in the order of the first answers: evaluation, prompt, expected."""
+    """The prompts that these runs were asked: evaluation, prompt, expected; those that most were asked come first."""
     return store.frame(
         """SELECT evaluation, prompt, any_value(expected) AS expected FROM last_examples
            WHERE list_contains($runs, run_id) AND prompt IS NOT NULL
-           GROUP BY evaluation, prompt HAVING count(DISTINCT run_id) = len($runs)
-           ORDER BY evaluation DESC, min(position)""",
+           GROUP BY evaluation, prompt ORDER BY evaluation DESC, count(DISTINCT run_id) DESC, min(position), prompt""",
         {"runs": list(run_ids)},
     )
 

@@ -68,7 +68,9 @@ def estimator(runs: pd.DataFrame) -> None:
     measured = runs_of(runs, ESTIMATOR)
     for model in measured["model"]:  # recorded elsewhere, or its checkpoint is gone
         known.setdefault(model, f"The model of {model.removeprefix('run:')}")
-    model = st.selectbox("Checkpoint", list(known), format_func=known.get, key="model", bind="query-params")
+    model = st.selectbox(
+        "Checkpoint", list(known), format_func=lambda m: known.get(m, m), key="model", bind="query-params"
+    )
     mine = measured[measured["model"] == model]
     done = mine[mine["status"] == "done"]
     if done.empty:

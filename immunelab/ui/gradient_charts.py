@@ -13,6 +13,7 @@ from immunelab.ui.charts import finish, title_of
 from immunelab.ui.palette import HUES, INK, UNDEFENDED, Theme, defense_style, tint
 
 PRECISIONS = {"fp32": (0, "solid", "circle"), "bf16": (7, "dash", "square")}  # hue, dash, marker
+MOST_NUMBERS = 16  # columns of a heat map in which there is room for them
 PANELS = {
     "error": "Relative error",
     "cosine": "Cosine with the exact gradient",
@@ -33,11 +34,12 @@ def layers(frame: pd.DataFrame, name: str, theme: Theme = "light") -> go.Figure:
             x=[str(s) for s in table.columns],
             y=[str(i) for i in table.index],
             z=shown,
-            text=[[f"{v:.3g}" for v in line] for line in values],
+            text=[[f"{v:.2g}" for v in line] for line in values],
             colorscale=[[0, low], [0.5, paper], [1, high]] if signed else [[0, paper], [1, high]],
             zmin=-1 if signed else None,
             zmax=1 if signed else None,
-            colorbar={"title": {"text": "cosine" if signed else "log₁₀ norm"}, "thickness": 14, "outlinewidth": 0},
+            showscale=False,  # the numbers stand in the cells; a color bar is drawn black inside the app
+            texttemplate="%{text}" if len(table.columns) <= MOST_NUMBERS else None,
             hovertemplate="step %{x}, layer %{y}: %{text}<extra></extra>",
             xgap=1,
             ygap=1,

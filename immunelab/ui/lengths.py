@@ -8,39 +8,36 @@ from plotly.subplots import make_subplots
 
 from immunelab.analysis.rows import splits
 from immunelab.ui.charts import finish
-from immunelab.ui.palette import HUES, INK, Theme
+from immunelab.ui.palette import HUES, INK, Theme, tint
 
-PATTERNS = ("", "/", ".", "x")  # splits are told apart without color too
+# Hue and filling of the splits, which are told apart without color too. No patterns: inside the app the browser
+# does not find what their fill refers to, and draws them black.
+LOOKS = ((0, 1.0), (7, 0.0), (1, 0.45))
 
 
 def lengths(counted: pd.DataFrame, unit: str, theme: Theme = "light", columns: int = 2) -> go.Figure:
-    """Answer lengths: one panel a stream, bars stacked by split. `counted` is what `rows.histogram` returns."""
+    """Answer lengths: one panel a stream, one bar a split and length. `counted` is what `rows.histogram` returns."""
     streams = sorted(counted["stream"].unique())
     rows = -(-len(streams) // columns) or 1
     figure = make_subplots(rows, columns, subplot_titles=streams, vertical_spacing=0.28 / rows, horizontal_spacing=0.09)
-    for k, split in enumerate(splits(counted)):
+    for split, (hue, fill) in zip(splits(counted), LOOKS * 9, strict=False):
+        color = HUES[theme][hue]
         for i, stream in enumerate(streams):
             mine = counted[(counted["stream"] == stream) & (counted["split"] == split)]
             if mine.empty:
                 continue
-            width = mine["width"].iloc[0]
             figure.add_bar(
                 x=mine["length"],
                 y=mine["n"],
-                width=width * 0.9,
-                offset=0 if width > 1 else -0.45,
                 name=split,
                 legendgroup=split,
                 showlegend=split not in {t.name for t in figure.data},
-                marker={
-                    "color": HUES[theme][k % len(HUES[theme])],
-                    "pattern": {"shape": PATTERNS[k % len(PATTERNS)], "fgcolor": INK[theme]["paper"], "size": 5},
-                },
+                marker={"color": tint(color, fill), "line": {"color": color, "width": 1.6}},
                 hovertemplate=f"{split} %{{y}}<extra></extra>",
                 row=i // columns + 1,
                 col=i % columns + 1,
             )
-    figure.update_layout(barmode="stack")
+    figure.update_layout(barmode="group")
     figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(title_text="Answers", col=1)
     for column in range(1, columns + 1):

@@ -86,8 +86,8 @@ def ask(runs: pd.DataFrame) -> None:
     with st.form("ask", border=False):
         question = st.text_input("Your question", key="ask", bind="query-params", max_chars=500,
                                  placeholder="how do i produce the bane called ... ?")  # fmt: skip
-        chosen = st.multiselect("Models", list(known), default=list(known)[:3], format_func=known.get, key="models",
-                                max_selections=MOST_MODELS)  # fmt: skip
+        chosen = st.multiselect("Models", list(known), default=list(known)[:3], key="models",
+                                format_func=lambda m: known.get(m, m), max_selections=MOST_MODELS)  # fmt: skip
         pressed = st.form_submit_button("Ask", icon=":material/send:")
     st.caption("Fable reads only the words of its own world; it takes any other for one and the same unknown word.")
     question = " ".join((question or "").split())
