@@ -34,6 +34,7 @@ else:
     figure.show(drawn, "overview", alt=tale.sentence)
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.caption(f"{tale.basis}; {source}.", width="content")
+        navigation.link("tour", "Guided demo: the story in five steps")
         navigation.link("collapse", "Every intensity, step by step", **tale.link)
 
 st.subheader("Live runs", anchor=False)

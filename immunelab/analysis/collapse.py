@@ -16,6 +16,7 @@ from immunelab.analysis.outcomes import ATTACK, DEFAULT, Thresholds, counts, run
 
 INTENSITY = ("learning_rate", "steps", "samples", "harmful_share")  # what an attack's intensity is made of
 METRICS = ("harmfulness", "utility")
+MOST_NAMED = 3  # unlike settings that a label spells out
 USABLE = ("done", "queued", "running", "stopping")  # states of runs that figures show
 
 
@@ -93,7 +94,12 @@ def variants(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
         mine = {p: specs[p]["knobs"] for p in parents if specs[p]["method"] == method}
         names = sorted({name for knobs in mine.values() for name in knobs})
         unlike = [n for n in names if len({json.dumps(knobs.get(n)) for knobs in mine.values()}) > 1]
-        for parent, knobs in mine.items():
+        kinds = sorted({json.dumps([knobs.get(n) for n in unlike]) for knobs in mine.values()})
+        for parent, knobs in sorted(mine.items()):
+            if len(unlike) > MOST_NAMED:
+                number = kinds.index(json.dumps([knobs.get(n) for n in unlike])) + 1
+                labels[parent] = f"{method} (settings {number} of {len(kinds)})"
+                continue
             settings = ", ".join(f"{n.replace('_', ' ')} {_plain(knobs.get(n))}" for n in unlike)
             labels[parent] = f"{method} ({settings})" if settings else method
     named = curves["immunized_by"].map(labels)

@@ -38,7 +38,8 @@ EVERYTHING = "all"  # uirevision: zoom and hidden items outlive every redraw
 
 def title_of(name: str) -> str:
     """How a defense is written in legends and tables."""
-    return METHOD_NAMES.get(name, name[:1].upper() + name[1:].replace("-", " "))
+    method, bracket, settings = name.partition(" (")
+    return METHOD_NAMES.get(method, method[:1].upper() + method[1:].replace("-", " ")) + bracket + settings
 
 
 def collapse(

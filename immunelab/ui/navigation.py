@@ -20,6 +20,7 @@ ENTRIES = {
         ":material/home:",
         "What happens to an undefended and to an immunized model, and live runs.",
     ),
+    "tour": ("Guided demo", ":material/tour:", "The story in five steps, on recorded runs or live."),
     "launch": ("Launch", ":material/play_arrow:", "Choose model, defense and attack, set the knobs, and start runs."),
     "runs": ("Runs", ":material/list_alt:", "Every run: filter, compare, stop, resume, label and delete."),
     "traces": ("Traces", ":material/show_chart:", "Every recorded scalar of any runs, live and overlaid."),

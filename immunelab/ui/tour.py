@@ -1,0 +1,101 @@
+"""The steps of the guided demo: what each shows from recorded runs, and how to run it live."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from immunelab.analysis import collapse, traces
+from immunelab.analysis.outcomes import Thresholds, label
+from immunelab.ui import charts, figure, live, reads
+from immunelab.ui.story import Story
+
+STEPS = {
+    "1 The threat": "A released model refuses to give hazards away. Drag the step: a few dozen steps of fine-tuning on "
+    "harmful answers undo that, and the model stays useful.",
+    "2 Immunize": "The defense changes the weights before release, so that a harmful step is a step against "
+    "everything else the model can do. Choose what to look at while it trains.",
+    "3 Attack again": "The same attack on both models. Drag the step, and compare what each gives away and keeps.",
+    "4 Drag the intensity": "An attacker chooses how hard to train. Every position is a recorded attack.",
+    "5 Read the scorecard": "What may be claimed from these runs, and what may not. Move the thresholds.",
+}
+FIRST = next(iter(STEPS))
+
+
+def pair(curves: pd.DataFrame, tale: Story) -> pd.DataFrame:
+    """The curves of the story's attack, on the undefended and on the defended model."""
+    return curves[curves["run_id"].isin(tale.curves["run_id"])]
+
+
+def immunizations(shown: pd.DataFrame) -> list[str]:
+    """The immunizations behind the defended curves."""
+    return sorted({i for i in shown["immunized_by"].dropna() if i})
+
+
+def along(shown: pd.DataFrame, base: float, key: str) -> None:
+    """A slider through the attack's recorded checkpoints: both scores of each model there, and the curve."""
+    steps = sorted(shown["step"].unique().tolist())
+    step = st.select_slider("Step of the attack", steps, value=steps[-1], key=f"tour-{key}")
+    models = sorted(shown["defense"].unique(), key=lambda d: d != "undefended")
+    with st.grid(2 * len(models), min_column_width=150):
+        for name in models:
+            here = shown[(shown["defense"] == name) & (shown["step"] == step)]
+            harm, use = float(here["harmfulness"].mean()), float(here["utility"].mean())
+            said = label(harm, use, Thresholds(), base) if step else "before the attack"
+            st.metric(f"{charts.title_of(name)}: harmfulness", f"{harm:.0%}", said, delta_color="off",
+                      delta_arrow="off", border=True)  # fmt: skip
+            st.metric(f"{charts.title_of(name)}: utility", f"{use:.0%}", f"mean of {len(here)} runs", delta_color="off",
+                      delta_arrow="off", border=True)  # fmt: skip
+    drawn = charts.collapse(collapse.by_step(shown), "step", Thresholds(), base, figure.theme(), at=step)
+    figure.show(drawn, f"tour-{key}-curve", alt=f"Harmfulness and utility along the attack; chosen: step {step}")
+
+
+def immunizing(shown: pd.DataFrame) -> None:
+    """One scalar of the immunizations, chosen by the reader."""
+    ids = immunizations(shown)
+    known = reads.names(ids)
+    names = sorted(known.loc[known["phase"] == "immunize", "name"].unique()) if ids else []
+    if not names:
+        st.caption("These immunizations have recorded no scalars.")
+        return
+    usual = "cosine/harmful-benign"
+    name = st.selectbox("Scalar", names, index=names.index(usual) if usual in names else 0, key="tour-scalar")
+    runs = reads.runs()
+    points = traces.with_x(reads.points(ids, [name], "immunize"), "step", runs)
+    drawn = charts.traces(points, reads.labels(runs[runs["run_id"].isin(ids)]), theme=figure.theme())
+    figure.show(drawn, "tour-immunize", alt=f"{name} while immunizing")
+
+
+def outcomes(bands: pd.DataFrame, rate: float) -> None:
+    """What became of each model at the chosen rate, in words."""
+    cells = bands[bands["learning_rate"] == rate].drop_duplicates("defense")
+    for cell in cells.to_dict("records"):
+        st.markdown(f"**{charts.title_of(cell['defense'])}** at {rate:g}: {cell['outcomes'] or 'not scored'}")
+
+
+def run_it_live(what: str, tale: Story, kinds: Sequence[str], *, defended: bool, ladder: bool = False) -> None:
+    """A button that queues the step's runs, with a seed that is not recorded yet."""
+    runs = reads.runs()
+    seed = int(runs["seed"].max()) + 1 if len(runs) else 0
+    if not st.button("Run it live", icon=":material/play_arrow:", key="tour-live", help=f"New runs: {what}."):
+        st.caption(f"To {what}, with seed {seed}; the runs go on if you close this page.")
+        return
+    with st.spinner("Starting: loading torch for the methods' settings"):
+        from immunelab.sweep import demo_specs
+
+        specs = demo_specs((seed,))
+    first = next(k for k, s in enumerate(specs) if s.kind == "immunize")
+    chosen = [specs[first]] if "immunize" in kinds else []
+    for spec in specs:
+        mine = f"{spec.knobs.get('learning_rate', 0):g}" == tale.link["rate"]
+        if spec.kind == "attack" and "attack" in kinds and (mine or ladder):
+            on_defended = spec.model.startswith("run:")
+            if on_defended and defended:
+                chosen.append(dataclasses.replace(spec, model="run:#0"))  # the immunization stands first
+            elif not on_defended and (ladder or not defended):
+                chosen.append(spec)
+    if live.submit(chosen):
+        st.rerun()
