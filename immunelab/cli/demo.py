@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +21,8 @@ from immunelab.quantities import duration, share
 if TYPE_CHECKING:
     import pandas as pd
 
+    from immunelab.spec import RunSpec
+
 CONTROL = "undefended"
 
 
@@ -27,7 +30,7 @@ def demo(args: argparse.Namespace) -> int:
     """Immunize, attack undefended and defended at every rung; print a table, write report and JSON."""
     seeds, home, began = _seeds(args.seed, args.seeds), journal.home(args.home), time.monotonic()
     corpus = "fable" if args.fable_seed is None else str(_world(args.fable_seed, home))
-    run_ids, code = _run(seeds, corpus, home, args.reuse)
+    run_ids, code = _run(_sweep().demo_specs(seeds=seeds, corpus=corpus), home, args.reuse)
     if code:
         return code
     from immunelab import report
@@ -57,10 +60,10 @@ def fable_build(args: argparse.Namespace) -> int:
 
 
 def showcase_build(args: argparse.Namespace) -> int:
-    """Run the demo's protocol over seeds and keep the record as Parquet."""
+    """Run the demo's protocol and more intensities over seeds, and keep the record as Parquet."""
     home = journal.home(args.home)
     target = Path(args.to) if args.to else shipped.data() / "showcase"
-    run_ids, code = _run(_seeds(0, args.seeds), "fable", home, reuse=True)
+    run_ids, code = _run(_sweep().showcase_specs(_seeds(0, args.seeds)), home, reuse=True)
     if code:
         return code
     from immunelab.store import Store, showcase
@@ -78,12 +81,17 @@ def _seeds(first: int, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
-def _run(seeds: list[int], corpus: str, home: Path, reuse: bool) -> tuple[list[str], int]:
-    """The protocol's runs, carried out by one process of their own, and the exit code: 0 if all of them finished."""
+def _sweep() -> ModuleType:
+    """The lists of runs; reading methods' settings loads torch."""
     show.err.print("loading torch …", style="dim")
-    from immunelab.sweep import demo_specs
+    from immunelab import sweep
 
-    run_ids = jobs.submit(demo_specs(seeds=seeds, corpus=corpus), home, reuse=reuse)
+    return sweep
+
+
+def _run(specs: list[RunSpec], home: Path, reuse: bool) -> tuple[list[str], int]:
+    """The protocol's runs, carried out by one process of their own, and the exit code: 0 if all of them finished."""
+    run_ids = jobs.submit(specs, home, reuse=reuse)
     kept = sum(journal.RunFolder.open(home, i).status().status == "done" for i in run_ids)
     if kept:
         show.err.print(f"{kept} of {len(run_ids)} runs are on record and are not run again.")
