@@ -14,7 +14,7 @@ from immunelab import card, journal
 from immunelab.analysis.scorecard import FAILS, HOLDS, INVALID, OPEN, UNMEASURED, VACUOUS, Condition, Limits, Scorecard
 from immunelab.spec import RunSpec
 from immunelab.store import Store
-from immunelab.ui import intensity, live, navigation, reads
+from immunelab.ui import export, intensity, live, navigation, reads
 from immunelab.ui.charts import title_of
 
 # verdict → icon and color; the word always stands beside them
@@ -108,7 +108,7 @@ def downloads(found: Scorecard) -> None:
         "Markdown": ("md", "text/markdown", lambda: card.markdown(found)),
         "HTML": ("html", "text/html", lambda: card.page(found)),
         "JSON": ("json", "application/json", lambda: json.dumps(found.data(), indent=1, default=str)),
-        "CSV": ("csv", "text/csv", lambda: found.frame().to_csv(index=False)),
+        "CSV": ("csv", "text/csv", lambda: export.csv(found.frame()).decode()),
     }
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
         st.caption("Immunization card", width="content")
