@@ -56,7 +56,9 @@ class App:
         from websockets.sync.client import connect
 
         address = f"ws://127.0.0.1:{self.port}/_stcore/stream"
-        return connect(address, subprotocols=["streamlit"], origin=origin, max_size=None, proxy=None)
+        return connect(
+            address, subprotocols=["streamlit"], origin=origin, max_size=None, proxy=None, ping_interval=None
+        )
 
     def ask(self, page: str, patience: float = 60.0) -> tuple[float, list[str]]:
         """Open a page; the seconds until it is whole, and the errors on it. With no patience, don't wait for it."""

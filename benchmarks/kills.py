@@ -290,7 +290,7 @@ def of_apps(home: Path, kills: int, seed: int, say: Say) -> dict[str, Any]:
     with pretended(home, 10**7) as folder:
         for i in range(kills):
             with App(home) as app:
-                end = time.monotonic() + chance.uniform(0, 2.5)
+                end = time.monotonic() + chance.uniform(0, 1.0)
                 while time.monotonic() < end:
                     app.ask(chance.choice(PAGES), 0 if chance.random() < 0.3 else 60)  # some are killed in mid-page
                     pages += 1

@@ -57,8 +57,8 @@ def _of(kind: str) -> Any:
     return "defense" if kind == "immunize" else "attack"
 
 
-def measure(number: int, seed: int, only: list[str]) -> dict[str, Any]:
-    """All figures; a `kills.Loss` at the first thing that does not hold."""
+def measure(number: int, seed: int, only: list[str]) -> None:
+    """All figures, written after each part; a `kills.Loss` at the first thing that does not hold."""
 
     def say(text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
@@ -74,12 +74,14 @@ def measure(number: int, seed: int, only: list[str]) -> dict[str, Any]:
                 folder / "of-many" / "home", [s for s in specs.values() for _ in range(2)][:4], None, say
             ),
         }
-        found = {}
         for name, part in parts.items():
             if name in only or not only:
                 (folder / f"of-{name.split()[0]}" / "home").mkdir(parents=True)
-                found[name] = part()
-    return found
+                measured = part()
+                found = kills.read_figures(RESULTS) if RESULTS.exists() else {}
+                found |= {name: measured, "about": about(seed)}
+                RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def about(seed: int) -> dict[str, Any]:
@@ -162,13 +164,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="jobs, sync, apps or 'many at once'")
     parser.add_argument("--page", action="store_true", help="write the page from the last figures")
     chosen = parser.parse_args()
-    found = kills.read_figures(RESULTS) if RESULTS.exists() else {}
     if not chosen.page:
         try:
-            found |= measure(chosen.kills, chosen.seed, chosen.only) | {"about": about(chosen.seed)}
+            measure(chosen.kills, chosen.seed, chosen.only)
         except kills.Loss as error:
             sys.exit(f"does not hold: {error}")
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = kills.read_figures(RESULTS) if RESULTS.exists() else {}
     lacking = {"jobs", "sync", "apps", "many at once"} - set(found)
     if lacking:
         sys.exit(f"{PAGE.name} is not written: there are no figures yet of {', '.join(sorted(lacking))}")
