@@ -123,6 +123,10 @@ class Run:
         )
         if last < method.steps:
             return "stopped"
+        if spec.kind == "immunize" and not method.prepares:
+            source = model_source(spec, self.corpus, self.folder.path.parent)
+            if Path(source).is_dir():  # weights on the Hub are not loaded again for this
+                self.journal.points(spec.kind, last, {"norm/displacement": models.distance(self.model, Path(source))})
         self.keep(last, None)
         return "done"
 

@@ -70,6 +70,7 @@ def test_seam_records_its_terms_and_its_layers(home: Path, tiny_world: Path) -> 
     assert experiment.execute(folder) == "done"
     rows = lines(folder)
     points = [r["values"] for r in rows if r["kind"] == "points"]
+    assert points.pop()["norm/displacement"] > 0  # after the last step: how far the weights have moved
     wanted = {"loss/ascent", "loss/refusal", "loss/coupling", "cosine/harmful-benign", "estimator/displacement",
               "norm/harmful", "norm/benign", "norm/coupling", "norm/rest"}  # fmt: skip
     assert all(wanted <= set(p) for p in points)

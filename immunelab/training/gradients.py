@@ -105,7 +105,7 @@ def leave(parameters: Sequence[nn.Parameter], direction: Gradient) -> None:
 
 
 @contextmanager
-def restored(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
+def restored(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Yields a copy of the weights; whatever happens inside, they are that copy again afterwards, bit for bit.
 
     A copy is put back instead of the step being undone: adding and subtracting leaves about 4 % of fp32 weights one

@@ -127,6 +127,19 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
+def distance(model: PreTrainedModel, folder: Path) -> float:
+    """‖θ − θ₀‖ over all weights, θ₀ from a model folder, read one tensor at a time."""
+    from safetensors import safe_open
+
+    mine, total = dict(model.named_parameters()), 0.0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # a file handle, not a dict
+                if name in mine:
+                    total += float((mine[name].detach().cpu().double() - file.get_tensor(name).double()).square().sum())
+    return float(total**0.5)
+
+
 def seed_everything(seed: int) -> None:
     """Seeds torch on every device; data order has generators of its own."""
     torch.manual_seed(seed)

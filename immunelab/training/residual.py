@@ -23,7 +23,7 @@ AFTER_WRITING = ("post_feedforward_layernorm", "post_self_attn_layernorm", "post
 class Writer(NamedTuple):
     """A weight that writes to the residual stream; `axis` is the one along which it writes."""
 
-    weight: nn.Parameter
+    weight: Tensor
     axis: int
 
 
@@ -53,7 +53,7 @@ def writers(model: PreTrainedModel) -> list[Writer]:
             found.append(Writer(module.weight, 1))
         elif last in WRITERS and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
             blocks += 1
-            found.append(Writer(module.weight, 0 if isinstance(module, nn.Linear) else 1))  # type: ignore[arg-type]
+            found.append(Writer(module.weight, 0 if isinstance(module, nn.Linear) else 1))
             if isinstance(module.bias, nn.Parameter):
                 found.append(Writer(module.bias, 0))
     if blocks != 2 * count:
@@ -78,6 +78,6 @@ def remove(found: list[Writer], direction: Tensor) -> None:
 def share_left(found: list[Writer], direction: Tensor) -> float:
     """The largest ‖rᵀW‖/‖W‖ over the writers: 0 if none can write the direction."""
     r = direction.double()
-    found = [Writer(w.detach(), axis) for w, axis in found]  # type: ignore[arg-type]  # a tensor now
+    found = [Writer(w.detach(), axis) for w, axis in found]
     parts = [(r @ w.double() if axis == 0 else w.double() @ r, w) for w, axis in found]
     return max(float(p.norm() / max(float(w.double().norm()), 1e-30)) for p, w in parts)

@@ -1,0 +1,65 @@
+"""Immunization adversarial loss: refuse, and ascend on the harmful answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from immunelab.method import Batch, Defense, knob, register
+from immunelab.training import gradients as g
+from immunelab.training.activations import Lens
+from immunelab.training.losses import Scored, ascent, cross_entropy, differing, forward, loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@register("defense")
+@dataclass(frozen=True, kw_only=True)
+class AdversarialLoss(Defense):
+    """L = CE_m(refusal) − α·CE_m(harmful), m the tokens in which a pair differs.
+
+    "Immunization against harmful fine-tuning attacks", arXiv:2402.16382, as in its authors' code. The harmful loss is
+    unbounded above: a run stops at the first scalar that is not finite. `ascent` = layerwise is the variant
+    L = CE_m(refusal) − α·log(1 + S/|H|) that SEAM and RepNoise use.
+    """
+
+    name: ClassVar[str] = "adversarial-loss"
+    title: ClassVar[str] = "Immunization adversarial loss"
+    paper: ClassVar[str] = "arXiv:2402.16382"
+    stage: ClassVar[str] = "alignment"
+    streams: ClassVar[tuple[str, ...]] = ("harmful", "refusal")
+
+    alpha: float = knob(0.1, "weight of the ascent on harmful answers", symbol="α", low=0, high=100)
+    ascent: Literal["loss", "layerwise"] = knob("loss", "what is ascended: the loss, or its logarithm over layers")
+    mask: Literal["official", "response"] = knob("official", "tokens scored: where the pair differs, or the answer")
+
+    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
+        """The gradient of L: two forward passes, one backward."""
+        harmful, refusal = (Scored(tokens) for tokens in batch.take(self))
+        if self.mask == "official":
+            harmful, refusal = differing(harmful.tokens, refusal.tokens)
+        weights = g.trainable(model)
+        refuse = loss(model, refusal)
+        logits, hidden = forward(model, harmful.tokens, hidden=self.ascent == "layerwise")
+        harm = cross_entropy(logits, harmful.tokens.labels, harmful.constant)
+        forget = ascent(harm, Lens(model).losses(logits, hidden, harmful)) if hidden else -harm
+        total = refuse + self.alpha * forget
+        g.leave(weights, g.gradient(total, weights))
+        return {
+            "loss/total": float(total.detach()),
+            "loss/refusal": float(refuse.detach()),
+            "loss/harmful": float(harm.detach()),
+            "loss/ascent": float(forget.detach()),
+        }
+
+
+AdversarialLoss.presets = {
+    # "For Llama-2" in the released code; the released model: rate 1e-5, 4 epochs of 10K rows in batches of 4.
+    "paper": AdversarialLoss(learning_rate=1e-5, steps=10_000, batch_size=4),
+    # Roughly tuned, one seed.
+    "fable": AdversarialLoss(learning_rate=3e-4, steps=200, batch_size=16, alpha=0.05, clip=1.0),
+    "fable-layerwise": AdversarialLoss(
+        learning_rate=3e-4, steps=200, batch_size=16, alpha=0.3, clip=1.0, ascent="layerwise"
+    ),
+}

@@ -1,0 +1,87 @@
+"""Low-rank vectors that act on a model only inside a `with`, and leave every weight of it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from immunelab.errors import UserError
+from immunelab.training.adapters import layers, named
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Vector(nn.Module):
+    """scale·B·A·x on top of the outputs of chosen linear layers: a LoRA adapter as forward hooks.
+
+    Hooks and not PEFT: outside `acting` the model is itself, with its own names and bits, and an attacker's adapter or
+    full fine-tuning goes beside the vector unchanged. A is (rank, in) and drawn, B is (out, rank) and starts at 0.
+    """
+
+    def __init__(self, paths: Sequence[str], a: Sequence[Tensor], b: Sequence[Tensor], scale: float) -> None:
+        super().__init__()
+        self.paths, self.scale = tuple(paths), scale
+        self.a, self.b = nn.ParameterList(a), nn.ParameterList(b)
+
+    @classmethod
+    def fresh(cls, model: PreTrainedModel, *, rank: int, alpha: float, targets: str) -> Vector:
+        """For the layers that `targets` names (commas, or all-linear); a UserError names one that is not there."""
+        wanted = set(layers(model) if targets == "all-linear" else named(model, targets))
+        a, b, paths = [], [], []
+        for path, module in model.named_modules():
+            if path.rsplit(".", 1)[-1] in wanted and path not in paths and hasattr(module, "weight"):
+                weight: Tensor = module.weight
+                out, inside = weight.shape if isinstance(module, nn.Linear) else weight.T.shape
+                a.append(torch.randn(rank, inside, device=weight.device) / inside**0.5)
+                b.append(torch.zeros(out, rank, device=weight.device))
+                paths.append(path)
+        return cls(paths, a, b, alpha / rank)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As named tensors, for a file."""
+        found = {"scale": torch.tensor(self.scale, dtype=torch.float64)}
+        for path, a, b in zip(self.paths, self.a, self.b, strict=True):
+            found |= {f"{path}.A": a.detach(), f"{path}.B": b.detach()}
+        return found
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> Vector:
+        """Back from `tensors`, frozen."""
+        paths = [name.removesuffix(".A") for name in tensors if name.endswith(".A")]
+        a, b = [tensors[f"{p}.A"] for p in paths], [tensors[f"{p}.B"] for p in paths]
+        return cls(paths, a, b, float(tensors["scale"])).requires_grad_(False)
+
+    def places(self, model: nn.Module) -> list[nn.Module]:
+        """The layers of a model that it acts on; a UserError if it is another model's."""
+        found = []
+        for path, a in zip(self.paths, self.a, strict=True):
+            try:
+                module = model.get_submodule(path)
+            except AttributeError:
+                raise UserError(f"The vector is for another model: {type(model).__name__} has no {path}.") from None
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            if a.shape[1] not in weight.shape:
+                raise UserError(
+                    f"The vector is for another model: {path} takes {tuple(weight.shape)}, not {a.shape[1]}."
+                )
+            found.append(module)
+        return found
+
+    @contextmanager
+    def acting(self, places: Sequence[nn.Module]) -> Iterator[None]:
+        """The vector's part is added to the outputs of these layers inside; no hook stays."""
+
+        def adding(a: Tensor, b: Tensor):  # type: ignore[no-untyped-def]
+            return lambda module, inputs, output: output + self.scale * ((inputs[0] @ a.T) @ b.T)
+
+        handles = [m.register_forward_hook(adding(a, b)) for m, a, b in zip(places, self.a, self.b, strict=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
