@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pandas as pd
@@ -79,3 +80,18 @@ def test_bootstrap() -> None:
     assert 0.1 <= low < 0.25 < high <= 0.4
     assert bootstrap([0.1, 0.2, 0.3, 0.4]) == (low, high)
     assert all(math.isnan(v) for v in bootstrap([]))
+
+
+def test_defenses_are_told_apart_by_their_settings_in_few_words() -> None:
+    def runs(*knobs: dict[str, float]) -> pd.DataFrame:
+        rows = [
+            {"run_id": f"i{k}", "kind": "immunize", "spec": json.dumps({"method": "seam", "knobs": own})}
+            for k, own in enumerate(knobs)
+        ]
+        return pd.DataFrame(rows)
+
+    attacks = pd.DataFrame({"immunized_by": ["i0", "i1", ""], "defense": ["seam", "seam", "undefended"]})
+    few = collapse.variants(runs({"beta": 0.01, "eps": 1.0}, {"beta": 0.02, "eps": 1.0}), attacks)
+    assert few["defense"].tolist() == ["seam (beta 0.01)", "seam (beta 0.02)", "undefended"]
+    many = collapse.variants(runs(dict.fromkeys("abcd", 1.0), dict.fromkeys("abcd", 2.0)), attacks)
+    assert many["defense"].tolist() == ["seam (settings 1 of 2)", "seam (settings 2 of 2)", "undefended"]

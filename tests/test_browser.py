@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -182,6 +183,25 @@ def test_a_click_on_a_line_opens_its_run(tab: Any, app: App) -> None:
     tab.locator(".immunelab-figure .draglayer .drag").first.click()
     tab.wait_for_url("**/runs?run=*")
     tab.wait_for_selector("text=Status: done")
+
+
+def test_a_click_on_a_point_of_the_trade_off_opens_its_run(tab: Any, app: App) -> None:
+    open_page(tab, app, "tradeoff?paths=false")
+    point = tab.locator(".immunelab-figure .scatterlayer .point").last
+    box = point.bounding_box()
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tab.wait_for_selector(".immunelab-figure .hoverlayer .hovertext")
+    tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tab.wait_for_url("**/runs?run=*")
+    tab.wait_for_selector("text=Status: done")
+
+
+def test_a_figure_is_taken_away_as_a_notebook(tab: Any, app: App) -> None:
+    open_page(tab, app, "tradeoff")
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Open as notebook").click()
+    assert download.value.suggested_filename == "immunelab-tradeoff.ipynb"
+    assert json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["nbformat"] == 4
 
 
 def test_deleting_a_run_asks_first_and_tells_what_it_freed(tab: Any, app: App) -> None:

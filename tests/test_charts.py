@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -76,6 +77,8 @@ def test_lines_have_stable_identities() -> None:
         return [t["uid"] for t in drawn["data"]]
 
     assert ids(curves()) == ids(curves()[curves()["step"] < 20])
+    odd = curves().replace({"defense": {"seam": "seam (β 0.1, x)"}})
+    assert all(re.fullmatch(r"[\w-]+", uid) for uid in ids(odd))  # they end up in a CSS selector
     assert len(set(ids(curves()))) == len(ids(curves()))
 
 

@@ -7,6 +7,7 @@ color, dash and marker everywhere, bands are minimum to maximum over seeds, dott
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -137,7 +138,8 @@ def finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
         filled = getattr(trace, "fill", None)
         role = "band" if filled else "raw" if trace.opacity else "text" if trace.text is not None else "line"
         role = trace.meta or role
-        trace.uid = f"{trace.legendgroup} {trace.xaxis} {trace.yaxis} {role}"
+        # Plotly looks it up in a CSS selector, where brackets of a label would be a syntax error.
+        trace.uid = re.sub(r"[^\w-]", "-", f"{trace.legendgroup} {trace.xaxis} {trace.yaxis} {role}")
     figure.update_layout(legend_y=1 + 22 / (height - 104))  # 22 pixels above the plots; more rows push them down
     return figure
 
