@@ -116,7 +116,9 @@ def legend(tab: Any) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("name", ["overview", "collapse", "traces", "runs", "launch", "methods", "data", "query", "playground"])
+@pytest.mark.parametrize(
+    "name", ["overview", "collapse", "traces", "runs", "launch", "methods", "data", "query", "playground"]
+)
 def test_a_cold_link_to_any_page_works(tab: Any, app: App, name: str) -> None:
     open_page(tab, app, "" if name == "overview" else name, chart=name in ("overview", "collapse", "traces"))
     assert tab.locator("h1").inner_text() == name.capitalize()
