@@ -22,6 +22,8 @@ from immunelab.journal import RunFolder, Status
 from immunelab.store import Store, queries
 
 WORKER = (sys.executable, str(Path(__file__).parent / "pretend_worker.py"))
+LATE = "import runpy, sys, time; time.sleep(1.5); del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+SLOW = (sys.executable, "-c", LATE, WORKER[1])  # the same, but it takes its time to come up
 
 
 class Lab:
@@ -406,6 +408,21 @@ def test_lists_take_turns_in_the_order_of_submission(lab: Lab) -> None:
     ended = [lab.status(i).ended_at or 0 for i in ids]
     assert started == sorted(started)
     assert all(end <= start + 0.01 for end, start in zip(ended, started[1:], strict=False))
+
+
+def test_a_worker_that_starts_slowly_keeps_its_place(lab: Lab) -> None:
+    first = jobs.submit([spec(knobs={"steps": 2})], lab.home, command=SLOW)
+    second = lab.submit("", steps=2)
+    assert lab.wait([*first, *second]) == ["done", "done"]
+    assert (lab.status(first[0]).ended_at or 0) <= (lab.status(second[0]).started_at or 0) + 0.01
+    assert turns.tickets(lab.home, "cpu") == []
+
+
+def test_a_run_stopped_before_its_worker_came_up_blocks_nobody(lab: Lab) -> None:
+    both = jobs.submit([spec(), spec(knobs={"steps": 1})], lab.home, command=SLOW)
+    lab.stop(both[0])
+    assert lab.wait(both) == ["stopped", "done"]
+    assert turns.tickets(lab.home, "cpu") == []
 
 
 def test_a_dead_process_frees_its_device(lab: Lab) -> None:

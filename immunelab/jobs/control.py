@@ -12,7 +12,7 @@ from typing import Any
 
 from immunelab import journal
 from immunelab.errors import UserError
-from immunelab.jobs import failures, processes
+from immunelab.jobs import failures, processes, turns
 from immunelab.journal import ENDED, RunFolder, Status, folders
 from immunelab.spec import RunSpec
 
@@ -56,7 +56,7 @@ def submit(
                 made.append(RunFolder.create(place, linked, queued_at=now + i * 1e-5))  # the list's order is kept
                 new.append(made[-1])
             if start and new:
-                processes.start(place, new, command)
+                _start(place, new, command)
         except OSError as error:
             for folder in new:
                 shutil.rmtree(folder.path, ignore_errors=True)
@@ -120,7 +120,7 @@ def resume(run_id: str, home: Path | str | None = None, command: Sequence[str] |
         tried = status.attempt + (status.started_at is not None)  # one that never began has nothing to go on from
         folder.write_status(status="queued", attempt=tried, queued_at=time.time(), message="", error="", **cleared)
         try:
-            processes.start(place, [folder], command)
+            _start(place, [folder], command)
         except OSError as error:
             folder.write_status(status="failed", error=failures.sentence(error), ended_at=time.time())
             raise UserError(f"The run could not be started. {failures.sentence(error)}") from None
@@ -192,6 +192,21 @@ def reconcile(home: Path | str | None = None, command: Sequence[str] | None = No
     return lost
 
 
+def _start(place: Path, folders: Sequence[RunFolder], command: Sequence[str] | None) -> None:
+    """Start a worker, and put its first run in line: its place is that of its submission, however long the worker
+    takes to come up. Call it inside `changing`, which the worker needs before it looks."""
+    processes.start(place, folders, command)
+    first = folders[0]
+    status, spec = first.recorded(), first.spec()
+    if status.pid is None:
+        return
+    with contextlib.suppress(UserError):  # what is wrong with device or parent is told when its turn comes
+        if spec.parent and RunFolder.open(place, spec.parent).recorded().status != "done":
+            return  # it could stand before the run that it waits for
+        device = turns.resolve_device(spec.device, place)
+        turns.queue(place, device, first.run_id, status.queued_at or time.time(), (status.pid, status.create_time))
+
+
 def _bury(folder: RunFolder) -> str:
     """The last word on a run whose process is gone, if it is. Call it inside `changing`."""
     status = folder.recorded()
@@ -226,7 +241,7 @@ def _force(folder: RunFolder, place: Path, command: Sequence[str] | None) -> Non
         others.sort(key=lambda f: f.recorded().queued_at or 0.0)
         waiting = [f for f in others if f.recorded().status == "queued"]
         if waiting:
-            processes.start(place, waiting, command)
+            _start(place, waiting, command)
 
 
 def _carried_by(folder: RunFolder, worker: Status) -> bool:

@@ -76,14 +76,25 @@ def tickets(home: Path, device: str) -> list[Path]:
     return standing
 
 
-def queue(home: Path, device: str, run_id: str, since: float) -> Path:
-    """Put up a ticket for a run queued at `since`; earlier tickets go first."""
+def queue(home: Path, device: str, run_id: str, since: float, holder: tuple[int, float | None] | None = None) -> Path:
+    """Put up a ticket for a run queued at `since`; earlier tickets go first.
+
+    It counts while its holder (process id and start time; None is this process) lives.
+    """
     place = _place(home, device)
     place.mkdir(parents=True, exist_ok=True)
     ticket = place / f"{int(since * 1e6):020d}-{run_id}.json"
     me = processes.own()
-    replace_file(ticket, json.dumps({"pid": me["pid"], "create_time": me["create_time"]}))
+    pid, born = holder or (me["pid"], me["create_time"])
+    replace_file(ticket, json.dumps({"pid": pid, "create_time": born}))
     return ticket
+
+
+def standing(home: Path, run_id: str) -> tuple[str, Path] | None:
+    """The device and the ticket with which a run stands in line already."""
+    for ticket in (home / "locks").glob(f"device-*/*-{run_id}.json"):
+        return ticket.parent.name.removeprefix("device-").replace("-", ":"), ticket
+    return None
 
 
 @contextlib.contextmanager

@@ -81,8 +81,15 @@ class _Worker:
 
     def _one(self, folder: RunFolder, following: RunFolder | None) -> None:
         """One run, from queued to its end; whatever happens to it, the next one gets its turn."""
-        if not folder.path.exists():
-            return  # stopped while it waited, and deleted
+        try:
+            if folder.path.exists():  # else it was stopped while it waited, and deleted
+                self._carry(folder, following)
+        finally:
+            already = turns.standing(self.home, folder.run_id)
+            if already:  # it stood in line and never came to its turn
+                already[1].unlink(missing_ok=True)
+
+    def _carry(self, folder: RunFolder, following: RunFolder | None) -> None:
         with _output_to(folder), self.pulse.carrying(folder):
             try:
                 if not folder.recorded().ended:  # else it was stopped while it waited
@@ -106,7 +113,8 @@ class _Worker:
         if self.reserved and folder.run_id in self.reserved[1].name:
             device, ticket = self.reserved
         else:
-            device = turns.resolve_device(folder.spec().device, self.home)
+            already = turns.standing(self.home, folder.run_id)
+            device = already[0] if already else turns.resolve_device(folder.spec().device, self.home)
             ticket = turns.queue(self.home, device, folder.run_id, folder.recorded().queued_at or time.time())
         said = -1
 
