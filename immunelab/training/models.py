@@ -122,6 +122,9 @@ def _reason(error: Exception) -> str:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Plain Hugging Face files: config, safetensors weights, tokenizer."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # progress is told by the run's status
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
