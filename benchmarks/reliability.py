@@ -127,10 +127,10 @@ as a run that was never interrupted. Measured on {found["about"]["date"]} with s
 
 - **Jobs.** By method: {methods}; killed while {states}. After every kill the run was shown as `interrupted`, and the
   database opened. {of_jobs["resumed from a checkpoint"]} of {of_jobs["kills"]} had a checkpoint to go on from, the
-  others began again. All {of_jobs["runs finished after kills"]} runs were finished after up to three kills each;
+  others began again. All {of_jobs["runs finished after kills"]} runs were finished, after up to three kills each;
   {of_jobs["of them equal bit for bit"]} of them ended with every point, every score and the weights equal, bit for
   bit, to an uninterrupted run. (Step times are left out of the comparison.)
-- **`store.sync`.** A run recorded 1,000 lines a second meanwhile. Right after each kill the database opened (longest
+- **`store.sync`.** A run recorded a line each millisecond or two meanwhile. Right after each kill the database opened (longest
   read: {sync["longest read right after a kill, s"]} s), and no point was there twice. At the end every point of the
   journal was stored once, and `immunelab store rebuild` gave an equal database from the journal alone.
 - **The app.** {apps["pages asked for"]} pages were asked for over the same socket that browsers use. The run beside
@@ -144,7 +144,8 @@ and checkpoints are forced to the disk; points are not.
 
 Two apps with a session each, a notebook that holds the database open (for writing, up to 3 s), `immunelab runs` in a
 loop, two more readers, and {many["jobs"]} jobs for one device. Pages may wait 2 s for the database; then they name who
-holds it.
+holds it: a read's 2 s are for the file, and what is above them is the query. The time of a whole page is mostly
+drawing, on cores that were shared with other work.
 
 | | |
 |---|---|
