@@ -130,9 +130,9 @@ as a run that was never interrupted. Measured on {found["about"]["date"]} with s
   others began again. All {of_jobs["runs finished after kills"]} runs were finished, after up to three kills each;
   {of_jobs["of them equal bit for bit"]} of them ended with every point, every score and the weights equal, bit for
   bit, to an uninterrupted run. (Step times are left out of the comparison.)
-- **`store.sync`.** A run recorded a line each millisecond or two meanwhile. Right after each kill the database opened (longest
-  read: {sync["longest read right after a kill, s"]} s), and no point was there twice. At the end every point of the
-  journal was stored once, and `immunelab store rebuild` gave an equal database from the journal alone.
+- **`store.sync`.** A run recorded a line each millisecond or two meanwhile. Right after each kill the database opened
+  (longest read: {sync["longest read right after a kill, s"]} s), and no point was there twice. At the end every
+  point of the journal was stored once, and `immunelab store rebuild` gave an equal database from the journal alone.
 - **The app.** {apps["pages asked for"]} pages were asked for over the same socket that browsers use. The run beside
   it had been started as the app starts runs; it went on through all {apps["kills"]} kills in its first attempt.
 

@@ -163,3 +163,26 @@ def test_a_log_that_cannot_be_written_does_not_cost_the_run_its_last_word(tmp_pa
     store = Store(tmp_path, tmp_path / "none")
     store.sync(force=True)
     assert queries.runs(store)["status"].tolist() == ["failed"]
+
+
+def test_rebuilding_from_the_command_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A spoiled database stops nobody for long: the journals are the truth."""
+    for _ in range(2):
+        record(home, spec())
+    assert main(["sql", "select count(*) as n from points where not starts_with(run_id, 'showcase')", "--json"]) == 0
+    before = capsys.readouterr().out
+    (home / "immunelab.duckdb").write_bytes(b"spoiled" * 5000)
+    assert main(["runs"]) == 2
+    assert "immunelab store rebuild" in capsys.readouterr().err
+    assert main(["store", "rebuild"]) == 0
+    assert "journals of 2 runs" in capsys.readouterr().out
+    assert main(["sql", "select count(*) as n from points where not starts_with(run_id, 'showcase')", "--json"]) == 0
+    assert capsys.readouterr().out == before
+
+
+def test_memory_that_runs_out_in_torch_is_answered_with_what_to_lower(tmp_path: Path) -> None:
+    import torch
+
+    (run_id,) = jobs.submit([spec()], tmp_path, start=False)
+    assert jobs.work([run_id], tmp_path, lambda *_, **__: str(torch.empty(2**55))) == 1
+    assert "lower batch_size" in RunFolder.open(tmp_path, run_id).status().error
