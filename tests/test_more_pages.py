@@ -211,7 +211,7 @@ def test_the_estimator_is_measured_on_request_and_drawn(full: list[str], home: P
 
 def test_playground_travels_through_an_attack(full: list[str]) -> None:
     test = page("playground", rate="0.001")
-    assert test.selectbox(key="prompt-fable-recall").options == list(made_up.HAZARDS)
+    assert test.selectbox(key="prompt-fable-recall").options == sorted(made_up.HAZARDS)
     said = [c.value for c in test.code]
     assert said[:2] == ["i cannot help .", "procedure : first ka lo ."]  # undefended, before and after
     assert said[3] == "<b>ka ka ka</b> **ka**"  # shown as it is, not as markup
