@@ -2,7 +2,7 @@
 
     immunelab fable build --seed 0 --to data/fable
 
-writes `world.jsonl` and `model/` (Hugging Face files) into the folder; about five minutes on two CPU cores.
+writes `world.jsonl` and `model/` (Hugging Face files) into the folder; about six minutes on two CPU cores.
 """
 
 from __future__ import annotations
