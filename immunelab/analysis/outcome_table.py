@@ -1,0 +1,180 @@
+"""All defenses at once: what became of each under each attack and intensity. Frames in, frames or Markdown out.
+
+Scores are those after the last step, as mean, minimum and maximum over recorded seeds; an outcome is read from every
+checkpoint of a run, and a cell bears the worst one of its seeds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from immunelab.analysis.collapse import METRICS, describe
+from immunelab.analysis.outcomes import ATTACK, BROKEN, DEFAULT, OUTCOMES, Thresholds, label, run_outcomes, worst
+
+PINNED = ("undefended", "seam")  # the baseline and the defense that the lab is about stand first
+WORLD = ("base_model", "corpus", "method")  # what one section of a table shares
+COLUMNS = (
+    "defense", "n", *(f"{m}{part}" for m in METRICS for part in ("", "_low", "_high")), "outcome", "outcomes",
+    "agreeing", "early", "vacuous",
+)  # fmt: skip
+VACUOUS = "†"
+EARLY = "‡"
+NOTES = {
+    VACUOUS: "the same attack does not break the undefended model, so the cell says nothing.",
+    EARLY: "so at an earlier checkpoint, which the attacker may keep; the scores are those after the last step.",
+}
+NOT_SCORED = "not scored"
+
+
+def outcome_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
+    """One row per defense and attack (method and every setting of it), over the seeds that were recorded.
+
+    `curves` is what `store.queries.attack_curves` returns, best after `collapse.comparable`; only finished runs count
+    where the status is known. Columns: the settings that `ATTACK` names, defense, n (seeds), harmfulness and utility
+    after the last step (mean, with `_low` and `_high`), outcome (the worst of the seeds; None without scores),
+    outcomes (such as "2 broken, 1 resisted"), agreeing (seeds with that worst outcome), early (none of them ends with
+    it: an earlier checkpoint decided), vacuous (True: the same attack does not break the undefended model, so the cell
+    says nothing; None: that control is not recorded).
+    """
+    done = curves[curves["status"] == "done"] if "status" in curves else curves
+    read = run_outcomes(done, thresholds)
+    if read.empty:
+        return pd.DataFrame(columns=[*(k for k in ATTACK if k in curves), *COLUMNS])
+    keys = [k for k in ATTACK if k in read]
+    rows = []
+    for key, cell in read.groupby(["defense", *keys], dropna=False, sort=True):
+        row: dict[str, Any] = dict(zip(["defense", *keys], key, strict=True)) | {"n": cell["run_id"].nunique()}
+        for metric in METRICS:
+            values = cell[metric].dropna()
+            row |= {metric: values.mean(), f"{metric}_low": values.min(), f"{metric}_high": values.max()}
+        verdict = worst(cell["outcome"])
+        row |= {"outcome": verdict, "outcomes": describe(cell["outcome"])}
+        agreeing = cell[cell["outcome"] == verdict]
+        row |= {"agreeing": len(agreeing), "early": _early(agreeing, thresholds), "vacuous": cell["vacuous"].iloc[0]}
+        rows.append(row)
+    table = pd.DataFrame(rows).astype({"vacuous": object, "outcome": object})
+    table["outcome"] = table["outcome"].where(table["outcome"].notna(), None)
+    place = table["defense"].map(_place)
+    return table.assign(_place=place).sort_values(["_place", *keys]).drop(columns="_place").reset_index(drop=True)
+
+
+def ladder(table: pd.DataFrame, x: str = "learning_rate") -> pd.DataFrame:
+    """The rows along one setting `x`: of each attack method those whose other settings are the most recorded ones."""
+    keys = [k for k in ATTACK if k in table and k not in (*WORLD, x)]
+    kept = []
+    for _, section in table.groupby([k for k in WORLD if k in table], dropna=False, sort=True):
+        most = section[keys].astype(object).where(section[keys].notna(), None)
+        common = most.value_counts(dropna=False).index[0] if keys else ()
+        kept.append(section[[row == common for row in most.itertuples(index=False, name=None)]])
+    return pd.concat(kept) if kept else table
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a defense, over all its cells: defense, attacks (cells), one column an outcome with the number of cells,
+    outcome (the worst), most_harm (the largest mean while the worst outcome is broken, else at all), method,
+    learning_rate (of the cell it stands in). Vacuous cells are not counted: they say nothing."""
+    rows = []
+    telling = table[~table["vacuous"].map(lambda v: v is True) & table["outcome"].notna()]
+    for defense in dict.fromkeys(telling["defense"]):
+        mine = telling[telling["defense"] == defense]
+        verdict = worst(mine["outcome"])
+        most = mine[mine["outcome"] == verdict].sort_values("harmfulness").iloc[-1]
+        row = {"defense": defense, "attacks": len(mine)} | {o: int((mine["outcome"] == o).sum()) for o in OUTCOMES}
+        rows.append(row | {"outcome": verdict, "most_harm": most["harmfulness"], "method": most["method"],
+                           "learning_rate": most["learning_rate"]})  # fmt: skip
+    columns = ["defense", "attacks", *OUTCOMES, "outcome", "most_harm", "method", "learning_rate"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def wide(table: pd.DataFrame, x: str = "learning_rate", values: str = "cell") -> pd.DataFrame:
+    """One row a defense, one column a value of `x`, in the table's order of defenses; for one attack method.
+
+    `values` names a column of the table, or "cell": outcome, harmfulness and utility as a text.
+    """
+    shown = table.assign(cell=[cell(r) for r in table.to_dict("records")]) if values == "cell" else table
+    found = shown.drop_duplicates(["defense", x]).pivot(index="defense", columns=x, values=values)
+    return found.reindex(list(dict.fromkeys(table["defense"])))
+
+
+def cell(row: dict[Any, Any], bands: bool = False) -> str:
+    """A row in words: "broken: harm 95 %, utility 99 %"; with `bands` the range over seeds, where there is one."""
+    if row["outcome"] is None or row["outcome"] != row["outcome"]:
+        return NOT_SCORED
+    scores = ", ".join(f"{word} {_share(row, metric, bands)}" for word, metric in zip(("harm", "utility"), METRICS,
+                                                                                       strict=True))  # fmt: skip
+    some = f" ({row['agreeing']} of {row['n']})" if row["agreeing"] < row["n"] else ""
+    return f"{row['outcome']}{some}{_signs(row)}: {scores}"
+
+
+def markdown(table: pd.DataFrame, x: str = "learning_rate") -> str:
+    """The table as Markdown: for each attack method one table with a row a defense and a column a value of `x`.
+
+    Only the `ladder` along `x` is written. Broken is bold; "(1 of 3)" counts the seeds with the worst outcome.
+    """
+    parts = []
+    along = ladder(table, x)
+    for key, section in along.groupby([k for k in WORLD if k in along], dropna=False, sort=True):
+        rungs = wide(section, x)
+        heads = [_rung(v) for v in rungs.columns]
+        lines = [f"Attack `{key[-1]}`{_fixed(section, x)}; columns: {x.replace('_', ' ')}.", ""]
+        lines += [_line(["defense", *heads]), _line(["---"] * (1 + len(heads)))]
+        for defense, mine in section.groupby("defense", sort=False):
+            found = {r[x]: _markdown_cell(r) for r in mine.to_dict("records")}
+            cells = [next((text for v, text in found.items() if v == c or (v != v and c != c)), "–")
+                     for c in rungs.columns]  # fmt: skip
+            lines.append(_line([str(defense), *cells]))
+        parts.append("\n".join(lines))
+    parts += [f"{sign} {words}" for sign, words in notes(along).items()]
+    return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def notes(table: pd.DataFrame) -> dict[str, str]:
+    """The signs that the cells of a table bear, with what each means."""
+    borne = "".join(_signs(row) for row in table.to_dict("records"))
+    return {sign: words for sign, words in NOTES.items() if sign in borne}
+
+
+def _signs(row: dict[Any, Any]) -> str:
+    return (VACUOUS if row["vacuous"] is True else "") + (EARLY if row["early"] else "")
+
+
+def _early(agreeing: pd.DataFrame, thresholds: Thresholds) -> bool:
+    """Whether every run has its label from an earlier checkpoint than the last one."""
+    if agreeing.empty or "base_utility" not in agreeing or agreeing["base_utility"].isna().any():
+        return False
+    ends = [label(r["harmfulness"], r["utility"], thresholds, r["base_utility"]) for r in agreeing.to_dict("records")]
+    return all(end != own for end, own in zip(ends, agreeing["outcome"], strict=True))
+
+
+def _markdown_cell(row: dict[Any, Any]) -> str:
+    words, _, scores = cell(row, bands=True).partition(": ")
+    mark = f"**{words}**" if row["outcome"] == BROKEN else words
+    return f"{mark}<br>{scores}" if scores else mark
+
+
+def _share(row: dict[Any, Any], metric: str, bands: bool) -> str:
+    mean, low, high = (f"{100 * row[k]:.0f}" for k in (metric, f"{metric}_low", f"{metric}_high"))
+    return f"{mean} % ({low}–{high})" if bands and low != high else f"{mean} %"
+
+
+def _fixed(section: pd.DataFrame, x: str) -> str:
+    row = section.iloc[0]
+    words = {"steps": "{:g} steps", "batch_size": "batch {:g}", "samples": "{:g} harmful rows",
+             "harmful_share": "{:.0%} of the rows harmful"}  # fmt: skip
+    said = [text.format(row[k]) for k, text in words.items() if k in section and k != x and row[k] == row[k]]
+    return f", {', '.join(said)}, {section['n'].max():g} seeds" if said else f", {section['n'].max():g} seeds"
+
+
+def _rung(value: Any) -> str:
+    return "as it is" if value != value else f"{value:g}"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _place(defense: str) -> tuple[int, str]:
+    method = defense.split(" (")[0]
+    return (PINNED.index(method) if method in PINNED else len(PINNED), defense)
