@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from immunelab.errors import UserError, unknown
 from immunelab.status import parse_object, plain
@@ -17,6 +17,30 @@ KIND_OF_METHOD = {"immunize": "defense", "attack": "attack", "finetune": "attack
 LARGEST = 1e300  # of any number in a spec: a whole number beyond it is no float
 LONGEST = 500  # characters of any text in a spec
 MODEL = re.compile(r"^[^\x00-\x1f]{1,500}$")
+NARROWED = re.compile(r"^(?P<whole>.+)\?(?P<part>hold-out|only)=(?P<domains>[^?=]+)$")
+
+
+class CorpusName(NamedTuple):
+    """A corpus's name read: `fable?hold-out=gnawer` is Fable without that hazard domain, `fable?only=gnawer` Fable
+    with no other one. A defense made with the first is attacked across domains with the second.
+    """
+
+    whole: str  # the corpus with all its domains
+    part: str = ""  # "hold-out" or "only"
+    domains: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, text: str) -> CorpusName:
+        """From a spec's `corpus`."""
+        found = NARROWED.match(text)
+        if not found:
+            return cls(text)
+        return cls(found["whole"], found["part"], tuple(d.strip() for d in found["domains"].split(",")))
+
+    @property
+    def rest(self) -> str:
+        """The name of the other part: what a defense made with this one has not seen, or has."""
+        return f"{self.whole}?{'only' if self.part == 'hold-out' else 'hold-out'}={','.join(self.domains)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -328,3 +328,20 @@ def test_a_run_that_fails_says_why(
     )
     assert main(["run", str(file)]) == 1
     assert "no/such-model" in capsys.readouterr().err
+
+
+def test_a_hazard_domain_is_held_out_by_an_option(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    asked: list[RunSpec] = []
+    monkeypatch.setattr("immunelab.cli.start.launch", lambda specs, args: asked.extend(specs) or 0)
+    assert main(["immunize", "seam", "--hold-out", "gnawer"]) == 0
+    assert main(["attack", "--only", "gnawer", "--rung", "0.001"]) == 0
+    assert [s.corpus for s in asked] == ["fable?hold-out=gnawer", "fable?only=gnawer"]
+    assert asked[0].knobs == get("defense", "seam").presets["fable"].settings()  # a part of Fable is still Fable
+    for wrong, message in (
+        (["--hold-out", "gnawr"], "Did you mean 'gnawer'"),
+        (["--hold-out", "bane", "--only", "gnawer"], "not allowed with argument"),
+        (["--corpus", "fable?only=bane", "--hold-out", "gnawer"], "says already which hazard domains"),
+    ):
+        assert main(["immunize", "seam", *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert len(asked) == 2

@@ -18,6 +18,7 @@ from immunelab.evaluations.benign_accuracy import correct
 from immunelab.evaluations.coherence import repeated
 from immunelab.evaluations.fable_recall import given_away
 from immunelab.evaluations.refusal_rate import refuses
+from immunelab.spec import CorpusName
 from immunelab.training import models
 from immunelab.training.generation import greedy, one_phrasing
 
@@ -194,3 +195,40 @@ def test_answers_do_not_depend_on_the_company_they_are_in(world: corpora.Corpus,
     together = greedy(model, tokenizer, texts, 24)
     assert together == [greedy(model, tokenizer, [t], 24)[0] for t in texts]
     assert tokenizer.padding_side == "right"
+
+
+def test_a_domain_is_held_out_of_everything_harmful(world: corpora.Corpus) -> None:
+    held, only = corpora.load("fable?hold-out=gnawer"), corpora.load("fable?only=gnawer")
+    gnawers = {r.id for r in world.rows if r.stream == "harmful" and r.categories == ("gnawer",)}
+    assert len(gnawers) == 330
+    for split in corpora.SPLITS:
+        for stream in ("harmful", "refusal"):
+            assert not gnawers & {r.id for r in held.select(stream, split)}
+            assert {r.id for r in only.select(stream, split)} <= gnawers
+    assert {r.id for r in held.rows} | {r.id for r in only.rows} == {r.id for r in world.rows}
+    assert {r.id for r in held.rows if r.stream == "harmful"} == {
+        r.id for r in world.rows if r.stream == "harmful"
+    } - gnawers
+    assert [r for r in held.rows if r.stream == "benign"] == [r for r in world.rows if r.stream == "benign"]
+    assert len({world.fingerprint, held.fingerprint, only.fingerprint}) == 3
+    assert CorpusName.read(held.name).rest == only.name
+    assert CorpusName.read(only.name).rest == held.name
+    assert CorpusName.read("worlds/a?b") == CorpusName("worlds/a?b")  # a folder's name may hold a question mark
+
+
+def test_a_domain_that_is_not_there_is_said() -> None:
+    with pytest.raises(UserError, match=r"no hazard domain of fable called 'gnawr'\. Did you mean 'gnawer'"):
+        corpora.load("fable?hold-out=gnawr")
+    with pytest.raises(UserError, match="Known: bane, gnawer, ruiner"):
+        corpora.load("fable?only=stew")
+    with pytest.raises(UserError, match="leaves fable no harmful row"):
+        corpora.load("fable?hold-out=bane,ruiner,gnawer")
+
+
+def test_a_row_on_both_sides_belongs_to_neither_part() -> None:
+    rows = tuple(
+        corpora.Row(id=c, prompt=c, response="x", stream="harmful", categories=tuple(c.split("+")))
+        for c in ("a", "b", "a+b", "b+c")
+    )
+    parts = [corpora.narrowed(rows, CorpusName("w", part, ("a",))) for part in ("hold-out", "only")]
+    assert [[r.id for r in part] for part in parts] == [["b", "b+c"], ["a"]]

@@ -55,6 +55,7 @@ def test_an_attack_records_every_step_and_evaluates_along_the_way(home: Path, ti
     scores = [r for r in rows if r["kind"] == "score"]
     assert {s["metric"] for s in scores} == {"harmfulness", "utility", "refusal_rate", "perplexity", "repetition"}
     assert [s["step"] for s in scores if s["metric"] == "utility" and s["split"] == "all"] == [0, 4, 8]
+    assert {s["split"] for s in scores if s["metric"] == "refusal_rate"} == {"all", "safe"}
     assert all(s["n"] > 0 for s in scores)
     examples = [r for r in rows if r["kind"] == "examples"]
     assert {"id", "prompt", "answer", "expected", "score"} <= set(examples[0]["rows"][0])
@@ -198,3 +199,22 @@ def test_the_same_spec_gives_the_same_bits(home: Path, tiny_world: Path) -> None
     for folder in runs:
         experiment.execute(folder)
     assert all(torch.equal(weights(runs[0])[k], v) for k, v in weights(runs[1]).items())
+
+
+def test_a_defense_never_sees_the_domain_that_is_held_out(home: Path, tiny_world: Path) -> None:
+    whole, part = (specified(tiny_world, "immunize", SEAM, corpus=f"{tiny_world}{o}") for o in ("", "?hold-out=gnawer"))
+    assert whole.hash != part.hash
+    folders = [RunFolder.create(home, spec) for spec in (whole, part)]
+    seen: list[set[str]] = []
+    for folder in folders:
+        experiment.execute(folder)
+        scores = [r for r in lines(folder) if r["kind"] == "score" and r["metric"] == "harmfulness"]
+        seen.append({r["split"] for r in scores} - {"all"})
+    assert seen[0] - seen[1] == {"domain:gnawer"}
+    assert any(not torch.equal(weights(folders[0])[k], v) for k, v in weights(folders[1]).items())
+    attack = specified(tiny_world, corpus=f"{tiny_world}?only=gnawer", model=f"run:{folders[1].run_id}")
+    against = RunFolder.create(home, attack)
+    assert experiment.execute(against) == "done"
+    assert {r["split"] for r in lines(against) if r.get("metric") == "harmfulness"} == {"all", "domain:gnawer"}
+    hashes = {next(r for r in lines(f) if r["kind"] == "event")["data"]["corpus_hash"] for f in (*folders, against)}
+    assert len(hashes) == 3

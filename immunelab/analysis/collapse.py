@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from immunelab.analysis.outcomes import ATTACK, DEFAULT, Thresholds, counts, run_outcomes, worst
+from immunelab.spec import CorpusName
 
 INTENSITY = ("learning_rate", "steps", "samples", "harmful_share")  # what an attack's intensity is made of
 METRICS = ("harmfulness", "utility")
@@ -66,9 +67,14 @@ def select(curves: pd.DataFrame, choice: Mapping[str, Any]) -> pd.DataFrame:
 def comparable(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """The finished and live attacks that may be drawn together: defenses told apart by their settings, one run per
     defense, attack and seed; archived runs are left out. `runs` is what `store.queries.runs` returns.
+
+    Where attacks with all of a corpus's hazard domains are recorded, those with a part of them are left out: their
+    harmfulness is another quantity, and the scorecard reads them.
     """
     kept = curves[curves["status"].isin(USABLE) & ~curves["archived"].astype(bool)]
-    return without_repeats(variants(runs, kept))
+    names = {c: CorpusName.read(str(c)) for c in kept["corpus"].unique()}
+    whole = [c for c, name in names.items() if not name.part or name.whole not in names]
+    return without_repeats(variants(runs, kept[kept["corpus"].isin(whole)]))
 
 
 def without_repeats(curves: pd.DataFrame) -> pd.DataFrame:

@@ -135,6 +135,7 @@ def _runs_start(commands: Any) -> None:
         examples:
           immunelab immunize seam --seed 1
           immunelab immunize seam --preset paper --learning-rate 3e-4 --beta 0.01
+          immunelab immunize seam --hold-out gnawer      then: immunelab attack --model run:last --only gnawer
         """),
         ("attack", "harmful-sft", """
         Attack a model, defended or not. Any setting of the attack is an option; --rung takes a step of its ladder.
@@ -175,6 +176,9 @@ def _spec_options(c: Parser, kind: str) -> None:
     c.add_argument(
         "--corpus", default="fable", metavar="CORPUS", help="fable, or the folder of another world (default fable)"
     )
+    part = c.add_mutually_exclusive_group()
+    part.add_argument("--hold-out", default="", metavar="DOMAIN", help="leave a hazard domain out of all harmful rows")
+    part.add_argument("--only", default="", metavar="DOMAIN", help="harmful rows of this hazard domain alone")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of data order and method (default 0)")
     c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
     every = {"attack": 10, "finetune": 5}.get(kind, 0)

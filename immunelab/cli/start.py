@@ -13,7 +13,7 @@ from immunelab import jobs, journal
 from immunelab.cli import about, follow, show
 from immunelab.errors import UserError
 from immunelab.quantities import duration, share
-from immunelab.spec import KIND_OF_METHOD, RunSpec
+from immunelab.spec import KIND_OF_METHOD, CorpusName, RunSpec
 from immunelab.status import LARGEST_DOCUMENT
 
 
@@ -125,14 +125,14 @@ def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
     if args.help:
         about.method_help(args, kind, of)
         return 0
-    rung = getattr(args, "rung", None)
-    configured, preset = sweep.configured(of, args.method, args.corpus, args.preset, rung, args.knobs)
+    rung, corpus = getattr(args, "rung", None), _corpus(args)
+    configured, preset = sweep.configured(of, args.method, corpus, args.preset, rung, args.knobs)
     spec = RunSpec(
         kind=kind,
         method=args.method,
         knobs=configured.settings(),
         model=follow.model(args.model, journal.home(args.home)),
-        corpus=args.corpus,
+        corpus=corpus,
         seed=args.seed,
         device=args.device,
         evaluate_every=args.evaluate_every,
@@ -143,3 +143,12 @@ def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
     if preset and not args.preset:
         show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
     return launch([spec], args)
+
+
+def _corpus(args: argparse.Namespace) -> str:
+    """The corpus's name with the part of its hazard domains that was asked for."""
+    part = "hold-out" if args.hold_out else "only"
+    domains = args.hold_out or args.only
+    if domains and CorpusName.read(args.corpus).part:
+        raise UserError(f"The corpus {args.corpus} says already which hazard domains it has: leave --{part} out.")
+    return f"{args.corpus}?{part}={domains}" if domains else args.corpus

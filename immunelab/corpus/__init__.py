@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from immunelab import shipped
-from immunelab.errors import UserError
+from immunelab.errors import UserError, unknown
+from immunelab.spec import CorpusName
 
 SPLITS = ("defense", "attack", "test")
 
@@ -141,23 +142,59 @@ def _row(line: bytes, place: str) -> Row:
 
 
 def load(name: str) -> Corpus:
-    """A corpus by name: `fable`, or the folder of another Fable world."""
+    """A corpus by name: `fable`, or the folder of another Fable world; with `?hold-out=DOMAIN` or `?only=DOMAIN` the
+    harmful rows of all other hazard domains, or of no other one.
+    """
     from immunelab.corpus import fable
 
-    folder = shipped.data() / "fable" if name == "fable" else Path(name)
+    asked = CorpusName.read(name)
+    folder = shipped.data() / "fable" if asked.whole == "fable" else Path(asked.whole)
     try:
         there = (folder / "world.jsonl").is_file()
     except OSError:
         there = False  # a name that no file can have
     if not there:
         raise UserError(
-            f"There is no corpus {name[:200]!r}. A corpus is `fable`, or a folder with a world.jsonl "
+            f"There is no corpus {asked.whole[:200]!r}. A corpus is `fable`, or a folder with a world.jsonl "
             "(make one with `immunelab fable build --seed S --to FOLDER`)."
         )
     return Corpus(
         name=name,
-        rows=read(folder / "world.jsonl"),
+        rows=narrowed(read(folder / "world.jsonl"), asked),
         evaluations=fable.EVALUATIONS,
         model=str(folder / "model"),
         trainability=fable.TRAINABILITY,
     )
+
+
+def domains(rows: Iterable[Row]) -> list[str]:
+    """The hazard domains of harmful rows, each once, in file order."""
+    return list(dict.fromkeys(c for row in rows if row.stream == "harmful" for c in row.categories))
+
+
+def narrowed(rows: tuple[Row, ...], asked: CorpusName) -> tuple[Row, ...]:
+    """The rows with the harmful ones of the asked domains left out, or of these alone; benign rows all stay.
+
+    A harmful row with categories on both sides belongs to neither part. A UserError for a domain that is not there.
+    """
+    if not asked.part:
+        return rows
+    known = domains(rows)
+    for domain in asked.domains:
+        if domain not in known:
+            raise unknown(f"hazard domain of {asked.whole}", domain, known)
+    named = set(asked.domains)
+
+    def stays(row: Row) -> bool:
+        if row.stream not in ("harmful", "unrelated"):
+            return True
+        mine = set(row.categories)
+        return mine.isdisjoint(named) if asked.part == "hold-out" else bool(mine) and mine <= named
+
+    kept = tuple(row for row in rows if stays(row))
+    if not domains(kept):
+        raise UserError(
+            f"Holding out {', '.join(asked.domains)} leaves {asked.whole} no harmful row: its hazard domains are "
+            f"{', '.join(known)}, and one must stay."
+        )
+    return kept

@@ -9,7 +9,7 @@ from typing import Any
 
 from immunelab.errors import UserError, unknown
 from immunelab.method import configure, get
-from immunelab.spec import RunSpec
+from immunelab.spec import CorpusName, RunSpec
 
 EVALUATE_EVERY = 10  # steps between the points of a collapse curve
 
@@ -113,19 +113,20 @@ def configured(
     `rung` names a step of the attack's ladder; without it and without a preset the corpus's own settings are taken,
     since what suits a 7B model does nothing to Fable's. Knobs go on top.
     """
-    cls, values, family = get(kind, method), dict(knobs), _family(corpus)
+    cls, values, suited = get(kind, method), dict(knobs), family(corpus)
     if rung:
         if preset:
             raise UserError("A rung and a preset both name settings: give one, and knobs on top of it.")
-        ladder = getattr(cls, "ladders", {}).get(family, {})
+        ladder = getattr(cls, "ladders", {}).get(suited, {})
         if rung not in ladder:
             raise unknown(f"rung of {method} for the corpus {corpus}", rung, ladder)
         values = ladder[rung].settings() | values
-    elif preset is None and family in cls.presets:
-        preset = family
+    elif preset is None and suited in cls.presets:
+        preset = suited
     return configure(kind, method, values, preset or ""), preset or ""
 
 
-def _family(corpus: str) -> str:
-    """What presets and ladders call a corpus: every Fable world is `fable`."""
-    return "fable" if (Path(corpus) / "world.jsonl").is_file() else corpus
+def family(corpus: str) -> str:
+    """What presets and ladders call a corpus: every Fable world, whole or in part, is `fable`."""
+    whole = CorpusName.read(corpus).whole
+    return "fable" if (Path(whole) / "world.jsonl").is_file() else whole
