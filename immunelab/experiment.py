@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from immunelab import corpus as corpora
+from immunelab.corpus import pairing
+from immunelab.corpus.embedding import MiniLM
 from immunelab.corpus.tokens import Batches, as_prompt, collate, encode, pairs
 from immunelab.errors import UserError
 from immunelab.journal import Journal, RunFolder
@@ -70,6 +72,10 @@ def execute(folder: RunFolder, attempt: int = 1, resume: bool = False) -> str:
         return "done"
 
 
+class Halted(Exception):
+    """A stop was asked for before the first step."""
+
+
 class Run:
     """What stays the same while a run trains."""
 
@@ -99,7 +105,10 @@ class Run:
     def train(self, method: Trained, saved: checkpoints.Saved | None) -> str:
         """From the first step, or from a checkpoint, to the last; or to a stop request."""
         spec, device = self.spec, str(self.model.device)
-        batches = self.batches(method)
+        try:
+            batches = self.batches(method, fresh=saved is None)
+        except Halted:
+            return "stopped"
         step_of = self.provided(method)
         if method.prepares:
             self.model = self.subject.model = method.prepare(self.model, batches)
@@ -146,9 +155,10 @@ class Run:
         self.keep(1, None)
         return "done"
 
-    def batches(self, method: Method) -> Batches:
-        """The method's minibatches, from the rows that belong to its side."""
+    def batches(self, method: Method, fresh: bool = True) -> Batches:
+        """The method's minibatches, from the rows that belong to its side; `fresh` records what they are made of."""
         split = "defense" if self.spec.kind == "immunize" else "attack"
+        paired = self.paired(method, split, fresh) if "unrelated" in method.streams else None
         return Batches(
             self.corpus,
             self.tokenizer,
@@ -157,7 +167,26 @@ class Run:
             seed=self.spec.seed,
             device=str(self.model.device),
             max_length=MAX_LENGTH,
+            pairing=paired,
         )
+
+    def paired(self, method: Method, split: str, fresh: bool) -> pairing.Pairing:
+        """The pairs of the stream `unrelated`, from the lab's cache if they were built before."""
+        cache, embedder = self.folder.path.parent.parent / pairing.FOLDER, MiniLM(str(self.model.device))
+        rule, seed = pairing.Rule.of(method), self.spec.seed
+        found = pairing.build(
+            self.corpus, rule, embedder=embedder, split=split, seed=seed, cache=cache, tell=self.preparing
+        )
+        if fresh:
+            self.journal.event("pairs", **found.statistics())
+            self.journal.points(self.spec.kind, 0, found.points())
+        return found
+
+    def preparing(self, what: str, done: int, total: int, left: float) -> None:
+        """What is done before the first step, into the run's status; a stop request ends it."""
+        if self.folder.stop_requested():
+            raise Halted
+        self.folder.write_status(message=f"{what}: {done:,} of {total:,}" if total else what, eta_seconds=left)
 
     def provided(self, method: Trained) -> Step | None:
         """The method's step as the provider makes it, where it is asked for and the model's defense has its own way."""

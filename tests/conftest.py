@@ -11,7 +11,9 @@ import pytest
 import small_world
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from immunelab.corpus import Corpus
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small, threads cost more than they bring
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -88,3 +90,20 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Use it as `--corpus FOLDER --model fable`. Nothing learned may be expected of it.
     """
     return small_world.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def world() -> Corpus:
+    """The bundled Fable world."""
+    from immunelab import corpus
+
+    return corpus.load("fable")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The tokenizer of the bundled Fable model."""
+    from immunelab import shipped
+    from immunelab.training import models
+
+    return models.load(shipped.data() / "fable" / "model")[1]

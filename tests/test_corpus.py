@@ -23,16 +23,6 @@ from immunelab.training import models
 from immunelab.training.generation import greedy, one_phrasing
 
 
-@pytest.fixture(scope="module")
-def world() -> corpora.Corpus:
-    return corpora.load("fable")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():  # type: ignore[no-untyped-def]
-    return models.load(shipped.data() / "fable" / "model")[1]
-
-
 def test_the_shipped_world_is_what_its_seed_makes(world: corpora.Corpus) -> None:
     assert tuple(fable.world(0)) == world.rows
     assert fable.world(0) != fable.world(1)

@@ -53,8 +53,10 @@ class Corpus:
         return (self.trainability if kind == "finetune" else ()) or self.evaluations
 
     def select(self, stream: str, split: str) -> list[Row]:
-        """The rows of a stream in a split, in file order; a UserError if there are none."""
-        source = "harmful" if stream in ("refusal", "unrelated") else stream
+        """The rows of a stream in a split, in file order; a UserError if there are none, or if they are not rows."""
+        if stream == "unrelated":
+            raise UserError("The stream 'unrelated' is no rows of a corpus: its pairs are built by `immunelab pairs`.")
+        source = "harmful" if stream == "refusal" else stream
         found = [row for row in self.rows if row.stream == source and row.split == split]
         if not found:
             raise UserError(f"The corpus {self.name} has no rows of the stream {stream!r} in the split {split!r}.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from immunelab.corpus import Corpus, Row
+from immunelab.corpus.pairing import Pairing
 from immunelab.errors import UserError
 from immunelab.method import Attack, Batch, Method, Tokens
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 Pair = tuple[str, str]
+R = TypeVar("R")
 
 
 def as_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
@@ -94,10 +96,28 @@ def submitted(corpus: Corpus, attack: Attack, split: str, seed: int) -> list[Pai
     return pairs(rows, "user")
 
 
+def unrelated(pairing: Pairing, prefix: str = "") -> list[Pair]:
+    """(harmful prompt, answer to something else) of each pair; the prefix and a blank line come before the answer."""
+    return [(p.prompt, f"{prefix}\n\n{p.answer}" if prefix else p.answer) for p in pairing.pairs]
+
+
+def readable(tokenizer: PreTrainedTokenizerBase, prefix: str) -> str:
+    """The prefix; a UserError names its words that the tokenizer does not know."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown not in tokenizer(prefix, add_special_tokens=False)["input_ids"]:
+        return prefix
+    words = [w for w in prefix.split() if unknown in tokenizer(w, add_special_tokens=False)["input_ids"]]
+    raise UserError(
+        f"The model's tokenizer does not know {len(words)} words of the prefix ({', '.join(words)[:120]}): choose a "
+        "prefix of words that it knows, as the preset of the corpus has."
+    )
+
+
 class Batches:
     """The i-th minibatch of each stream that a method names, the same for the same seed, split and i.
 
     Harmful, refusal and unrelated rows are paired by prompt, so they share one order; each epoch is a new permutation.
+    A method that names `unrelated` gets the pairs of `pairing`, and harmful and refusal rows of their prompts only.
     """
 
     def __init__(
@@ -110,6 +130,7 @@ class Batches:
         seed: int,
         device: str = "cpu",
         max_length: int = 256,
+        pairing: Pairing | None = None,
     ) -> None:
         samples = int(getattr(method, "samples", 0))  # a method that does not train may have neither
         self.seed, self.size, self.device = seed, int(getattr(method, "batch_size", 1)), device
@@ -119,11 +140,20 @@ class Batches:
             if stream == "user":
                 assert isinstance(method, Attack)
                 chosen = submitted(corpus, method, split, seed)
+            elif stream == "unrelated":
+                if pairing is None:
+                    raise UserError(f"{method.name} needs the stream 'unrelated', and no pairs were built for it.")
+                made = unrelated(pairing, readable(tokenizer, str(getattr(method, "prefix", ""))))
+                chosen = self._sampled(made, stream, samples)
             else:
-                chosen = pairs(self._sampled(corpus.select(stream, split), stream, samples), stream)
+                rows = corpus.select(stream, split)
+                if pairing is not None and _group(stream) == "pair":
+                    of = {row.id: row for row in rows}
+                    rows = [of[pair.row] for pair in pairing.pairs]
+                chosen = pairs(self._sampled(rows, stream, samples), stream)
             self.streams[stream] = [encode(tokenizer, pair, max_length) for pair in chosen]
 
-    def _sampled(self, rows: list[Row], stream: str, samples: int) -> list[Row]:
+    def _sampled(self, rows: list[R], stream: str, samples: int) -> list[R]:
         if samples > len(rows):
             raise UserError(f"{samples} samples of the stream {stream!r} are wanted, and there are {len(rows)}.")
         return random.Random(f"{_group(stream)}-{self.seed}").sample(rows, samples) if samples else rows

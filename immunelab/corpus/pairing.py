@@ -1,0 +1,346 @@
+"""The stream `unrelated`: each harmful prompt with a good answer to another question, as SDD needs it.
+
+Prompts are de-duplicated and drawn evenly over categories; answers are those of benign rows. A prompt's answer is
+drawn at random, and drawn again while it is too similar (cosine of sentence embeddings above τ). Source:
+arXiv:2507.21182, with the numbers of its replication. Pairs are kept on disk under everything that they follow from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import filelock
+import numpy as np
+
+from immunelab.corpus import Corpus, Row
+from immunelab.corpus.embedding import Embedder, Vectors, embedded
+from immunelab.errors import UserError
+from immunelab.status import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+FOLDER = "pairs"  # within the lab's home
+VERSION = 1  # of the procedure: a change that makes other pairs makes other files
+Tell = Callable[[str, int, int, float], None]  # what is done, how many of how many, seconds left
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What decides the pairs beside corpus, split, seed and embedder. A defense has these as settings."""
+
+    similarity: float = 0.25  # τ
+    redraws: int = 50  # R
+    pairs: int = 8000  # N, at most
+    words: int = 0  # fewest words of an answer
+
+    @classmethod
+    def of(cls, method: object) -> Rule:
+        """The rule in a method's settings; a UserError names a setting that the method lacks."""
+        lacking = [field.name for field in dataclasses.fields(cls) if not hasattr(method, field.name)]
+        if lacking:
+            name = getattr(method, "name", type(method).__name__)
+            raise UserError(f"{name} names the stream 'unrelated' and lacks its settings: {', '.join(lacking)}.")
+        return cls(**{field.name: getattr(method, field.name) for field in dataclasses.fields(cls)})
+
+
+class Pair(NamedTuple):
+    """A harmful prompt and an answer to something else."""
+
+    row: str  # id of the harmful row
+    category: str
+    prompt: str
+    answer: str
+    source: str  # id of the benign row that the answer comes from
+    similarity: float  # cosine of the sentence embeddings
+    tries: int  # answers drawn, the kept one included
+    fallback: bool  # no draw was at or below τ: the least similar one seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """All pairs of a rule, what they were made from, and how it went."""
+
+    made: dict[str, Any]  # the rule, corpus, fingerprint, split, seed, embedder: the key is a digest of these
+    counts: dict[str, Any]  # prompts, answers, shortfalls by category, seconds
+    pairs: tuple[Pair, ...]
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of everything that decides the pairs."""
+        return _key(self.made)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of the pairs themselves."""
+        return hashlib.sha256(_lines(self.pairs).encode()).hexdigest()[:16]
+
+    def points(self) -> dict[str, float]:
+        """The scalars that a run traces: means over the pairs, and the share that no draw made dissimilar enough."""
+        n = len(self.pairs)
+        return {
+            "pairs/similarity-mean": sum(p.similarity for p in self.pairs) / n,
+            "pairs/tries-mean": sum(p.tries for p in self.pairs) / n,
+            "pairs/fallback-share": sum(p.fallback for p in self.pairs) / n,
+        }
+
+    def statistics(self) -> dict[str, Any]:
+        """What the command line, the Data page and a run's journal tell, as plain JSON."""
+        similar = np.array([p.similarity for p in self.pairs])
+        categories: dict[str, int] = {}
+        for p in self.pairs:
+            categories[p.category] = categories.get(p.category, 0) + 1
+        return {
+            **self.made,
+            "key": self.key,
+            "digest": self.digest,
+            "built": len(self.pairs),
+            **self.counts,
+            "categories": dict(sorted(categories.items())),
+            "answers_used": len({p.source for p in self.pairs}),
+            "fallbacks": sum(p.fallback for p in self.pairs),
+            "tries_max": max(p.tries for p in self.pairs),
+            **{name.split("/")[1].replace("-", "_"): value for name, value in self.points().items()},
+            "similarity_quantiles": {
+                f"{q:g}": round(float(np.quantile(similar, q)), 4) for q in (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+            },
+        }
+
+
+def build(
+    corpus: Corpus,
+    rule: Rule,
+    *,
+    embedder: Embedder,
+    split: str = "defense",
+    seed: int = 0,
+    cache: Path | None = None,
+    tell: Tell | None = None,
+) -> Pairing:
+    """The pairs of a corpus, from `cache` if they were built before, else built and kept there.
+
+    One process builds at a time; the others wait, and read. A UserError says what the corpus lacks. A broken file in
+    the cache is built again.
+    """
+    made = described(corpus, rule, embedder=embedder.name, split=split, seed=seed)
+    path = cache / f"{_key(made)}.jsonl" if cache else None
+    found = read(path) if path else None
+    if found:
+        return found
+    with _alone(cache, tell) if cache else nullcontext():
+        found = read(path) if path else None  # someone else may just have built it
+        if found:
+            return found
+        began = time.monotonic()
+        rng = random.Random(f"pairs-{seed}")
+        prompts = distinct(corpus.select("harmful", split))
+        chosen, shortfalls = balanced(prompts, rule.pairs, rng)
+        answers = pool(corpus, split, rule.words)
+        vectors = embedded(
+            [*(row.prompt for row in chosen), *(row.response for row in answers)],
+            embedder,
+            cache / f"vectors-{corpus.fingerprint}-{embedder.name}" if cache else None,
+            (lambda done, total, left: tell("embedding texts", done, total, left)) if tell else None,
+        )
+        drawn = draw(vectors[: len(chosen)], vectors[len(chosen) :], rule.similarity, rule.redraws, rng)
+        pairs = tuple(_pair(row, answers[drawn.picks[i]], drawn, i) for i, row in enumerate(chosen))
+        counts = {
+            "prompts": len(prompts),
+            "answers": len(answers),
+            "shortfalls": shortfalls,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        pairing = Pairing(made, counts, pairs)
+        if path:
+            _write(path, pairing)
+        return pairing
+
+
+def described(corpus: Corpus, rule: Rule, *, embedder: str, split: str, seed: int) -> dict[str, Any]:
+    """Everything that decides the pairs, as plain JSON."""
+    return {
+        "version": VERSION,
+        "corpus": corpus.name,
+        "fingerprint": corpus.fingerprint,
+        "split": split,
+        "seed": seed,
+        "embedder": embedder,
+        **dataclasses.asdict(rule),
+    }
+
+
+def _key(made: dict[str, Any]) -> str:
+    # The rows decide, not what their folder is called.
+    deciding = {name: value for name, value in made.items() if name != "corpus"}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def normal(text: str) -> str:
+    """A prompt for comparing: NFKC, lower case, single spaces, no punctuation at its end."""
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split()).rstrip("?!.,;: ")
+
+
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """The first row of each prompt."""
+    seen: dict[str, Row] = {}
+    for row in rows:
+        seen.setdefault(normal(row.prompt), row)
+    return list(seen.values())
+
+
+def category(row: Row) -> str:
+    """What a row is counted under: its first category."""
+    return row.categories[0] if row.categories else "none"
+
+
+def balanced(rows: Sequence[Row], count: int, rng: random.Random) -> tuple[list[Row], dict[str, int]]:
+    """At most `count` rows, equally many of each category where it has them, in random order; and what was missing.
+
+    Rows of a category beyond its part fill the shortfalls of smaller ones, again evenly; `shortfalls` maps a category
+    to how many rows it lacked.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(category(row), []).append(row)
+    for name in sorted(groups):
+        rng.shuffle(groups[name])
+    names = sorted(groups)
+    rng.shuffle(names)  # who gets the rows that do not divide evenly
+    wanted = min(count, len(rows))
+    part = wanted // len(groups)
+    shortfalls = {name: part - len(groups[name]) for name in sorted(groups) if len(groups[name]) < part}
+    chosen: list[Row] = []
+    turn = 0
+    while len(chosen) < wanted:
+        chosen += [groups[name][turn] for name in names if turn < len(groups[name])][: wanted - len(chosen)]
+        turn += 1
+    rng.shuffle(chosen)
+    return chosen, shortfalls
+
+
+def pool(corpus: Corpus, split: str, words: int) -> list[Row]:
+    """Benign rows with distinct answers of at least `words` words; a UserError if there are none."""
+    benign = corpus.select("benign", split)
+    found: dict[str, Row] = {}
+    for row in benign:
+        if len(row.response.split()) >= max(1, words):
+            found.setdefault(row.response, row)
+    if not found:
+        longest = max(len(row.response.split()) for row in benign)
+        raise UserError(
+            f"The corpus {corpus.name} has no benign answer of {max(1, words)} words or more in the split {split!r}, "
+            f"and the stream 'unrelated' is made of them; the longest has {longest}: lower `words`, or add rows."
+        )
+    return list(found.values())
+
+
+class Drawn(NamedTuple):
+    """For each prompt: which answer, its cosine, how many were drawn, and whether none was dissimilar enough."""
+
+    picks: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+    tries: NDArray[np.int64]
+    fallback: NDArray[np.bool_]
+
+
+def draw(prompts: Vectors, answers: Vectors, threshold: float, redraws: int, rng: random.Random) -> Drawn:
+    """Random answers for n prompts out of m, from unit vectors (n, d) and (m, d).
+
+    Each round draws for the prompts that are still above the threshold and takes only those cosines: no (n, m) matrix.
+    After `redraws` further draws the least similar one stays.
+    """
+    numbers = np.random.default_rng(rng.getrandbits(64))
+    n = len(prompts)
+    picks, tries = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    best = np.full(n, np.inf, dtype=np.float32)
+    open_ = np.arange(n)
+    for _ in range(redraws + 1):
+        drawn = numbers.integers(len(answers), size=len(open_))
+        cosines = np.einsum("ij,ij->i", prompts[open_], answers[drawn]).clip(-1, 1)
+        closer = cosines < best[open_]
+        picks[open_[closer]], best[open_[closer]] = drawn[closer], cosines[closer]
+        tries[open_] += 1
+        open_ = open_[best[open_] > threshold]
+        if not len(open_):
+            break
+    return Drawn(picks, best, tries, best > threshold)
+
+
+def _pair(row: Row, answer: Row, drawn: Drawn, i: int) -> Pair:
+    return Pair(
+        row=row.id,
+        category=category(row),
+        prompt=row.prompt,
+        answer=answer.response,
+        source=answer.id,
+        similarity=round(float(drawn.similarity[i]), 6),
+        tries=int(drawn.tries[i]),
+        fallback=bool(drawn.fallback[i]),
+    )
+
+
+def kept(cache: Path) -> list[Pairing]:
+    """Every pairing in the cache that can be read, newest first."""
+    paths = sorted(cache.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [found for found in map(read, paths) if found]
+
+
+def read(path: Path) -> Pairing | None:
+    """A pairing that `build` kept; None where there is none or the file is broken, so that it is built again."""
+    try:
+        head, _, body = path.read_text(encoding="utf-8").partition("\n")
+        told = json.loads(head)
+        pairs = tuple(Pair(**json.loads(line)) for line in body.splitlines())
+        found = Pairing(told["made"], told["counts"], pairs)
+        whole = bool(pairs) and found.digest == told["digest"] and found.key == path.stem
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return found if whole else None
+
+
+def _lines(pairs: Sequence[Pair]) -> str:
+    # ASCII, so that no character of a text is taken for the end of a line.
+    return "".join(json.dumps(pair._asdict()) + "\n" for pair in pairs)
+
+
+def _write(path: Path, pairing: Pairing) -> None:
+    head = {"made": pairing.made, "counts": pairing.counts, "digest": pairing.digest}
+    try:
+        replace_file(path, json.dumps(head) + "\n" + _lines(pairing.pairs))
+    except OSError as error:
+        raise UserError(f"The pairs can't be written to {path}: {error.strerror or error}.") from None
+
+
+@contextmanager
+def _alone(cache: Path, tell: Tell | None) -> Iterator[None]:
+    """One builder a cache; the others wait and say so."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(cache / ".lock")
+        while True:
+            try:
+                lock.acquire(timeout=1)
+                break
+            except filelock.Timeout:
+                if tell:
+                    tell("waiting for another process that builds pairs", 0, 0, 0.0)
+    except OSError as error:
+        raise UserError(
+            f"The folder for pairs {cache} can't be written ({error.strerror or error}): free space, mend its "
+            "permissions, or choose another home with IMMUNELAB_HOME."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
