@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from immunelab.method import Batch, Defense, knob, register
 from immunelab.training import gradients as g
-from immunelab.training.activations import Lens
-from immunelab.training.losses import Scored, ascent, cross_entropy, differing, forward, loss
+from immunelab.training.activations import layerwise
+from immunelab.training.losses import Scored, differing, loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,9 +41,11 @@ class AdversarialLoss(Defense):
             harmful, refusal = differing(harmful.tokens, refusal.tokens)
         weights = g.trainable(model)
         refuse = loss(model, refusal)
-        logits, hidden = forward(model, harmful.tokens, hidden=self.ascent == "layerwise")
-        harm = cross_entropy(logits, harmful.tokens.labels, harmful.constant)
-        forget = ascent(harm, Lens(model).losses(logits, hidden, harmful)) if hidden else -harm
+        if self.ascent == "layerwise":
+            harm, forget = layerwise(model, harmful)
+        else:
+            harm = loss(model, harmful)
+            forget = -harm
         total = refuse + self.alpha * forget
         g.leave(weights, g.gradient(total, weights))
         return {

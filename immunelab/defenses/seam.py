@@ -13,9 +13,9 @@ from torch.nn import Parameter
 
 from immunelab.method import Batch, Defense, knob, register
 from immunelab.training import gradients as g
-from immunelab.training.activations import Lens
+from immunelab.training.activations import layerwise
 from immunelab.training.coupling import Coupled, coupling
-from immunelab.training.losses import Scored, ascent, cross_entropy, differing, forward, loss
+from immunelab.training.losses import Scored, differing, loss
 from immunelab.training.models import deterministic
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ class Seam(Defense):
         if self.ascent == "final-logit":
             value = coupled.trace["loss/harmful"]
             return -math.log1p(value), g.scale(coupled.harmful, -1 / (1 + value))
-        logits, hidden = forward(model, harmful.tokens, hidden=True)
-        final = cross_entropy(logits, harmful.tokens.labels, harmful.constant)
-        l_ul = ascent(final, Lens(model).losses(logits, hidden, harmful))
+        l_ul = layerwise(model, harmful)[1]
         return float(l_ul.detach()), g.gradient(l_ul, weights)
 
     @contextmanager

@@ -71,3 +71,10 @@ class Lens:
         labels = scored.tokens.labels
         at = losses.scored_positions(labels)  # the head is the dear part: only where a token is scored
         return [losses.scored_loss(self.read(h[:, :-1][at]), labels, scored.constant) for h in hidden]
+
+
+def layerwise(model: PreTrainedModel, scored: losses.Scored) -> tuple[Tensor, Tensor]:
+    """The final cross-entropy of a minibatch, and L_ul = −log(1 + S/|H|) over all hidden states: one forward pass."""
+    logits, hidden = losses.forward(model, scored.tokens, hidden=True)
+    final = losses.cross_entropy(logits, scored.tokens.labels, scored.constant)
+    return final, losses.ascent(final, Lens(model).losses(logits, hidden, scored))

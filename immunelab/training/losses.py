@@ -80,6 +80,22 @@ def divergence(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1).mean()
 
 
+def mmd(x: Tensor, y: Tensor) -> Tensor:
+    """MMD² of two samples (rows, dimensions): how far apart their distributions are, 0 if the rows are the same.
+
+    The mean of k(x,x) + k(y,y) − k(x,y) − k(y,x) over pairs, k(a,b) = Σ_{i=0…4} exp(−‖a−b‖²/(2^i·w)), w a quarter of
+    the mean ‖a−b‖² of different rows, which carries no gradient. As in the released code of arXiv:2405.14577.
+    """
+    both = torch.cat([x, y])
+    both = both.float() if both.dtype in (torch.float16, torch.bfloat16) else both
+    # Not by ‖a‖² + ‖b‖² − 2⟨a,b⟩, whose rounding would make equal rows differ.
+    squared = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist").square()
+    n, half = len(both), len(x)
+    width = squared.detach().sum() / (n * n - n) / 4
+    kernel = torch.stack([torch.exp(-squared / (width * 2**i)) for i in range(5)]).sum(0)
+    return kernel[:half, :half].mean() + kernel[half:, half:].mean() - 2 * kernel[:half, half:].mean()
+
+
 def ascent(final: Tensor, layers: list[Tensor]) -> Tensor:
     """−log(1 + S/|H|), S = final cross-entropy + Σ of the layers', |H| = number of layers' cross-entropies.
 
