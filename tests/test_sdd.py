@@ -187,7 +187,9 @@ def test_a_run_builds_its_pairs_once_and_records_them(
     for entries in records:
         (event,) = [e["data"] for e in entries if e["kind"] == "event" and e["event"] == "pairs"]
         (points,) = [e["values"] for e in entries if e["kind"] == "points" and e["step"] == 0]
-        (kept,) = pairing.kept(home / "pairs")
+        (one,) = pairing.kept(home / "pairs")
+        kept = pairing.read(one.path)
+        assert kept
         assert event == kept.statistics()
         assert points == kept.points()
     steps = [[e["values"]["loss/unrelated"] for e in es if "loss/unrelated" in e.get("values", ())] for es in records]

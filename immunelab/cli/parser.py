@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from immunelab.cli import about, demo, recorded, start
+from immunelab.cli import about, demo, pairs, recorded, start
 from immunelab.errors import UserError, unknown
 
 EPILOG = """
@@ -48,7 +48,7 @@ def tree() -> tuple[Parser, Any]:
     )
     root.add_argument("--version", action="version", version=f"immunelab {about.version('immunelab')}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_runs_start, _runs_recorded, _shipped, _about):
+    for add in (_runs_start, _runs_recorded, _pairs, _shipped, _about):
         add(commands)
     return root, commands
 
@@ -247,6 +247,34 @@ def _runs_recorded(commands: Any) -> None:
     c = _command(commands, "delete", recorded.delete, "delete runs with their checkpoints")
     c.add_argument("run", nargs="+", metavar="RUN", help="id or its end")
     c.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _pairs(commands: Any) -> None:
+    help = "SDD's pairs: harmful prompts with good answers to other questions"
+    group = commands.add_parser("pairs", help=help, description=f"{help}.")
+    inner = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    c = _command(inner, "build", pairs.build, "build the pairs that runs of sdd and sdd-reject take", """
+        Runs build what they need by themselves; this does it before. Settings that are not given are those of the
+        corpus's preset of sdd, as in `immunelab immunize sdd`. Texts are embedded once a corpus, whatever the settings.
+
+        examples:
+          immunelab pairs build --seed 1
+          immunelab pairs build --corpus worlds/7 --similarity 0.2 --redraws 100 --json
+        """)  # fmt: skip
+    c.add_argument("--corpus", default="fable", metavar="CORPUS", help="as for immunize (default fable)")
+    c.add_argument("--split", default="defense", metavar="SPLIT", help="rows to take (default defense)")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of choice and draws: a run's (default 0)")
+    c.add_argument("--preset", metavar="NAME", help="named settings of sdd; those on the line go on top")
+    c.add_argument("--similarity", metavar="T", help="largest cosine of prompt and answer, τ")
+    c.add_argument("--redraws", metavar="R", help="further draws for a prompt")
+    c.add_argument("--pairs", metavar="N", help="pairs to build, at most")
+    c.add_argument("--words", metavar="W", help="fewest words of an answer")
+    c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
+    _json(c)
+    c = _command(inner, "show", pairs.listed, "the pairs that were built: all of them, or one with its statistics")
+    c.add_argument("key", nargs="?", metavar="KEY", help="a key or its beginning, or last")
+    c.add_argument("--limit", type=int, default=8, metavar="N", help="pairs to show (default 8; 0: all)")
+    _json(c)
 
 
 def _shipped(commands: Any) -> None:

