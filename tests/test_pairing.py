@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from immunelab import corpus as corpora
-from immunelab.corpus import Corpus, Row, embedding, pairing
+from immunelab.corpus import Corpus, Row, choosing, embedding, pairing
 from immunelab.corpus.pairing import Rule
 from immunelab.errors import UserError
 
@@ -73,7 +73,7 @@ def test_every_pair_is_dissimilar_or_a_logged_fallback(small: Corpus) -> None:
 
 def test_a_fallback_is_the_least_similar_one_seen() -> None:
     prompts, answers = np.eye(2, dtype=np.float32)[[0, 0]], np.array([[1, 0], [0.8, 0.6]], dtype=np.float32)
-    drawn = pairing.draw(prompts, answers, threshold=0.5, redraws=60, rng=random.Random(0))
+    drawn = choosing.draw(prompts, answers, threshold=0.5, redraws=60, rng=random.Random(0))
     assert drawn.picks.tolist() == [1, 1]
     assert drawn.similarity.tolist() == pytest.approx([0.8, 0.8])
     assert drawn.fallback.all()
@@ -82,12 +82,12 @@ def test_a_fallback_is_the_least_similar_one_seen() -> None:
 
 def test_categories_are_even_and_overflow_fills_shortfalls() -> None:
     made = rows({"x": 50, "y": 4, "z": 40}, ["one two three"])
-    chosen, lacking = pairing.balanced(made.select("harmful", "defense"), 60, random.Random(0))
-    assert Counter(map(pairing.category, chosen)) == {"x": 28, "y": 4, "z": 28}
+    chosen, lacking = choosing.balanced(made.select("harmful", "defense"), 60, random.Random(0))
+    assert Counter(map(choosing.category, chosen)) == {"x": 28, "y": 4, "z": 28}
     assert lacking == {"y": 16}
     for count in (1, 7, 10, 11, 12):
-        chosen, lacking = pairing.balanced(made.select("harmful", "defense"), count, random.Random(count))
-        counts = Counter({"x": 0, "y": 0, "z": 0} | Counter(map(pairing.category, chosen)))
+        chosen, lacking = choosing.balanced(made.select("harmful", "defense"), count, random.Random(count))
+        counts = Counter({"x": 0, "y": 0, "z": 0} | Counter(map(choosing.category, chosen)))
         assert max(counts.values()) - min(counts.values()) <= 1
         assert len(chosen) == count == len({row.id for row in chosen})
         assert lacking == {}
@@ -98,7 +98,7 @@ def test_prompts_are_compared_without_case_spaces_and_end_marks(small: Corpus) -
     again = [replace(first, id=f"again-{i}", prompt=p) for i, p in enumerate(("X  Question 0", "x question 0 ?!"))]
     made = pairing.build(replace(small, rows=(*again, *small.rows)), Rule(), embedder=Fake())
     assert len(made.pairs) == 90 == made.counts["prompts"]
-    assert sum(pairing.normal(p.prompt) == "x question 0" for p in made.pairs) == 1
+    assert sum(choosing.normal(p.prompt) == "x question 0" for p in made.pairs) == 1
 
 
 def test_pairs_follow_from_the_seed_and_the_rule(small: Corpus) -> None:
@@ -214,7 +214,7 @@ def test_drawing_takes_memory_for_rows_not_for_a_matrix() -> None:
     numbers = np.random.default_rng(0)
     prompts, answers = (numbers.standard_normal((n, 64), dtype=np.float32) for n in (8_000, 50_000))
     tracemalloc.start()
-    pairing.draw(prompts, answers, threshold=-50.0, redraws=20, rng=random.Random(0))
+    choosing.draw(prompts, answers, threshold=-50.0, redraws=20, rng=random.Random(0))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20e6  # 8,000 × 50,000 numbers are 1,600 MB
@@ -282,6 +282,6 @@ def test_without_package_and_hub_the_fix_is_named(monkeypatch: pytest.MonkeyPatc
 
 def test_fables_answers_are_recipes() -> None:
     world = corpora.load("fable")
-    found = pairing.pool(world, "defense", 5)
+    found = choosing.pool(world, "defense", 5)
     assert len(found) == 135
     assert all(row.categories[0] == "recipes" and row.split == "defense" for row in found)
