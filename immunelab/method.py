@@ -115,7 +115,10 @@ class Trained(Budget):
     """A method that trains: `step` says where to, the one loop does the rest."""
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """Leave the update direction in `.grad` and the weights as they were; return the scalars to trace."""
+        """Leave the update direction in `.grad` and the weights as they were; return the scalars to trace.
+
+        A weight whose `.grad` is None stays as it is in this step, whatever the optimizer remembers of it.
+        """
         raise NotImplementedError
 
     def prepare(self, model: PreTrainedModel, batches: Feed) -> PreTrainedModel:

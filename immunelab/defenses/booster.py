@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from immunelab.method import Batch, knob, register
 from immunelab.training import gradients as g
-from immunelab.training.adapters import Adaptable
+from immunelab.training.alignment import Alignment
 from immunelab.training.coupling import value_and_gradient
 from immunelab.training.losses import Scored
 from immunelab.training.models import deterministic
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @register("defense")
 @dataclass(frozen=True, kw_only=True)
-class Booster(Adaptable):
+class Booster(Alignment):
     """L = f(w) + λ·[h(w) − h(w − α·∇h/‖∇h‖)], f = CE(refusal), h = CE(harmful).
 
     "Booster: Tackling Harmful Fine-tuning for Large Language Models via Attenuating Harmful Perturbation",
@@ -39,15 +39,14 @@ class Booster(Adaptable):
 
     strength: float = knob(5.0, "weight of what a harmful step gains", symbol="λ", low=0, high=1000)
     alpha: float = knob(0.1, "length of the harmful step", symbol="α", low=1e-8, high=100, log=True)
-    retain: float = knob(0.0, "weight of a benign loss term (extension)", low=0, high=100)
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
         """∇f + λ(∇h(w) − ∇h(w′)): three passes, one of them at shifted weights."""
         refusal, harmful, benign = (Scored(tokens) for tokens in batch.take(self))
         weights = g.trainable(model)
         with deterministic(model):
-            total, direction = value_and_gradient(model, weights, refusal)
-            traced = {"loss/refusal": total}
+            aligned, direction = value_and_gradient(model, weights, refusal)
+            traced = {"loss/total": aligned, "loss/refusal": aligned}
             if self.strength:
                 harm, here = value_and_gradient(model, weights, harmful)
                 length = float(g.norm(here))
@@ -55,16 +54,10 @@ class Booster(Adaptable):
                     left, there = value_and_gradient(model, weights, harmful)
                 g.accumulate(direction, here, self.strength)
                 g.accumulate(direction, there, -self.strength)
-                total += self.strength * (harm - left)
+                traced["loss/total"] += self.strength * (harm - left)
                 traced |= {"loss/harmful": harm, "loss/gain": harm - left, "norm/harmful": length}
                 traced["estimator/displacement"] = moved
-            if self.retain:
-                keep, more = value_and_gradient(model, weights, benign)
-                g.accumulate(direction, more, self.retain)
-                total += self.retain * keep
-                traced["loss/benign"] = keep
-        g.leave(weights, direction)
-        return {"loss/total": total, **traced}
+            return self.leave(model, weights, direction, benign, traced)
 
 
 Booster.presets = {

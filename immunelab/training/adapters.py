@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from immunelab.errors import UserError
-from immunelab.method import Defense, Feed, knob
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,27 +61,3 @@ def layers(model: nn.Module) -> list[str]:
         and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
     }
     return list(found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adaptable(Defense):
-    """A defense that trains all weights, or (`rank` > 0) a LoRA adapter alone, merged before the model is released."""
-
-    rank: int = knob(
-        0, "rank of a LoRA adapter that trains in place of the weights; 0 trains them all", low=0, high=4096
-    )
-    scale: float = knob(4.0, "scale of the adapter, divided by its rank", low=1e-3, high=1e5)
-    targets: str = knob("q_proj,k_proj,v_proj", "linear layers to adapt, separated by commas, or all-linear")
-
-    @property
-    def prepares(self) -> bool:
-        """Only an adapter is something to prepare."""
-        return self.rank > 0
-
-    def prepare(self, model: PreTrainedModel, batches: Feed) -> PreTrainedModel:
-        """The model, with a fresh adapter if one is asked for."""
-        return attach(model, rank=self.rank, alpha=self.scale, targets=self.targets) if self.rank else model
-
-    def after(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The plain model, the adapter merged."""
-        return merge(model) if self.rank else model

@@ -13,14 +13,14 @@ import torch
 from immunelab.method import Tokens
 
 
-def seed(*minibatches: Tokens) -> int:
-    """A seed of 63 bits from the run's seed (torch's) and the token ids of minibatches."""
+def seed(*parts: Tokens | int) -> int:
+    """A seed of 63 bits from the run's seed (torch's) and the token ids of minibatches, or numbers."""
     digest = hashlib.sha256(str(torch.initial_seed()).encode())
-    for tokens in minibatches:
-        digest.update(str(tokens.input_ids.tolist()).encode())
+    for part in parts:
+        digest.update(str(part if isinstance(part, int) else part.input_ids.tolist()).encode())
     return int.from_bytes(digest.digest()[:8]) >> 1
 
 
-def generator(device: torch.device, *minibatches: Tokens) -> torch.Generator:
+def generator(device: torch.device, *parts: Tokens | int) -> torch.Generator:
     """A generator on a device, seeded so."""
-    return torch.Generator(device).manual_seed(seed(*minibatches))
+    return torch.Generator(device).manual_seed(seed(*parts))

@@ -49,7 +49,8 @@ def save(
     """Write `step-<step>` into the folder; with an optimizer, also what a run needs to go on exactly from here.
 
     `training` is the prepared model in training, where it is not the plain `model` that is released: its trainable
-    weights are saved for resuming. `kept` are the tensors that stay with a provider.
+    weights and its buffers, in which a method may remember something from step to step, are saved for resuming.
+    `kept` are the tensors that stay with a provider.
     A UserError if the disk has not at least 1.2 times the room it takes; nothing is left half-written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,7 @@ def save(
             state = {"step": step, "optimizer": optimizer.state_dict(), "rng": rng_state()}
             if training is not None:
                 state["weights"] = {n: p.detach() for n, p in training.named_parameters() if p.requires_grad}
+                state["buffers"] = dict(training.named_buffers())
             torch.save(state, draft / STATE)
         if kept:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, draft / KEPT)
@@ -124,7 +126,7 @@ def training_state(saved: Saved, device: str) -> dict[str, Any]:
 
 
 def restore(model: nn.Module, state: dict[str, Any]) -> None:
-    """The trainable weights of a prepared model, from the training state; a UserError if they are another model's."""
+    """Trainable weights and buffers of a prepared model, from the training state; a UserError if another model's."""
     mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
     saved: dict[str, Tensor] = state["weights"]
     if set(mine) != set(saved):
@@ -133,6 +135,9 @@ def restore(model: nn.Module, state: dict[str, Any]) -> None:
     with torch.no_grad():
         for name, parameter in mine.items():
             parameter.copy_(saved[name])
+        for name, buffer in model.named_buffers():
+            if name in state.get("buffers", {}):  # checkpoints of an older version have none
+                buffer.copy_(state["buffers"][name])
 
 
 def kept(saved: Saved) -> dict[str, Tensor]:

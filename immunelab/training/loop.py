@@ -62,8 +62,10 @@ def direct(ask: Step, model: PreTrainedModel, batches: list[Batch]) -> dict[str,
     collected: list[dict[str, float]] = []
     for batch in batches:
         collected.append(ask(model, batch))
-        g.accumulate(total, [w.grad for w in weights if w.grad is not None], 1 / len(batches))
-    g.leave(weights, total)
+        given = [(sum_, w.grad) for sum_, w in zip(total, weights, strict=True) if w.grad is not None]
+        g.accumulate([sum_ for sum_, _ in given], [grad for _, grad in given], 1 / len(batches))
+    moved = [(w, sum_) for w, sum_ in zip(weights, total, strict=True) if w.grad is not None]
+    g.leave([w for w, _ in moved], [sum_ for _, sum_ in moved])
     return {name: sum(c[name] for c in collected) / len(collected) for name in collected[0]}
 
 
