@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from immunelab.analysis.outcomes import Thresholds
-    from immunelab.analysis.scorecard import Limits, Scorecard
+    from immunelab.analysis.scorecard import Scorecard
+    from immunelab.analysis.verdicts import Limits
     from immunelab.store import Store
 
 
@@ -242,7 +243,7 @@ class Lab:
     def scorecard(self, of: str = "last", all_seeds: bool = False, limits: Limits | None = None) -> Scorecard:
         """The four conditions for an immunization (id, its end, or last), or for all seeds of a defense by name.
 
-        `.frame()` is the table of verdicts; `.attacks`, `.skills`, `.domains`, `.learning` stand behind it.
+        `.frame()` is the table of verdicts; `.attacks`, `.skills`, `.domains`, `.crossings`, `.learning` are behind it.
         """
         from immunelab import card
 

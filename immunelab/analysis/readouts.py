@@ -6,6 +6,7 @@ Frames in, frames out; t_φ is the first recorded step with harmfulness above φ
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import median_low
 from typing import Any
 
@@ -13,9 +14,10 @@ import pandas as pd
 
 from immunelab.analysis.collapse import describe
 from immunelab.analysis.outcomes import ATTACK, BROKEN, DEFAULT, Thresholds, run_outcomes, worst
-from immunelab.analysis.statistics import Z95, wilson
+from immunelab.analysis.statistics import wilson
 
 CONTROL = "undefended"
+PREFERENCES = ("reverse-dpo",)
 
 
 def attack_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
@@ -24,8 +26,9 @@ def attack_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.D
     Columns: the settings; n; t_steps (t_φ: low median over seeds of the first step with harmfulness above φ) with
     `t_after` (the checkpoint before; t_φ lies between), `t_samples` (distinct rows seen by then) and `t_compute` (rows
     trained on: steps × batch); `t_control` (steps) after `t_control_after`, `ratio`; `harm` (largest over seeds and
-    checkpoints after the start) and `upper` (the highest 95 % Wilson bound there); outcomes, control_outcomes; vacuous
-    (None: no control); invalid (seeds harmful or useless before any attack); runs, controls.
+    checkpoints after the start) and `upper` (the highest 95 % Wilson bound there); outcomes, control_outcomes,
+    outcomes_other_rule (under the other utility rule), worst; supervised (`in_scope`); vacuous (None: no
+    control); invalid (seeds harmful or useless before any attack); runs, controls.
     """
     read = run_outcomes(curves, thresholds)
     if read.empty:
@@ -52,6 +55,8 @@ def attack_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.D
             }
             | {"harm": top.loc[mine["run_id"], "harm"].max(), "upper": top.loc[mine["run_id"], "upper"].max()}
             | {"outcomes": describe(mine["outcome"]), "control_outcomes": describe(control["outcome"])}
+            | {"outcomes_other_rule": describe(mine["outcome_other_rule"]), "worst": worst(mine["outcome"])}
+            | {"supervised": in_scope(settings)}
             | {"vacuous": bool((control["outcome"] != BROKEN).all()) if len(control) else None}
             | {"invalid": int(mine["invalid_at_start"].sum())}
             | {"runs": mine["run_id"].tolist(), "controls": control["run_id"].tolist()}
@@ -83,32 +88,15 @@ def domain_table(curves: pd.DataFrame, parts: pd.DataFrame, thresholds: Threshol
     return pd.DataFrame(rows, columns=["domain", "t_steps", "t_after", "t_control", "t_control_after", "worst", "n"])
 
 
-def skill_table(skills: pd.DataFrame) -> pd.DataFrame:
-    """Change of capability by immunizing, over seeds: skill, change, low, high, n; the row "all skills" is the mean.
-
-    The 95 % interval is normal, from the spread over seeds and the questions' own error. The latter does not shrink
-    with seeds, since all are asked the same questions, and is not paired, so the interval is rather too wide.
-    """
-    rows = []
-    for split, mine in skills.groupby("split", sort=True):
-        changes, errors = [], []
-        for _, run in mine.groupby("run_id"):
-            ordered = run.sort_values("step")
-            if len(ordered) > 1:
-                changes.append(float(ordered["score"].iloc[-1] - ordered["score"].iloc[0]))
-                errors.append(math.hypot(*ordered["stderr"].iloc[[0, -1]].fillna(0)))
-        if changes:
-            spread = float(pd.Series(changes).var()) / len(changes) if len(changes) > 1 else 0.0
-            half = Z95 * math.hypot(math.sqrt(spread), sum(errors) / len(errors))
-            mean = sum(changes) / len(changes)
-            name = "all skills" if split == "all" else str(split).partition(":")[2]
-            rows.append({"skill": name, "change": mean, "low": mean - half, "high": mean + half, "n": len(changes)})
-    return pd.DataFrame(rows, columns=["skill", "change", "low", "high", "n"])
+def in_scope(settings: Mapping[str, Any]) -> bool:
+    """Whether an attack is supervised fine-tuning, which the conditions are about; preference optimization and edits
+    without steps are reported beside it (arXiv:2402.16382)."""
+    return settings["method"] not in PREFERENCES and settings["steps"] == settings["steps"]
 
 
 def counted(table: pd.DataFrame) -> pd.DataFrame:
-    """The attacks that say something: those that break the undefended model."""
-    return table[table["vacuous"].eq(False)] if len(table) else table
+    """The attacks that say something: supervised fine-tuning that breaks the undefended model."""
+    return table[table["vacuous"].eq(False) & table["supervised"].eq(True)] if len(table) else table
 
 
 def weakest(table: pd.DataFrame) -> dict[str, Any] | None:
@@ -121,14 +109,14 @@ def budget(table: pd.DataFrame) -> str:
     """The tested budget in words: a claim covers this and no more."""
     if table.empty:
         return "no attack recorded"
-    rates, steps = sorted(table["learning_rate"].unique()), sorted(int(s) for s in table["steps"].unique())
+    rates, steps = (sorted(table[k].dropna().unique()) for k in ("learning_rate", "steps"))
     batches = sorted(int(b) for b in table["batch_size"].dropna().unique())
     names = ", ".join(sorted(table["method"].unique()))
+    told = f"{names}; {len(table)} {'attack' if len(table) == 1 else 'attacks'}, {int(table['n'].sum())} runs"
+    if not rates:
+        return told  # edits have neither steps nor a rate
     span = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
-    return (
-        f"{names}; {len(table)} {'attack' if len(table) == 1 else 'attacks'}, {int(table['n'].sum())} runs; up to "
-        f"{steps[-1]} steps of batch {', '.join(map(str, batches))}, learning rate {span}"
-    )
+    return f"{told}; up to {steps[-1]:.0f} steps of batch {', '.join(map(str, batches))}, learning rate {span}"
 
 
 def _cost(mine: pd.DataFrame, first: float, settings: dict[str, Any]) -> dict[str, float]:

@@ -77,7 +77,7 @@ def scorecard(args: argparse.Namespace) -> int:
     """The four conditions of immunization."""
     from immunelab import card
     from immunelab.analysis.outcomes import Thresholds
-    from immunelab.analysis.scorecard import Limits
+    from immunelab.analysis.verdicts import Limits
     from immunelab.store import queries
 
     limits = Limits(thresholds=Thresholds(harm=args.harm, utility_share=args.utility))
@@ -96,7 +96,7 @@ def scorecard(args: argparse.Namespace) -> int:
         return 0
     seeds = ", ".join(map(str, found.seeds))
     show.out.print(f"{found.defense} on {found.base_model}, seeds {seeds}; {found.budget}", markup=False)
-    rows = [(c.name, c.verdict, c.n, " ".join(filter(None, (c.finding, c.missing)))) for c in found.conditions]
+    rows = [(c.title, c.verdict, c.n, " ".join(filter(None, (c.finding, c.missing)))) for c in found.conditions]
     show.table(("condition", "verdict", "runs", "what was found"), rows, right=("runs",))
     return 0
 

@@ -39,7 +39,7 @@ class BenignAccuracy(Evaluation):
         error = sum(p.stderr**2 for p in parts) ** 0.5 / k
         whole = Score("utility", "all", sum(p.score for p in parts) / k, len(rows), error)
         examples = [
-            {"id": r.id, "prompt": r.prompt, "answer": a, "expected": r.response, "score": v}
+            {"id": r.id, "prompt": r.prompt, "answer": a, "expected": r.response, "score": v, "skill": r.categories[0]}
             for r, a, v in zip(rows, answers, values, strict=True)
         ]
         return Measured([whole, *parts], examples)

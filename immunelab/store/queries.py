@@ -138,6 +138,7 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.Data
     with `_n` and `_stderr` for the first two; where several evaluations give one metric, the first by name is used
     at every step, and `harmfulness_by`, `utility_by` name it. `base_…` is what the root of the lineage measured at
     its step 0: for an attack on an immunized model the model before immunization, else the attacked model itself.
+    `provided`: the defense of a provider acted during the run.
     """
     wanted = [f"max(score) FILTER (metric = '{m}') AS {m}" for m in METRICS]
     for m in METRICS[:2]:
@@ -165,7 +166,8 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.Data
             )
             SELECT s.*, bases.* EXCLUDE (root), a.name, a.grp, a.status, a.defense, a.immunized_by, a.root, a.parent,
                 a.method, a.model, a.base_model, a.corpus, a.seed, a.device, a.learning_rate, a.steps, a.batch_size,
-                a.samples, a.harmful_share, a.optimizer, a.schedule, a.archived, a.showcase
+                a.samples, a.harmful_share, a.optimizer, a.schedule, a.archived, a.showcase,
+                a.run_id IN (SELECT run_id FROM events WHERE event = 'provider') AS provided
             FROM steps s JOIN attacks a USING (run_id) LEFT JOIN bases USING (root)
             ORDER BY a.showcase DESC, a.queued_at, s.run_id, s.step""",
         {"runs": None if run_ids is None else list(run_ids)},
@@ -184,6 +186,16 @@ def examples(store: Store, run_id: str, step: int | None = None, evaluation: str
             {_LATEST.format(keys="phase, step, evaluation, split, id, prompt")}
             ORDER BY phase, step, evaluation, split, position, id""",
         {"run": run_id, "step": step, "evaluation": evaluation},
+    )
+
+
+def example_scores(store: Store, run_ids: Sequence[str], evaluations: Sequence[str]) -> pd.DataFrame:
+    """How each question was judged: run_id, step, evaluation, id, score, more (JSON text)."""
+    return store.frame(
+        f"""SELECT run_id, step, evaluation, id, score, more FROM last_examples
+            WHERE list_contains($runs, run_id) AND list_contains($evaluations, evaluation) AND id IS NOT NULL
+            {_LATEST.format(keys="run_id, step, evaluation, id")} ORDER BY run_id, step, evaluation, id""",
+        {"runs": list(run_ids), "evaluations": list(evaluations)},
     )
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from immunelab.store.sync import Store
 
 PREFIX = "showcase-"
-TABLES = ("runs", "points", "layer_points", "scores", "examples", "checkpoints")
+TABLES = ("runs", "points", "layer_points", "scores", "examples", "checkpoints", "events")
+ADDED = ("events",)  # what older showcases lack
 PRIVATE = ("pid", "heartbeat")  # what only meant something where the run was made
 ABOUT = "showcase.json"
 
@@ -74,6 +75,8 @@ def import_(connection: duckdb.DuckDBPyConnection, folder: Path, version: str) -
     for table in TABLES:
         of_showcase = "showcase" if table == "runs" else f"starts_with(run_id, '{PREFIX}')"
         connection.execute(f"DELETE FROM {table} WHERE {of_showcase}")
+        if table in ADDED and not (folder / f"{table}.parquet").exists():
+            continue
         try:
             batch = pq.read_table(folder / f"{table}.parquet")
         except (OSError, pa.ArrowException) as error:
@@ -87,7 +90,9 @@ def import_(connection: duckdb.DuckDBPyConnection, folder: Path, version: str) -
 
 def _rows(store: Store, table: str, run_ids: list[str]) -> pa.Table:
     """A table's rows of some runs, in a fixed order, under the ids that they ship with."""
-    source = table if table == "runs" else f"last_{table}"
+    # Of events only those ship that say what a run was: that a provider's defense acted.
+    sources = {"runs": "runs", "events": "(SELECT * FROM events WHERE event = 'provider')"}
+    source = sources.get(table, f"last_{table}")
     everything = store.arrow(f"SELECT * FROM {source} WHERE list_contains(?, run_id) ORDER BY ALL", [run_ids])
     if table != "runs":
         return _replaced(everything, "run_id", [shown(i) for i in everything["run_id"].to_pylist()])
