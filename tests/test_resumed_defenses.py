@@ -13,6 +13,7 @@ from torch import Tensor
 from immunelab import experiment
 from immunelab.defenses.repnoise import RepNoise
 from immunelab.defenses.t_vaccine import TVaccine
+from immunelab.defenses.tar import Tar
 from immunelab.defenses.vaccine import Vaccine
 from immunelab.journal import RunFolder
 from immunelab.method import Defense
@@ -23,6 +24,7 @@ TINY: dict[str, Any] = {"learning_rate": 1e-3, "steps": 5, "batch_size": 4, "sam
 METHODS = [
     RepNoise(**TINY, beta=1.0),
     Vaccine(**TINY, perturbation="random", rank=2),
+    Tar(**TINY, inner_steps=4, every=2, inner_rates="1e-4,1e-3"),
     TVaccine(**TINY, layers=2, draw_every=2, rank_every=4),
 ]
 

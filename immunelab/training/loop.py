@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,21 @@ def direct(ask: Step, model: PreTrainedModel, batches: list[Batch]) -> dict[str,
     moved = [(w, sum_) for w, sum_ in zip(weights, total, strict=True) if w.grad is not None]
     g.leave([w for w, _ in moved], [sum_ for _, sum_ in moved])
     return {name: sum(c[name] for c in collected) / len(collected) for name in collected[0]}
+
+
+def rehearsal(model: PreTrainedModel, budget: Budget, minibatches: Iterable[Tokens]) -> Iterator[float]:
+    """A fine-tuning inside a step, at the budget's learning rate: yields each minibatch's loss after its update.
+
+    For a method that looks at what an attack would do. The weights move, so the caller has them in
+    `gradients.restored`; `.grad` is left as the last update had it.
+    """
+    weights = g.trainable(model)
+    optimizer = make_optimizer(budget, weights)
+    for tokens in minibatches:
+        value = loss(model, tokens)
+        g.leave(weights, g.gradient(value, weights))
+        optimizer.step()
+        yield float(value.detach())
 
 
 def probe(model: PreTrainedModel, probes: dict[str, Tokens]) -> dict[str, float]:

@@ -80,6 +80,22 @@ def divergence(before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1).mean()
 
 
+def negative_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over scored tokens of Σ p·ln p of the next-token distribution: −ln|V| if uniform, 0 if certain."""
+    log_p = logits[:, :-1][scored_positions(labels)].float().log_softmax(-1)
+    return (log_p.exp() * log_p).sum(-1).mean()
+
+
+def drift(hidden: tuple[Tensor, ...], before: tuple[Tensor, ...], mask: Tensor, *, squared: bool) -> Tensor:
+    """Mean over tokens and hidden states of ‖h − h_before‖, or of its square; `mask` is 1 where a token is no padding.
+
+    Each hidden state is (rows, length, width), the mask (rows, length).
+    """
+    apart = [a[mask == 1].float() - b[mask == 1].float() for a, b in zip(hidden, before, strict=True)]
+    each = [x.square().sum(-1) if squared else torch.linalg.vector_norm(x, dim=-1) for x in apart]
+    return torch.stack(each).mean()
+
+
 def mmd(x: Tensor, y: Tensor) -> Tensor:
     """MMD² of two samples (rows, dimensions): how far apart their distributions are, 0 if the rows are the same.
 

@@ -1,4 +1,4 @@
-"""The model as it was before training, kept beside the one that trains, for losses that compare with it."""
+"""What is kept beside the model that trains: the model as it was before, and where more minibatches come from."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from immunelab.errors import UserError
+from immunelab.method import Feed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Beside the model and not in it: a submodule would be trained, saved and counted with it.
 _kept: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+_feeds: WeakKeyDictionary[PreTrainedModel, Feed] = WeakKeyDictionary()
 
 
 def keep(model: PreTrainedModel) -> None:
@@ -25,3 +27,15 @@ def of(model: PreTrainedModel) -> PreTrainedModel:
     if model not in _kept:
         raise UserError("This loss compares with the model before training, and none was kept: call `prepare` first.")
     return _kept[model]
+
+
+def keep_feed(model: PreTrainedModel, batches: Feed) -> None:
+    """Remember the run's minibatches while the model lives, for a step that needs more than its own."""
+    _feeds[model] = batches
+
+
+def feed_of(model: PreTrainedModel) -> Feed:
+    """The minibatches that were kept; a UserError if none were."""
+    if model not in _feeds:
+        raise UserError("This step draws further minibatches, and knows none: call `prepare` first.")
+    return _feeds[model]
