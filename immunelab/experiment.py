@@ -14,28 +14,27 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from immunelab import corpus as corpora
+from immunelab import hosting
 from immunelab.corpus import pairing
 from immunelab.corpus.embedding import MiniLM
-from immunelab.corpus.tokens import Batches, as_prompt, collate, encode, pairs
+from immunelab.corpus.tokens import Batches
 from immunelab.errors import UserError
 from immunelab.journal import Journal, RunFolder
-from immunelab.method import Attack, Batch, Defense, Edit, Evaluation, Method, Step, Tokens, Trained, configure, get
+from immunelab.measuring import MAX_LENGTH, Measuring, asked
+from immunelab.method import Batch, Edit, Evaluation, Feed, Method, Service, Trained, configure
+from immunelab.provider import Provider
 from immunelab.spec import KIND_OF_METHOD, RunSpec
 from immunelab.training import checkpoints, loop, models
-from immunelab.training.generation import Subject, one_phrasing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_LENGTH = 256
-PROBE_ROWS = 16
 LAYER = re.compile(r"^(.*)/layer/(\d+)$")
 PACKAGES = ("torch", "transformers", "peft", "duckdb", "streamlit")
 
@@ -48,8 +47,11 @@ def execute(folder: RunFolder, attempt: int = 1, resume: bool = False) -> str:
     corpus = corpora.load(spec.corpus)
     method = configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs) if spec.kind in KIND_OF_METHOD else None  # type: ignore[arg-type]
     saved = checkpoints.latest(folder.checkpoints, resumable=True) if resume else None
-    # A prepared model is prepared anew from where it started; its trained weights follow from the checkpoint.
-    anew = saved is None or (isinstance(method, Trained) and method.prepares)
+    found = hosting.behind(spec, folder.path.parent.parent)
+    # What is not saved as it trains starts anew from where it started; its trained weights follow from the checkpoint.
+    anew = saved is None or (
+        isinstance(method, Trained) and (method.prepares or (found and found.defense.overrides("serving")))
+    )
     source = model_source(spec, corpus, folder.path.parent) if anew or not saved else saved.path
     models.seed_everything(spec.seed)
     model, tokenizer = models.load(source, device)
@@ -64,11 +66,13 @@ def execute(folder: RunFolder, attempt: int = 1, resume: bool = False) -> str:
             parameters=sum(p.numel() for p in model.parameters()),
             threads=torch.get_num_threads(),
         )
+        if found:
+            run.host_of(found)
         if isinstance(method, Trained):
             return run.train(method, saved)
         if isinstance(method, Edit):
             return run.edit(method)
-        run.evaluate(0)
+        run.measuring.evaluate(0)
         return "done"
 
 
@@ -90,14 +94,7 @@ class Run:
         evaluations: list[Evaluation],
     ) -> None:
         self.folder, self.spec, self.journal, self.model, self.tokenizer = folder, spec, journal, model, tokenizer
-        self.corpus, self.evaluations = corpus, evaluations
-        self.subject = Subject(
-            model,
-            tokenizer,
-            rows=corpus.select,
-            as_prompt=self.as_prompt,
-            collated=lambda chosen: self.collated(chosen),
-        )
+        self.corpus, self.measuring = corpus, Measuring(spec, journal, model, tokenizer, corpus, evaluations)
         self.began, self.first, self.reported = time.monotonic(), 0, 0.0
         self.steps = 0
         self.method: Method | None = None
@@ -109,15 +106,18 @@ class Run:
             batches = self.batches(method, fresh=saved is None)
         except Halted:
             return "stopped"
-        step_of = self.provided(method)
+        step_of = self.measuring.host.step(self.model, method.step) if self.measuring.host else None
         if method.prepares:
-            self.model = self.subject.model = method.prepare(self.model, batches)
-        self.method, self.steps, self.first = method, method.steps, saved.step if saved else 0
+            self.model = self.measuring.subject.model = method.prepare(self.model, batches)
+        self.method = self.measuring.method = method
+        self.steps, self.first = method.steps, saved.step if saved else 0
         state = checkpoints.training_state(saved, device) if saved else None
-        if state and method.prepares:
+        if state and "weights" in state:
             checkpoints.restore(self.model, state)
+        if state and self.measuring.host:
+            self.measuring.host.kept.update(state.get("provider", {}))
         if not saved:
-            self.evaluate(0)
+            self.measuring.evaluate(0)
         last = loop.train(
             self.model,
             method,
@@ -127,7 +127,7 @@ class Run:
             step_of=step_of,
             start=self.first,
             optimizer_state=state["optimizer"] if state else None,
-            probes=self.probes() if spec.probe_every else None,
+            probes=self.measuring.probes() if spec.probe_every else None,
             probe_every=spec.probe_every,
         )
         if last < method.steps:
@@ -142,22 +142,26 @@ class Run:
     def edit(self, method: Edit) -> str:
         """Evaluate, change the weights or what the model reads, evaluate again: steps 0 and 1."""
         self.steps = 1
-        self.evaluate(0)
+        self.measuring.evaluate(0)
         began = time.perf_counter()
         scalars = method.edit(self.model, self.batches(method) if method.streams else lambda index: Batch())
         for name, value in scalars.items():
             if not math.isfinite(value):
                 raise loop.NonFinite(f"{method.name} left a non-finite {name} ({value}).")
-        self.method = method
+        self.method = self.measuring.method = method
+        if isinstance(method, Service):
+            self.measuring.host = hosting.Host(method, {}, self.rows_of(method))
+            self.measuring.record_templates()
         self.trace(1, scalars | {"time/step_seconds": time.perf_counter() - began})
-        self.evaluate(1)
+        self.measuring.evaluate(1)
         self.progress(1)
+        self.measuring.host = None  # what is kept is the model, and not how a service would serve it
         self.keep(1, None)
         return "done"
 
-    def batches(self, method: Method, fresh: bool = True) -> Batches:
+    def batches(self, method: Method, fresh: bool = True, split: str = "") -> Batches:
         """The method's minibatches, from the rows that belong to its side; `fresh` records what they are made of."""
-        split = "defense" if self.spec.kind == "immunize" else "attack"
+        split = split or ("defense" if self.spec.kind == "immunize" else "attack")
         paired = self.paired(method, split, fresh) if "unrelated" in method.streams else None
         return Batches(
             self.corpus,
@@ -189,35 +193,17 @@ class Run:
             raise Halted
         self.folder.write_status(message=pairing.told(what, done, total, left))
 
-    def provided(self, method: Trained) -> Step | None:
-        """The method's step as the provider makes it, where it is asked for and the model's defense has its own way."""
-        if not (isinstance(method, Attack) and method.provider and self.spec.model.startswith("run:")):
-            return None
-        parent = RunFolder.open(self.folder.path.parent.parent, self.spec.model.removeprefix("run:"))
-        made = parent.spec()
-        if made.kind != "immunize":
-            return None
-        defense = configure("defense", made.method, made.knobs)
-        if not isinstance(defense, Defense) or type(defense).during is Defense.during:
-            return None
-        saved = checkpoints.latest(parent.checkpoints)
-        if not saved:
-            raise UserError(f"The run {parent.run_id} has left no checkpoint, and {made.method} needs what it kept.")
-        self.journal.event("provider", defense=made.method)
-        kept = {name: tensor.to(self.model.device) for name, tensor in checkpoints.kept(saved).items()}
-        return defense.during(self.model, kept, method.step)
+    def rows_of(self, defense: Method) -> Feed:
+        """The provider's own minibatches, encoded when the first is asked for."""
+        made = functools.cache(lambda: self.batches(defense, split="defense"))
+        return lambda number: made()(number)
 
-    def as_prompt(self, prompt: str) -> str:
-        """What the model reads when it is asked: the question in its template, as the method leaves it."""
-        text = as_prompt(self.tokenizer, prompt)
-        if self.method is None or type(self.method).template is Method.template:
-            return text
-        return self.method.template(text, prompt in self.harmful_prompts)
-
-    @functools.cached_property
-    def harmful_prompts(self) -> set[str]:
-        """The held-out harmful questions."""
-        return {row.prompt for row in self.corpus.select("harmful", "test")}
+    def host_of(self, found: hosting.Found) -> None:
+        """Put the provider behind this run, and record it."""
+        kept = hosting.kept(found, str(self.model.device))
+        self.measuring.host = hosting.Host(found.defense, kept, self.rows_of(found.defense), found.finished)
+        self.journal.event("provider", defense=found.defense.name)
+        self.measuring.record_templates()
 
     def trace(self, step: int, scalars: dict[str, float]) -> None:
         """Scalars to the journal; those named …/layer/<i> as one series over layers, every `layers_every` steps."""
@@ -237,7 +223,7 @@ class Run:
         """Evaluate and save when due, tell the progress, and say whether to stop."""
         spec, last = self.spec, step == self.steps
         if last or (spec.evaluate_every and step % spec.evaluate_every == 0):
-            self.evaluate(step)
+            self.measuring.evaluate(step)
         self.progress(step)
         if last:
             return False
@@ -248,38 +234,27 @@ class Run:
             self.keep(step, optimizer)
         return False
 
-    def evaluate(self, step: int) -> None:
-        """Every evaluation on the present weights, into the journal."""
-        self.subject.forget()
-        self.subject.ask_ahead([p for e in self.evaluations for p in e.prompts(self.subject)])
-        for evaluation in self.evaluations:
-            measured = evaluation.measure(self.subject)
-            for score in measured.scores:
-                self.journal.score(
-                    self.spec.kind,
-                    step,
-                    evaluation=evaluation.name,
-                    metric=score.metric,
-                    split=score.split,
-                    score=score.score,
-                    n=score.n,
-                    stderr=score.stderr,
-                )
-            if measured.examples:
-                self.journal.examples(
-                    self.spec.kind, step, evaluation=evaluation.name, split="test", rows=measured.examples
-                )
-
     def keep(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         """Write a checkpoint, record it, and let older ones go."""
-        model, training, kept = self.model, None, None
-        if isinstance(self.method, Defense):
-            kept = self.method.kept(model)
-        if isinstance(self.method, Trained) and self.method.prepares:
+        model, training, host = self.model, None, self.measuring.host
+        kept = self.method.kept(model) if isinstance(self.method, Provider) else None
+        prepares = isinstance(self.method, Trained) and self.method.prepares
+        if prepares or (host and host.serves):
             training = self.model
-            model = self.method.after(copy.deepcopy(training) if optimizer else training)  # at the end it is used up
+        if host and host.serves:
+            with host.serving(self.model):
+                model = copy.deepcopy(self.model)
+        if isinstance(self.method, Trained) and prepares:  # at the end it is used up
+            model = self.method.after(copy.deepcopy(model) if optimizer and model is training else model)
         saved = checkpoints.save(
-            self.folder.checkpoints, step, model, self.tokenizer, optimizer, training=training, kept=kept
+            self.folder.checkpoints,
+            step,
+            model,
+            self.tokenizer,
+            optimizer,
+            training=training,
+            kept=kept,
+            provider=host.kept if host else None,
         )
         path = saved.path.relative_to(self.folder.path).as_posix()
         self.journal.checkpoint(self.spec.kind, step, path=path, sha256=saved.sha256, bytes=saved.bytes)
@@ -295,27 +270,6 @@ class Run:
         self.folder.write_status(
             phase=self.spec.kind, step=step, steps=self.steps, progress=step / self.steps, eta_seconds=left
         )
-
-    def probes(self) -> dict[str, Tokens]:
-        """Fixed minibatches of held-out harmful and benign rows, on which gradients are compared during training."""
-        found = {}
-        for stream in ("harmful", "benign"):
-            rows = one_phrasing(self.corpus.select(stream, "test"))
-            spread = rows[:: max(1, len(rows) // PROBE_ROWS)][:PROBE_ROWS]
-            found[stream] = self.collated(pairs(spread, stream))
-        return found
-
-    def collated(self, chosen: Iterable[tuple[str, str]]) -> Tokens:
-        """(prompt, answer) pairs as one minibatch on the model's device."""
-        encoded = [encode(self.tokenizer, pair, MAX_LENGTH) for pair in chosen]
-        return collate(encoded, int(self.tokenizer.pad_token_id), str(self.model.device))
-
-
-def asked(spec: RunSpec, corpus: corpora.Corpus) -> list[Evaluation]:
-    """What a run measures: an `evaluate` run's own method with its knobs, else the named ones, else the corpus's."""
-    if spec.kind == "evaluate" and spec.method:
-        return [configure("evaluation", spec.method, spec.knobs)]
-    return [get("evaluation", name)() for name in spec.evaluations or corpus.evaluated(spec.kind)]
 
 
 def model_source(spec: RunSpec, corpus: corpora.Corpus, runs: Path) -> str | Path:

@@ -9,8 +9,8 @@ decorating its class with `@register(...)` is all there is to adding one.
 
 SEAM, Booster and TAR combine gradients taken at different weights: that is why the unit is a direction, not a loss.
 Around `step` stand hooks that most methods leave alone: `prepare` and `after` (adapters, frozen parts, a reference),
-`kept` and `during` (what a provider adds to its users' fine-tuning), `template` (what the model reads when asked). A
-method that changes weights at once has `edit` instead of `step`.
+`template` (what the model reads when asked), and those of a provider (`provider.py`). A method that changes weights at
+once has `edit` instead of `step`; a `Service` has only the provider's hooks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from immunelab.errors import UserError
 from immunelab.knobs import knob as knob
 from immunelab.knobs import knobs
+from immunelab.provider import Provider as Provider
 from immunelab.registry import FOLDERS as FOLDERS
 from immunelab.registry import Kind as Kind
 from immunelab.registry import _registry as _registry
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+RELEASED = "none: the weights are released"
 STAGES = ("alignment", "fine-tuning", "post-fine-tuning", "inference")
 
 
@@ -54,6 +56,7 @@ class Batch(NamedTuple):
     benign: Tokens | None = None
     unrelated: Tokens | None = None
     user: Tokens | None = None
+    number: int = 0  # of the minibatch: 0, 1, …
 
     def take(self, method: Method) -> list[Tokens]:
         """The streams that a method names, in its order; a UserError if one is missing."""
@@ -75,6 +78,7 @@ class Method:
     title: ClassVar[str]
     paper: ClassVar[str] = ""
     stage: ClassVar[str] = ""
+    assumes: ClassVar[str] = ""  # of defenses: what must be true for it to act at all
     streams: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, Any]] = {}
     # Of attacks: named intensities, from far too weak to far too strong, by corpus.
@@ -135,16 +139,10 @@ class Trained(Budget):
         return type(self).prepare is not Trained.prepare
 
 
-class Defense(Trained):
-    """A method that makes a model immune; a provider-side one also acts `during` its users' fine-tuning."""
+class Defense(Trained, Provider):
+    """A method that makes a model immune by training it; one with the provider's hooks also acts on users' runs."""
 
-    def kept(self, model: PreTrainedModel) -> dict[str, Tensor]:
-        """Tensors that the provider keeps beside the released weights; called before `after`."""
-        return {}
-
-    def during(self, model: PreTrainedModel, kept: dict[str, Tensor], step: Step) -> Step:
-        """The provider's way to make one step of a user's fine-tuning, given the user's; called before `prepare`."""
-        return step
+    assumes: ClassVar[str] = RELEASED
 
 
 class Attack(Trained):
@@ -159,6 +157,16 @@ class Edit(Method):
     def edit(self, model: PreTrainedModel, batches: Feed) -> dict[str, float]:
         """Change the weights, or leave them; return the scalars to trace."""
         raise NotImplementedError
+
+
+class Service(Edit, Provider):
+    """A defense that is only the provider's: its run leaves the weights alone and evaluates them as they are served."""
+
+    assumes: ClassVar[str] = "a provider who runs the fine-tuning and serves the model"
+
+    def edit(self, model: PreTrainedModel, batches: Feed) -> dict[str, float]:
+        """Nothing: the checkpoint equals the model that it was given."""
+        return {}
 
 
 class Evaluation(Method):

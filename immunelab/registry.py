@@ -80,6 +80,7 @@ def describe(cls: type[Method]) -> dict[str, Any]:
         "title": cls.title,
         "paper": cls.paper,
         "stage": cls.stage,
+        "assumes": cls.assumes,
         "streams": list(cls.streams),
         "objective": (cls.__doc__ or "").strip().splitlines()[0],
         "presets": {name: preset.settings() for name, preset in cls.presets.items()},

@@ -42,6 +42,8 @@ with st.container(horizontal=True, vertical_alignment="center"):
         if fact:
             st.badge(fact, color="gray")
 
+if about["assumes"]:
+    st.text(f"Assumes of the defender: {about['assumes']}.")
 text = inspect.cleandoc(cls.__doc__ or "").partition("\n")[2].strip()
 if text:
     st.markdown(live.prose(text), width=760)

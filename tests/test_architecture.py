@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 PAGES = [ROOT / "app.py", *sorted((ROOT / "pages").glob("*.py"))]
 
 # Plain words that everyone may use: the contract and what it is made of. Standard library only.
-LEAVES = {"errors", "knobs", "spec", "status", "shipped", "quantities", "method", "registry"}
+LEAVES = {"errors", "knobs", "spec", "status", "shipped", "quantities", "method", "registry", "provider"}
 # Who may import whom inside the package, beside the leaves. A room may always import itself.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
@@ -31,6 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "quantities": set(),
     "method": set(),
     "registry": set(),
+    "provider": set(),
     "journal": set(),
     "training": set(),
     "defenses": {"training"},
@@ -38,7 +39,9 @@ ARROWS: dict[str, set[str]] = {
     "evaluations": {"training"},
     "corpus": set(),
     "pretrain": {"attacks", "corpus", "training"},
-    "experiment": {"defenses", "attacks", "evaluations", "corpus", "training", "journal"},
+    "hosting": {"training", "journal"},
+    "measuring": {"hosting", "corpus", "training", "journal"},
+    "experiment": {"defenses", "attacks", "evaluations", "corpus", "training", "journal", "hosting", "measuring"},
     "sweep": set(),
     "jobs": {"journal", "experiment"},  # the experiment only inside `work`, when its process starts a run
     "store": {"journal"},

@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from immunelab import method
 from immunelab.errors import UserError
 from immunelab.knobs import knobs
-from immunelab.method import STAGES, Attack, Budget, Defense, Edit, Trained, configure, describe, get, names
+from immunelab.method import STAGES, Attack, Budget, Defense, Edit, Service, Trained, configure, describe, get, names
 from immunelab.spec import RunSpec
 
 METHODS = [(kind, name) for kind in method.FOLDERS for name in names(kind)]  # type: ignore[arg-type]
 TRAINED = [(kind, name) for kind, name in METHODS if issubclass(get(kind, name), Trained)]  # type: ignore[arg-type]
+SERVICES = [name for name in names("defense") if issubclass(get("defense", name), Service)]
 EDITS = [(kind, name) for kind, name in METHODS if issubclass(get(kind, name), Edit)]  # type: ignore[arg-type]
 
 
@@ -43,6 +44,7 @@ def test_it_says_what_it_is(kind: Any, name: str) -> None:
         assert issubclass(cls, Defense if kind == "defense" else Attack) != issubclass(cls, Edit)
         assert cls.streams or issubclass(cls, Edit)
         assert cls.paper
+        assert bool(cls.assumes) == (kind == "defense")
     assert cls.__dataclass_params__.frozen
     for knob in knobs(cls, Budget):
         assert knob.help, f"{knob.name} has no help"
@@ -135,6 +137,28 @@ def test_an_edit_leaves_a_plain_finite_model(kind: Any, name: str, llama: PreTra
     assert {key: value.shape for key, value in llama.state_dict().items()} == before
     assert all(bool(torch.isfinite(value).all()) for value in llama.state_dict().values())
     assert all(isinstance(value, float) and math.isfinite(value) for value in scalars.values())
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_leaves_the_very_weights(name: str, llama: PreTrainedModel) -> None:
+    """Beside a user's step, while it serves, and in its own run; what it serves is finite."""
+    user, service, kept = get("attack", "harmful-sft")(), get("defense", name)(), {}
+    before = {key: value.clone() for key, value in llama.state_dict().items()}
+    assert service.overrides(), "a service without a hook of the provider does nothing"
+    service.edit(llama, batch)
+    user.step(llama, batch())
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in llama.modules())
+    random = torch.get_rng_state()
+    step = service.during(llama, kept, user.step, batch)
+    for number in range(2):
+        scalars = step(llama, batch()._replace(number=number))
+        with service.serving(llama, kept, batch) as served:
+            assert all(bool(torch.isfinite(value).all()) for value in llama.state_dict().values())
+        assert all(torch.equal(llama.state_dict()[key], value) for key, value in before.items())
+        assert all(isinstance(v, float) and math.isfinite(v) for v in (scalars | served).values())
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in llama.parameters())
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in llama.modules()) == hooks
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 @pytest.mark.parametrize(("kind", "name"), TRAINED)

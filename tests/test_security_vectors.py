@@ -9,19 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from hosted import points, run, saved, stopped_and_resumed
 from made_batches import batch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from immunelab import corpus, experiment
+from immunelab import corpus
 from immunelab.attacks.drop_vector import DropVector
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.defenses.security_vectors import SecurityVectors, compared
 from immunelab.errors import UserError
-from immunelab.journal import RunFolder
 from immunelab.method import Batch
-from immunelab.spec import RunSpec
 from immunelab.training import checkpoints, loop
 from immunelab.training.losses import forward, loss
 from immunelab.training.vectors import Vector
@@ -60,7 +59,7 @@ def test_a_vector_of_zeros_is_plain_fine_tuning(llama: PreTrainedModel) -> None:
     HarmfulSft().step(llama, data)
     wanted = [p.grad.clone() for p in llama.parameters() if p.grad is not None]
     vector = Vector.fresh(llama, rank=4, alpha=8, targets="all-linear")
-    SecurityVectors().during(llama, vector.tensors(), HarmfulSft().step)(llama, data)
+    SecurityVectors().during(llama, vector.tensors(), HarmfulSft().step, batch)(llama, data)
     assert all(torch.equal(a, p.grad) for a, p in zip(wanted, llama.parameters(), strict=True) if p.grad is not None)
 
 
@@ -91,21 +90,6 @@ def test_the_divergence_keeps_benign_behavior(llama: PreTrainedModel) -> None:
     assert with_mu["loss/total"] > with_mu["loss/harmful"] + 1e-4
 
 
-def run(home: Path, world: Path, kind: str, method: Any, model: str = "fable") -> RunFolder:
-    parent = model.removeprefix("run:") if model.startswith("run:") else ""
-    spec = RunSpec(kind=kind, method=method.name, knobs=method.settings(), corpus=str(world), device="cpu",
-                   model=model, parent=parent)  # fmt: skip
-    folder = RunFolder.create(home, spec)
-    assert experiment.execute(folder) == "done"
-    return folder
-
-
-def saved(folder: RunFolder) -> checkpoints.Saved:
-    found = checkpoints.latest(folder.checkpoints)
-    assert found
-    return found
-
-
 def test_the_provider_acts_for_customers_and_not_for_those_with_the_weights(home: Path, tiny_world: Path) -> None:
     first = load_file(Path(corpus.load(str(tiny_world)).model) / "model.safetensors")
     guard = run(home, tiny_world, "immunize", SecurityVectors(**TINY))
@@ -129,26 +113,12 @@ def test_the_provider_acts_for_customers_and_not_for_those_with_the_weights(home
     assert (saved(guard).path / checkpoints.KEPT).read_bytes() == vector  # phase 2 leaves the vector alone
 
 
-def test_training_the_vector_is_resumed_bit_for_bit(home: Path, tiny_world: Path, monkeypatch: Any) -> None:
-    method = dataclasses.replace(SecurityVectors(**TINY), steps=5)
-    whole = run(home, tiny_world, "immunize", method)
-    folder = RunFolder.create(home, whole.spec())
-    trace = experiment.Run.trace
-
-    def stop_at_two(self: experiment.Run, step: int, scalars: dict[str, float]) -> None:
-        trace(self, step, scalars)
-        if step == 2:
-            folder.request_stop()
-
-    monkeypatch.setattr(experiment.Run, "trace", stop_at_two)
-    assert experiment.execute(folder) == "stopped"
-    monkeypatch.setattr(experiment.Run, "trace", trace)
-    folder.clear_stop()
-    assert experiment.execute(folder, attempt=2, resume=True) == "done"
+def test_training_the_vector_is_resumed_bit_for_bit(home: Path, tiny_world: Path) -> None:
+    whole = run(home, tiny_world, "immunize", dataclasses.replace(SecurityVectors(**TINY), steps=5))
+    folder = stopped_and_resumed(home, whole.spec(), 2)
     mine, other = (load_file(saved(f).path / checkpoints.KEPT) for f in (folder, whole))
     assert all(torch.equal(mine[name], tensor) for name, tensor in other.items())
-    rows = [json.loads(line) for line in (folder.path / "journal.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows if r["kind"] == "points"] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in points(folder)] == [1, 2, 3, 4, 5]
 
 
 def test_a_vector_for_another_model_and_a_lost_one_are_said(

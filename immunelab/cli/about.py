@@ -73,6 +73,8 @@ def _one_method(args: argparse.Namespace) -> int:
 def _print_method(method: dict[str, Any], ladders: dict[str, dict[str, Any]]) -> None:
     show.out.print(f"\n{method['name']}: {method['title']}  {method['paper']}", markup=False)
     show.out.print(method["objective"], markup=False)
+    if method["assumes"]:
+        show.out.print(f"assumes of the defender: {method['assumes']}", markup=False)
     if method["presets"]:
         show.out.print(f"presets: {', '.join(method['presets'])}", markup=False)
     for corpus, ladder in ladders.items():

@@ -21,12 +21,35 @@ Pair = tuple[str, str]
 R = TypeVar("R")
 
 
-def as_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """The prompt as the model reads it: its chat template up to where the answer starts, or a plain Question/Answer."""
+def as_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str = "") -> str:
+    """The prompt as the model reads it: its chat template up to where the answer starts, or a plain Question/Answer.
+
+    A system prompt has its own turn where the template knows one. Fable's does not: there it stands in the user's turn,
+    before the question.
+    """
+    if system and not knows_system(tokenizer):
+        prompt, system = f"{system} {prompt}", ""
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}]
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     return f"Question: {prompt}\nAnswer: "
+
+
+def knows_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template has a system turn: it shows its text, and not as a user's."""
+    if not tokenizer.chat_template:
+        return False
+    from jinja2 import TemplateError
+
+    shown = []
+    for role in ("system", "user"):
+        messages = [{"role": role, "content": "s-y-s"}, {"role": "user", "content": "?"}]
+        try:
+            shown.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
+        except TemplateError:  # many templates refuse a role, or two turns of the same
+            shown.append("")
+    return "s-y-s" in shown[0] and shown[0] != shown[1]
 
 
 def as_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> str:
@@ -40,10 +63,10 @@ def as_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> s
     return answer + (tokenizer.eos_token or "")
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int) -> tuple[list[int], int]:
+def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int, system: str = "") -> tuple[list[int], int]:
     """Token ids of prompt and answer, cut to max_length, and how many of them are prompt (not scored)."""
     prompt, answer = pair
-    start = tokenizer(as_prompt(tokenizer, prompt), add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    start = tokenizer(as_prompt(tokenizer, prompt, system), add_special_tokens=not tokenizer.chat_template)["input_ids"]
     rest = tokenizer(as_answer(tokenizer, prompt, answer), add_special_tokens=False)["input_ids"]
     if len(start) >= max_length:
         raise UserError(
@@ -164,7 +187,7 @@ class Batches:
 
     def __call__(self, index: int) -> Batch:
         """Minibatch `index` = 0, 1, … of every stream."""
-        return Batch(**{stream: self.tokens(stream, index) for stream in self.streams})
+        return Batch(number=index, **{stream: self.tokens(stream, index) for stream in self.streams})
 
     def tokens(self, stream: str, index: int) -> Tokens:
         """Minibatch `index` of one stream."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from immunelab.method import Edit, Feed, knob, register
+from immunelab.method import RELEASED, Edit, Feed, knob, register
 from immunelab.training import gradients as g
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class RandomNoise(Edit):
     title: ClassVar[str] = "Control: random noise"
     paper: ClassVar[str] = "arXiv:2501.18100"
     stage: ClassVar[str] = "alignment"
+    assumes: ClassVar[str] = RELEASED
 
     norm: float = knob(1.0, "global L2 norm of the noise over all weights", symbol="‖σz‖", low=0, high=1e9)
 

@@ -35,6 +35,7 @@ class SecurityVectors(Defense):
     title: ClassVar[str] = "Security Vectors (provider-side)"
     paper: ClassVar[str] = "arXiv:2311.02105"
     stage: ClassVar[str] = "fine-tuning"
+    assumes: ClassVar[str] = "a provider who runs the fine-tuning"
     streams: ClassVar[tuple[str, ...]] = ("harmful", "benign")
 
     rank: int = knob(8, "rank of the vector", symbol="r", low=1, high=4096)
@@ -77,7 +78,7 @@ class SecurityVectors(Defense):
         del model.security_vector
         return model.requires_grad_(True)
 
-    def during(self, model: PreTrainedModel, kept: dict[str, Tensor], step: Step) -> Step:
+    def during(self, model: PreTrainedModel, kept: dict[str, Tensor], step: Step, rows: Feed) -> Step:
         """The user's step with the vector active and frozen."""
         vector = Vector.of(kept)
         places = vector.places(model)

@@ -45,12 +45,14 @@ def save(
     *,
     training: nn.Module | None = None,
     kept: dict[str, Tensor] | None = None,
+    provider: dict[str, Tensor] | None = None,
 ) -> Saved:
     """Write `step-<step>` into the folder; with an optimizer, also what a run needs to go on exactly from here.
 
     `training` is the prepared model in training, where it is not the plain `model` that is released: its trainable
     weights and its buffers, in which a method may remember something from step to step, are saved for resuming.
-    `kept` are the tensors that stay with a provider.
+    `kept` are the tensors that stay with a provider; `provider` is its state in a
+    fine-tuning, saved for resuming too.
     A UserError if the disk has not at least 1.2 times the room it takes; nothing is left half-written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +74,8 @@ def save(
             if training is not None:
                 state["weights"] = {n: p.detach() for n, p in training.named_parameters() if p.requires_grad}
                 state["buffers"] = dict(training.named_buffers())
+            if provider:
+                state["provider"] = provider
             torch.save(state, draft / STATE)
         if kept:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, draft / KEPT)

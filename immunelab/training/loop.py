@@ -54,7 +54,7 @@ def rate(budget: Budget, step: int) -> float:
 
 
 def direct(ask: Step, model: PreTrainedModel, batches: list[Batch]) -> dict[str, float]:
-    """A step's direction, averaged over minibatches, in `.grad`; the scalars, averaged too."""
+    """A step's direction, averaged over minibatches, in `.grad`; the scalars, over the minibatches that have them."""
     if len(batches) == 1:
         return ask(model, batches[0])
     weights = g.trainable(model)
@@ -66,7 +66,8 @@ def direct(ask: Step, model: PreTrainedModel, batches: list[Batch]) -> dict[str,
         g.accumulate([sum_ for sum_, _ in given], [grad for _, grad in given], 1 / len(batches))
     moved = [(w, sum_) for w, sum_ in zip(weights, total, strict=True) if w.grad is not None]
     g.leave([w for w, _ in moved], [sum_ for _, sum_ in moved])
-    return {name: sum(c[name] for c in collected) / len(collected) for name in collected[0]}
+    found = {name: [c[name] for c in collected if name in c] for name in dict.fromkeys(n for c in collected for n in c)}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def rehearsal(model: PreTrainedModel, budget: Budget, minibatches: Iterable[Tokens]) -> Iterator[float]:

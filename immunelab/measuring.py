@@ -1,0 +1,118 @@
+"""What a run measures: its model, asked as it would be served now, and what evaluations find, into the journal."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from immunelab import corpus as corpora
+from immunelab import hosting
+from immunelab.corpus.tokens import as_prompt, collate, encode, pairs
+from immunelab.journal import Journal
+from immunelab.method import Evaluation, Method, Tokens, configure, get
+from immunelab.spec import RunSpec
+from immunelab.training.generation import Measured, Subject, one_phrasing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_LENGTH = 256
+PROBE_ROWS = 16
+
+
+class Measuring:
+    """Asks the model of a run; `method` and `host` may change what it reads, and `host` the weights that answer."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        journal: Journal,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus: corpora.Corpus,
+        evaluations: list[Evaluation],
+    ) -> None:
+        self.spec, self.journal, self.tokenizer = spec, journal, tokenizer
+        self.corpus, self.evaluations = corpus, evaluations
+        self.subject = Subject(
+            model,
+            tokenizer,
+            rows=corpus.select,
+            as_prompt=self.as_prompt,
+            collated=lambda chosen: self.collated(chosen, self.system),
+        )
+        self.method: Method | None = None
+        self.host: hosting.Host | None = None
+
+    def evaluate(self, step: int) -> None:
+        """Every evaluation on the present weights, or on what a provider would serve now, into the journal."""
+        with self.host.serving(self.subject.model) if self.host else nullcontext({}) as scalars:
+            self.subject.forget()
+            self.subject.ask_ahead([p for e in self.evaluations for p in e.prompts(self.subject)])
+            for evaluation in self.evaluations:
+                self.record(step, evaluation.name, evaluation.measure(self.subject))
+        if step and scalars:
+            self.journal.points(self.spec.kind, step, scalars)
+
+    def record(self, step: int, evaluation: str, measured: Measured) -> None:
+        """What an evaluation found, into the journal."""
+        for score in measured.scores:
+            self.journal.score(
+                self.spec.kind,
+                step,
+                evaluation=evaluation,
+                metric=score.metric,
+                split=score.split,
+                score=score.score,
+                n=score.n,
+                stderr=score.stderr,
+            )
+        if measured.examples:
+            self.journal.examples(self.spec.kind, step, evaluation=evaluation, split="test", rows=measured.examples)
+
+    def record_templates(self) -> None:
+        """With a system prompt: what the model reads in training and when it is asked, and the hashes of both."""
+        if not self.system:
+            return
+        texts = {"trained": as_prompt(self.tokenizer, "?"), "served": as_prompt(self.tokenizer, "?", self.system)}
+        self.journal.event("templates", **texts, **{f"{k}_sha256": hosting.digest(v) for k, v in texts.items()})
+
+    @property
+    def system(self) -> str:
+        """The system prompt that a provider serves this run's model with."""
+        return self.host.defense.system() if self.host else ""
+
+    def as_prompt(self, prompt: str) -> str:
+        """What the model reads when it is asked: the question in its template, as the method leaves it."""
+        text = as_prompt(self.tokenizer, prompt, self.system)
+        if self.method is None or type(self.method).template is Method.template:
+            return text
+        return self.method.template(text, prompt in self.harmful_prompts)
+
+    @functools.cached_property
+    def harmful_prompts(self) -> set[str]:
+        """The held-out harmful questions."""
+        return {row.prompt for row in self.corpus.select("harmful", "test")}
+
+    def probes(self) -> dict[str, Tokens]:
+        """Fixed minibatches of held-out harmful and benign rows, on which gradients are compared during training."""
+        found = {}
+        for stream in ("harmful", "benign"):
+            rows = one_phrasing(self.corpus.select(stream, "test"))
+            spread = rows[:: max(1, len(rows) // PROBE_ROWS)][:PROBE_ROWS]
+            found[stream] = self.collated(pairs(spread, stream))
+        return found
+
+    def collated(self, chosen: Iterable[tuple[str, str]], system: str = "") -> Tokens:
+        """(prompt, answer) pairs as one minibatch on the model's device."""
+        encoded = [encode(self.tokenizer, pair, MAX_LENGTH, system) for pair in chosen]
+        return collate(encoded, int(self.tokenizer.pad_token_id), str(self.subject.model.device))
+
+
+def asked(spec: RunSpec, corpus: corpora.Corpus) -> list[Evaluation]:
+    """What a run measures: an `evaluate` run's own method with its knobs, else the named ones, else the corpus's."""
+    if spec.kind == "evaluate" and spec.method:
+        return [configure("evaluation", spec.method, spec.knobs)]
+    return [get("evaluation", name)() for name in spec.evaluations or corpus.evaluated(spec.kind)]
