@@ -1,10 +1,10 @@
-"""What a corpus holds: streams, splits, lengths, what the splits share, and the rows themselves."""
+"""What a corpus holds: streams, splits, lengths, what the splits share, the rows themselves, and SDD's pairs."""
 
 import streamlit as st
 
 from immunelab.analysis import rows as facts
 from immunelab.errors import UserError
-from immunelab.ui import corpora, export, figure, lengths, live, navigation, reads
+from immunelab.ui import corpora, export, figure, lengths, live, navigation, pairs, reads
 
 navigation.heading("data", "The rows that models are trained and tested on: streams, splits, lengths and overlap.")
 
@@ -37,8 +37,8 @@ if found.no_tokens:
     st.caption(live.plain(found.no_tokens))
 
 view = st.segmented_control(
-    "Show", ["Counts", "Lengths", "Overlap", "Rows"], default="Counts", required=True, key="view", bind="query-params",
-    label_visibility="collapsed",
+    "Show", ["Counts", "Lengths", "Overlap", "Rows", "Pairs"], default="Counts", required=True, key="view",
+    bind="query-params", label_visibility="collapsed",
 )  # fmt: skip
 if view == "Counts":
     table = facts.counts(rows)
@@ -76,6 +76,11 @@ elif view == "Overlap":
         "Compared without regard to case and outer spaces. Items are what rows are about; neutral texts share their "
         "questions by design, so only the texts are compared."
     )
+elif view == "Pairs":
+    st.caption(
+        "What SDD trains on, the stream unrelated: harmful prompts, each with a good answer to another question."
+    )
+    pairs.show(name or "fable", found.fingerprint)
 else:
     with st.grid(3, min_column_width=180, vertical_alignment="bottom"):
         stream = st.selectbox("Stream", sorted(rows["stream"].unique()), key="stream", bind="query-params")

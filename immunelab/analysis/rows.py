@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 
 SPLITS = ("defense", "attack", "test")
@@ -43,6 +44,18 @@ def histogram(rows: pd.DataFrame, unit: str = "words", most: int = 40) -> pd.Dat
     width = max(1, -(-int(values.max()) // most)) if len(values) else 1
     found = rows.assign(length=values // width * width).groupby(["stream", "split", "length"]).size()
     return found.rename("n").reset_index().assign(width=width)
+
+
+def similarities(pairs: pd.DataFrame, threshold: float, width: float = 0.025) -> pd.DataFrame:
+    """How many pairs have which cosine: fallback, low, high (low < cosine ≤ high), n.
+
+    The threshold is an edge of bins, so that no bin holds pairs on both sides of it.
+    """
+    steps = ((pairs["similarity"] - threshold) / width).round(6)  # 0.3 − 0.2 is a little less than 0.1
+    found = pairs.assign(bin=np.ceil(steps).astype(int) - 1).groupby(["fallback", "bin"]).size()
+    frame = found.rename("n").reset_index()
+    low = threshold + frame["bin"] * width
+    return frame.assign(low=low, high=low + width)[["fallback", "low", "high", "n"]]
 
 
 def truncated(rows: pd.DataFrame, limit: int) -> pd.DataFrame:

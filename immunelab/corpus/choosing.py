@@ -80,7 +80,7 @@ class Drawn(NamedTuple):
     """For each prompt: which answer, its cosine, how many were drawn, and whether none was dissimilar enough."""
 
     picks: NDArray[np.int64]
-    similarity: NDArray[np.float32]
+    similarity: NDArray[np.float64]
     tries: NDArray[np.int64]
     fallback: NDArray[np.bool_]
 
@@ -94,11 +94,11 @@ def draw(prompts: Vectors, answers: Vectors, threshold: float, redraws: int, rng
     numbers = np.random.default_rng(rng.getrandbits(64))
     n = len(prompts)
     picks, tries = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-    best = np.full(n, np.inf, dtype=np.float32)
+    best = np.full(n, np.inf)
     open_ = np.arange(n)
     for _ in range(redraws + 1):
         drawn = numbers.integers(len(answers), size=len(open_))
-        cosines = np.einsum("ij,ij->i", prompts[open_], answers[drawn]).clip(-1, 1)
+        cosines = np.einsum("ij,ij->i", prompts[open_], answers[drawn]).clip(-1, 1).astype(np.float64)
         closer = cosines < best[open_]
         picks[open_[closer]], best[open_[closer]] = drawn[closer], cosines[closer]
         tries[open_] += 1

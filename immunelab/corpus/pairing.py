@@ -176,7 +176,7 @@ def described(corpus: Corpus, rule: Rule, *, embedder: str, split: str, seed: in
         "split": split,
         "seed": seed,
         "embedder": embedder,
-        **dataclasses.asdict(rule),
+        **dataclasses.asdict(rule) | {"similarity": float(rule.similarity)},
     }
 
 
@@ -193,7 +193,7 @@ def _pair(row: Row, answer: Row, drawn: Drawn, i: int) -> Pair:
         prompt=row.prompt,
         answer=answer.response,
         source=answer.id,
-        similarity=round(float(drawn.similarity[i]), 6),
+        similarity=float(drawn.similarity[i]),
         tries=int(drawn.tries[i]),
         fallback=bool(drawn.fallback[i]),
     )
@@ -218,7 +218,7 @@ def kept(cache: Path) -> list[Kept]:
         try:
             with path.open(encoding="utf-8") as file:
                 made = json.loads(file.readline(LONGEST_HEAD))["made"]
-            if _key(made) == path.stem:
+            if _key(made) == path.stem and _described(made):
                 found.append((path.stat().st_mtime, Kept(path, made)))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue  # no pairing, or a broken one, which is built again when it is needed
@@ -232,10 +232,24 @@ def read(path: Path) -> Pairing | None:
         told = json.loads(head)
         pairs = tuple(Pair(**json.loads(line)) for line in body.splitlines())
         found = Pairing(told["made"], told["counts"], pairs)
-        whole = bool(pairs) and found.digest == told["digest"] and found.key == path.stem
+        whole = bool(pairs) and found.digest == told["digest"] and found.key == path.stem and _described(found.made)
+        whole = whole and all(map(_fits, pairs))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return found if whole else None
+
+
+def _described(made: dict[str, Any]) -> bool:
+    """Whether a file says what it was made from, each in its type."""
+    kinds = {"version": int, "corpus": str, "fingerprint": str, "split": str, "seed": int, "embedder": str}
+    numbers = {"similarity": float, "redraws": int, "pairs": int, "words": int}
+    return {name: type(value) for name, value in made.items()} == kinds | numbers
+
+
+def _fits(pair: Pair) -> bool:
+    texts = (pair.row, pair.category, pair.prompt, pair.answer, pair.source)
+    numbers = isinstance(pair.similarity, float) and -1 <= pair.similarity <= 1 and isinstance(pair.tries, int)
+    return numbers and isinstance(pair.fallback, bool) and all(isinstance(text, str) for text in texts)
 
 
 def _lines(pairs: Sequence[Pair]) -> str:

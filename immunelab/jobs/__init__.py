@@ -14,18 +14,22 @@ from immunelab.jobs.control import (
     stop,
     submit,
 )
+from immunelab.jobs.errands import Errand, look, send
 from immunelab.jobs.turns import devices, resolve_device
 from immunelab.jobs.worker import work
 
 __all__ = [
+    "Errand",
     "delete",
     "devices",
     "drop_checkpoints",
     "duplicate",
     "find",
+    "look",
     "reconcile",
     "resolve_device",
     "resume",
+    "send",
     "stop",
     "submit",
     "work",

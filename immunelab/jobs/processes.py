@@ -81,6 +81,16 @@ def start(home: Path, folders: Sequence[RunFolder], command: Sequence[str] | Non
     Its own session, so a Ctrl-C or a closed terminal leaves it alone; its output goes to the first run's log until
     it turns to another run. `command` starts a worker other than ours; run ids and `--home` are appended to it.
     """
+    line = [*(command or WORKER), *(f.run_id for f in folders), "--home", str(home)]
+    child = detached(line, folders[0].log_path)
+    with contextlib.suppress(psutil.NoSuchProcess):  # ended at once: it reads as queued by nobody, which is the truth
+        born = psutil.Process(child.pid).create_time()
+        for folder in folders:
+            folder.write_status(pid=child.pid, create_time=born, host=HOST)
+
+
+def detached(line: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own that imports this very package; its output is added to `log_path`."""
     reap()
     package = str(Path(immunelab.__file__).resolve().parent.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -88,10 +98,9 @@ def start(home: Path, folders: Sequence[RunFolder], command: Sequence[str] | Non
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
-    line = [*(command or WORKER), *(f.run_id for f in folders), "--home", str(home)]
-    with open(folders[0].log_path, "ab", opener=_no_link) as log:
+    with open(log_path, "ab", opener=_no_link) as log:
         child = subprocess.Popen(
-            line,
+            list(line),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -101,10 +110,7 @@ def start(home: Path, folders: Sequence[RunFolder], command: Sequence[str] | Non
         )
     with _children_lock:
         _children.append(child)
-    with contextlib.suppress(psutil.NoSuchProcess):  # ended at once: it reads as queued by nobody, which is the truth
-        born = psutil.Process(child.pid).create_time()
-        for folder in folders:
-            folder.write_status(pid=child.pid, create_time=born, host=HOST)
+    return child
 
 
 def _no_link(path: str, flags: int) -> int:

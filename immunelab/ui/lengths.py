@@ -44,3 +44,33 @@ def lengths(counted: pd.DataFrame, unit: str, theme: Theme = "light", columns: i
         figure.update_xaxes(title_text=f"{unit.capitalize()} in the answer", row=rows, col=column)
     figure.update_annotations(font={"color": INK[theme]["text"], "size": 13})
     return finish(figure, theme, height=170 * rows + 110)
+
+
+def similarities(counted: pd.DataFrame, threshold: float, theme: Theme = "light") -> go.Figure:
+    """SDD's pairs by their cosine, with the threshold. `counted` is what `rows.similarities` returns."""
+    figure = go.Figure()
+    for fallback, name, (hue, fill) in ((False, "kept", LOOKS[0]), (True, "fallback", LOOKS[1])):
+        mine = counted[counted["fallback"] == fallback]
+        if mine.empty:
+            continue
+        color = HUES[theme][hue]
+        figure.add_bar(
+            x=(mine["low"] + mine["high"]) / 2,
+            y=mine["n"],
+            width=(mine["high"] - mine["low"]) * 0.92,
+            name=f"{name} ({mine['n'].sum():,})",
+            legendgroup=name,
+            marker={"color": tint(color, fill), "line": {"color": color, "width": 1.6}},
+            customdata=mine[["low", "high"]].to_numpy(),
+            hovertemplate=f"{name} %{{y}}, cosine %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}<extra></extra>",
+        )
+    ink = INK[theme]["text"]
+    figure.add_vline(
+        x=threshold, line={"color": ink, "width": 1.6, "dash": "dash"}, annotation_text=f"τ = {threshold:g}",
+        annotation_font={"color": ink, "size": 13}, annotation_position="top right",
+    )  # fmt: skip
+    figure.update_layout(barmode="stack", showlegend=True)
+    figure.update_xaxes(title_text="Cosine of prompt and answer")
+    figure.update_yaxes(title_text="Pairs", rangemode="tozero")
+    figure = finish(figure, theme, height=330)
+    return figure.update_layout(hovermode="closest", hoversubplots="single")
