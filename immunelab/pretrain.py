@@ -89,8 +89,13 @@ def feed(
     return batch
 
 
-def build(seed: int, folder: Path, progress: Progress | None = None, device: str = "cpu") -> None:
-    """Generate the world of a seed, train its model, and write both into the folder."""
+def build(
+    seed: int, folder: Path, progress: Progress | None = None, device: str = "cpu", *, keep_base: bool = False
+) -> None:
+    """Generate the world of a seed, train its model, and write both into the folder.
+
+    With `keep_base` the model as it was before its alignment is written into the folder's `base/` as well.
+    """
     rows = fable.world(seed)
     tokenizer = make_tokenizer(rows)
     model = make_model(tokenizer, seed).to(torch.device(device))  # type: ignore[arg-type]  # wrongly typed in transformers
@@ -102,6 +107,8 @@ def build(seed: int, folder: Path, progress: Progress | None = None, device: str
 
         batches = feed(data, tokenizer, method.batch_size, f"{phase}-{seed}", device)
         loop.train(model, method, batches, trace=trace, after=lambda step, optimizer: False)
+        if keep_base and phase == "pretrain":
+            models.save(model, tokenizer, folder / "base")
     folder.mkdir(parents=True, exist_ok=True)
     write(rows, folder / "world.jsonl")
     models.save(model.cpu(), tokenizer, folder / "model")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from made_batches import batch
+from saved_model import before_alignment
 from transformers import PreTrainedModel
 
 from immunelab import method
@@ -128,11 +130,13 @@ def test_what_is_released_is_a_plain_model(kind: Any, name: str, llama: PreTrain
 
 
 @pytest.mark.parametrize(("kind", "name"), EDITS)
-def test_an_edit_leaves_a_plain_finite_model(kind: Any, name: str, llama: PreTrainedModel) -> None:
+def test_an_edit_leaves_a_plain_finite_model(kind: Any, name: str, llama: PreTrainedModel, tmp_path: Path) -> None:
     before = {key: value.shape for key, value in llama.state_dict().items()}
-    get(kind, name)().edit(llama, batch)
+    cls = get(kind, name)
+    settings = {"base": before_alignment(llama, tmp_path)} if any(k.name == "base" for k in knobs(cls)) else {}
+    cls(**settings).edit(llama, batch)
     hooks = sum(len(m._forward_hooks) for m in llama.modules())  # transformers adds its own
-    scalars = get(kind, name)().edit(llama, batch)
+    scalars = cls(**settings).edit(llama, batch)
     assert sum(len(m._forward_hooks) for m in llama.modules()) == hooks
     assert {key: value.shape for key, value in llama.state_dict().items()} == before
     assert all(bool(torch.isfinite(value).all()) for value in llama.state_dict().values())

@@ -54,7 +54,7 @@ def fable_build(args: argparse.Namespace) -> int:
     if args.to is None and args.seed != 0:
         raise UserError("data/fable holds the world of seed 0; name a folder for another one: --to worlds/7")
     target = Path(args.to) if args.to else shipped.data() / "fable"
-    _build(args.seed, target)
+    _build(args.seed, target, args.keep_base)
     print(f"The world of seed {args.seed} and its model are in {target}.")
     return 0
 
@@ -118,7 +118,7 @@ def _world(seed: int, home: Path) -> Path:
     return folder
 
 
-def _build(seed: int, folder: Path) -> None:
+def _build(seed: int, folder: Path, keep_base: bool = False) -> None:
     _seeds(seed, 1)
     show.err.print("loading torch …", style="dim")
     from immunelab import pretrain
@@ -137,7 +137,7 @@ def _build(seed: int, folder: Path) -> None:
                     show.err.print(f"{phase}: {steps} steps")
             bars.update(tasks[phase], completed=step, loss=f"{loss:.3f}")
 
-        pretrain.build(seed, folder, progress)
+        pretrain.build(seed, folder, progress, keep_base=keep_base)
 
 
 def _numbers(measured: Any, seconds: float) -> dict[str, Any]:

@@ -289,6 +289,7 @@ def _shipped(commands: Any) -> None:
             c = _command(inner, "build", demo.fable_build, "generate the world and train its model")
             c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the world (default 0)")
             c.add_argument("--to", metavar="DIR", help="folder to write (default: data/fable for seed 0)")
+            c.add_argument("--keep-base", action="store_true", help="also write base/, the model before alignment")
         elif name == "showcase":
             c = _command(inner, "build", demo.showcase_build, "run the ladder over seeds and record it")
             c.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 … N-1 (default 3)")

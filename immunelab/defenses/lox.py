@@ -1,0 +1,97 @@
+"""LoX: go further in the few directions in which alignment moved each weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from immunelab.errors import UserError
+from immunelab.method import Edit, Feed, knob, register
+from immunelab.training import models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@register("defense")
+@dataclass(frozen=True, kw_only=True)
+class LoX(Edit):
+    """W ← W + α·U_k·S_k·V_kᵀ, the k largest singular parts of D = W − W_base, for every W of two dimensions or more.
+
+    "LoX: Low-Rank Extrapolation Robustifies LLM Safety Against Fine-tuning", arXiv:2506.15606. W_base are the weights
+    before alignment, so D is what alignment did; embeddings are edited too, and what has one dimension stays. No
+    training and no rows. The paper takes the smallest k whose attack success is within 0.01 of the aligned model's.
+
+    Deviations: differences are taken in fp32 and their parts in float64; the released code subtracts in bf16. Fable
+    ships only its aligned model: `immunelab fable build --keep-base --to FOLDER` leaves the other in FOLDER/base.
+    """
+
+    name: ClassVar[str] = "lox"
+    title: ClassVar[str] = "LoX: low-rank extrapolation"
+    paper: ClassVar[str] = "arXiv:2506.15606"
+    stage: ClassVar[str] = "alignment"
+
+    base: str = knob("", "folder or Hub id of the same model before its alignment", symbol="W_base")
+    rank: int = knob(6, "singular parts to extrapolate; 0 takes all", symbol="k", low=0, high=100_000)
+    alpha: float = knob(1.25, "how much further to go", symbol="α", low=-100, high=100)
+
+    def edit(self, model: PreTrainedModel, batches: Feed) -> dict[str, float]:
+        """Extrapolate each weight; traces ‖D‖, its share in the parts that were taken, and how far the weights went."""
+        weights = {name: p for name, p in model.named_parameters() if p.dim() >= 2}
+        before = self.before(weights)
+        whole = taken = 0.0
+        with torch.no_grad():
+            for name, weight in weights.items():
+                delta = (weight - before.pop(name).to(weight)).double()
+                part = leading(delta, self.rank)
+                whole, taken = whole + float(delta.square().sum()), taken + float(part.square().sum())
+                weight.add_((self.alpha * part).to(weight.dtype))
+        if not whole:
+            raise UserError(f"The weights of {self.base} are the model's own: there is no alignment to extend.")
+        return {
+            "norm/alignment": whole**0.5,
+            "lox/share": taken / whole,
+            "norm/displacement": abs(self.alpha) * taken**0.5,
+        }
+
+    def before(self, weights: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+        """The same weights before alignment; a UserError if there are none, or if they are another model's."""
+        if not self.base:
+            raise UserError(
+                "LoX needs the model before its alignment: set base to a folder or Hub id. Fable's is made by "
+                "`immunelab fable build --keep-base --to FOLDER`, in FOLDER/base."
+            )
+        found = {name: p.detach() for name, p in models.load(self.base)[0].named_parameters()}
+        for name, weight in weights.items():
+            if name not in found or found[name].shape != weight.shape:
+                theirs = tuple(found[name].shape) if name in found else "none"
+                raise UserError(
+                    f"{self.base} is not the model before its alignment: {name} is {tuple(weight.shape)} here and "
+                    f"{theirs} there."
+                )
+        return found
+
+
+def leading(delta: Tensor, rank: int) -> Tensor:
+    """U_k·S_k·V_kᵀ of a matrix (…, rows, columns) in float64, or the matrix itself for rank 0 or full rank.
+
+    By the eigenvectors of the smaller of DᵀD and DDᵀ, as D·V_k·V_kᵀ: an embedding is far too tall for all its
+    singular vectors.
+    """
+    rows, columns = delta.shape[-2:]
+    if rank == 0 or rank >= min(rows, columns):
+        return delta
+    if rows < columns:
+        return leading(delta.mT, rank).mT
+    top = torch.linalg.eigh(delta.mT @ delta).eigenvectors[..., -rank:]
+    return delta @ top @ top.mT
+
+
+LoX.presets = {
+    "paper": LoX(),
+    # The released code's defaults: all of D.
+    "official-code": LoX(rank=0, alpha=1.0),
+}
