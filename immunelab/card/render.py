@@ -18,32 +18,42 @@ h1, h2 { line-height: 1.2; } small { opacity: 0.75; }
 """
 
 
-def markdown(card: Scorecard) -> str:
-    """The card as Markdown."""
-    parts = [f"# Immunization card: {_cell(card.defense)}", _about(card)]
-    parts.append(_md(("condition", "verdict", "runs", "what was found", "what is missing"), _verdicts(card)))
-    for title, head, rows in _tables(card):
-        parts += [f"## {title}", _md(head, rows)]
-    parts += [
-        "## Runs behind it",
-        *(f"- {c.title}: {_ids(c.runs)}; control: {_ids(c.controls)}" for c in card.conditions),
-    ]
-    parts += ["## Limits", _md(("setting", "value"), _limits(card))]
+def markdown(*cards: Scorecard) -> str:
+    """One card as Markdown, or several with their verdicts in one table first."""
+    parts = ["# Immunization cards", _md(*_overview(cards))] if len(cards) > 1 else []
+    for card in cards:
+        parts += [f"# Immunization card: {_cell(card.defense)}", _about(card), _md(VERDICTS, _verdicts(card))]
+        for title, head, rows in _tables(card):
+            parts += [f"## {title}", _md(head, rows)]
+        parts += ["## Runs behind it"]
+        parts += [f"- {c.title}: {_ids(c.runs)}; control: {_ids(c.controls)}" for c in card.conditions]
+        parts += ["## Limits", _md(("setting", "value"), _limits(card))]
     return "\n\n".join(parts) + "\n"
 
 
-def page(card: Scorecard, figures: str = "") -> str:
-    """The card as one HTML file that needs nothing from outside; `figures` is trusted HTML of charts, if any."""
-    title = html.escape(f"Immunization card: {card.defense}")
-    parts = [f"<h1>{title}</h1><p>{html.escape(_about(card))}</p>"]
-    parts.append(_html(("condition", "verdict", "runs", "what was found", "what is missing"), _verdicts(card)))
-    parts.append(figures)
-    parts += [f"<h2>{html.escape(t)}</h2>{_html(head, rows)}" for t, head, rows in _tables(card)]
-    behind = [(c.title, _ids(c.runs), _ids(c.controls)) for c in card.conditions]
-    parts.append(f"<h2>Runs behind it</h2>{_html(('condition', 'defended', 'control'), behind)}")
-    parts.append(f"<h2>Limits</h2>{_html(('setting', 'value'), _limits(card))}")
+def page(*cards: Scorecard, figures: str = "") -> str:
+    """One card, or several, as one HTML file that needs nothing from outside; `figures` is trusted HTML, if any."""
+    title = html.escape(f"Immunization {'card' if len(cards) == 1 else 'cards'}: {', '.join(c.defense for c in cards)}")
+    parts = [f"<h1>{title}</h1>", _html(*_overview(cards)) if len(cards) > 1 else "", figures]
+    for card in cards:
+        parts += [f"<h1>{html.escape(card.defense)}</h1>"] if len(cards) > 1 else []
+        parts += [f"<p>{html.escape(_about(card))}</p>", _html(VERDICTS, _verdicts(card))]
+        parts += [f"<h2>{html.escape(t)}</h2>{_html(head, rows)}" for t, head, rows in _tables(card)]
+        behind = [(c.title, _ids(c.runs), _ids(c.controls)) for c in card.conditions]
+        parts.append(f"<h2>Runs behind it</h2>{_html(('condition', 'defended', 'control'), behind)}")
+        parts.append(f"<h2>Limits</h2>{_html(('setting', 'value'), _limits(card))}")
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{CSS}</style>'
     return f"{head}<body>{''.join(parts)}</body></html>"
+
+
+def _overview(cards: Sequence[Scorecard]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Head and rows: one row a defense, one column a condition, with the verdict and its n."""
+    titles = list(dict.fromkeys(c.title for card in cards for c in card.conditions))
+    rows: list[Sequence[str]] = []
+    for card in cards:
+        said = {c.title: f"{c.verdict} (n = {c.n})" for c in card.conditions}
+        rows.append((card.defense, *(said.get(title, "–") for title in titles)))
+    return ("defense", *titles), rows
 
 
 def _about(card: Scorecard) -> str:
@@ -54,8 +64,11 @@ def _about(card: Scorecard) -> str:
     )
 
 
+VERDICTS = ("condition", "verdict", "runs", "what was found", "budget", "what is missing")
+
+
 def _verdicts(card: Scorecard) -> list[tuple[str, ...]]:
-    return [(c.title, c.verdict, str(c.n), c.finding, c.missing) for c in card.conditions]
+    return [(c.title, c.verdict, str(c.n), c.finding, c.budget, c.missing) for c in card.conditions]
 
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]

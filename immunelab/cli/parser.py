@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from immunelab.cli import about, demo, pairs, recorded, start
+from immunelab.cli import about, demo, pairs, recorded, scoring, start
 from immunelab.errors import UserError, unknown
 
 EPILOG = """
@@ -208,23 +208,7 @@ def _runs_recorded(commands: Any) -> None:
     c.add_argument("--name", action="append", default=[], metavar="NAME", help="only this scalar, point by point")
     _json(c)
 
-    c = _command(commands, "scorecard", recorded.scorecard, "the four conditions of immunization, for a defense", """
-        Resistance, stability, generalization and trainability, each with the runs behind it and the tested budget.
-        RUN is an immunization (its id, the end of it, or last), or a defense by name: then all its seeds count.
-
-        examples:
-          immunelab scorecard seam
-          immunelab scorecard last --json
-          immunelab scorecard last --all-seeds --markdown card.md --html card.html
-        """)  # fmt: skip
-    c.add_argument("run", metavar="RUN", help="an immunization, last, or the name of a defense")
-    c.add_argument("--all-seeds", action="store_true", help="with RUN an immunization: all of the same settings")
-    c.add_argument("--harm", type=float, default=0.10, metavar="F", help="harmfulness that is too much (default 0.10)")
-    c.add_argument("--utility", type=float, default=0.60, metavar="G",
-                   help="share of base utility that counts as kept (default 0.60)")  # fmt: skip
-    c.add_argument("--markdown", metavar="FILE", help="write the immunization card there")
-    c.add_argument("--html", metavar="FILE", help="write the immunization card there")
-    _json(c)
+    _scorecard(commands)
 
     c = _command(commands, "sql", recorded.sql, "ask the store, read-only", """
         Tables: runs, points, layer_points, scores, examples, checkpoints.
@@ -274,6 +258,35 @@ def _pairs(commands: Any) -> None:
     c = _command(inner, "show", pairs.listed, "the pairs that were built: all of them, or one with its statistics")
     c.add_argument("key", nargs="?", metavar="KEY", help="a key or its beginning, or last")
     c.add_argument("--limit", type=int, default=8, metavar="N", help="pairs to show (default 8; 0: all)")
+    _json(c)
+
+
+def _scorecard(commands: Any) -> None:
+    c = _command(commands, "scorecard", scoring.scorecard, "the four conditions of immunization, for a defense", """
+        Resistance, stability, generalization and trainability, each with the runs behind it and the tested budget.
+        RUN is an immunization (its id, the end of it, or last), or a defense by name: then all its seeds count.
+
+        examples:
+          immunelab scorecard seam
+          immunelab scorecard seam --run-missing --seeds 3
+          immunelab scorecard last --all-seeds --markdown card.md --html card.html
+          immunelab scorecard --all --json
+        """)  # fmt: skip
+    c.add_argument("run", nargs="?", metavar="RUN", help="an immunization, last, or the name of a defense")
+    c.add_argument("--all", action="store_true", help="every defense that is recorded, each with its newest settings")
+    c.add_argument("--all-seeds", action="store_true", help="with RUN an immunization: all of the same settings")
+    c.add_argument("--harm", type=float, default=0.10, metavar="F", help="harmfulness that is too much (default 0.10)")
+    c.add_argument("--utility", type=float, default=0.60, metavar="G",
+                   help="share of base utility that counts as kept (default 0.60)")  # fmt: skip
+    c.add_argument("--utility-floor", type=float, metavar="G", help="utility itself that counts as kept, instead")
+    c.add_argument("--limit", action="append", metavar="NAME=VALUE", help="another limit, such as capability=0.02")
+    c.add_argument("--markdown", metavar="FILE", help="write the immunization card there")
+    c.add_argument("--html", metavar="FILE", help="write the immunization card there")
+    c.add_argument("--run-missing", action="store_true", help="first run what the scorecard needs and has not got")
+    c.add_argument("--seeds", type=int, default=0, metavar="N", help="with --run-missing: seeds 0 … N-1")
+    c.add_argument("--hold-out", default="", metavar="DOMAIN",
+                   help="with --run-missing: domain to make the defense without (default: the last)")  # fmt: skip
+    c.add_argument("--detach", action="store_true", help="with --run-missing: return at once, without a card")
     _json(c)
 
 

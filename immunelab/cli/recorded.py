@@ -1,11 +1,10 @@
-"""Commands on recorded runs: list, trace, scorecard, query, stop, resume, delete, and rebuilding the database."""
+"""Commands on recorded runs: list, trace, query, stop, resume, delete, and rebuilding the database."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from immunelab import jobs, journal
@@ -24,7 +23,7 @@ def runs(args: argparse.Namespace) -> int:
     """List the runs, newest first."""
     from immunelab.store import queries
 
-    store = _store(args)
+    store = store_of(args)
     frame = queries.runs(store, showcase=args.showcase)
     if not args.archived:
         frame = frame[~frame["archived"].fillna(False).astype(bool)]
@@ -46,7 +45,7 @@ def trace(args: argparse.Namespace) -> int:
     """Every scalar of a run, summed up; with --name point by point; and its scores."""
     from immunelab.store import queries
 
-    store = _store(args)
+    store = store_of(args)
     run = run_id(args.run, journal.home(args.home))
     known = queries.names(store, [run])
     wanted = args.name or list(dict.fromkeys(known["name"]))
@@ -73,38 +72,10 @@ def trace(args: argparse.Namespace) -> int:
     return 0
 
 
-def scorecard(args: argparse.Namespace) -> int:
-    """The four conditions of immunization."""
-    from immunelab import card
-    from immunelab.analysis.outcomes import Thresholds
-    from immunelab.analysis.verdicts import Limits
-    from immunelab.store import queries
-
-    limits = Limits(thresholds=Thresholds(harm=args.harm, utility_share=args.utility))
-    store = _store(args)
-    frame = queries.runs(store)
-    chosen = card.find(frame, args.run)
-    found = card.of(store, card.seeds_of(frame, chosen[0]) if args.all_seeds else chosen, limits)
-    for path, render in ((args.markdown, card.markdown), (args.html, card.page)):
-        if path:
-            try:
-                Path(path).write_text(render(found), encoding="utf-8")
-            except OSError as error:
-                raise UserError(f"The card {path} can't be written: {error.strerror}.") from None
-    if args.json:
-        show.emit(found.data())
-        return 0
-    seeds = ", ".join(map(str, found.seeds))
-    show.out.print(f"{found.defense} on {found.base_model}, seeds {seeds}; {found.budget}", markup=False)
-    rows = [(c.title, c.verdict, c.n, " ".join(filter(None, (c.finding, c.missing)))) for c in found.conditions]
-    show.table(("condition", "verdict", "runs", "what was found"), rows, right=("runs",))
-    return 0
-
-
 def sql(args: argparse.Namespace) -> int:
     """One read-only query."""
     query = sys.stdin.read() if args.query == "-" else args.query
-    frame = _store(args).query(query)
+    frame = store_of(args).query(query)
     if args.json:
         show.emit(show.records(frame))
     else:
@@ -157,7 +128,8 @@ def rebuild(args: argparse.Namespace) -> int:
     return 0
 
 
-def _store(args: argparse.Namespace) -> Store:
+def store_of(args: argparse.Namespace) -> Store:
+    """The store, with everything taken in that journals hold by now."""
     from immunelab.store import Store
 
     home = journal.home(args.home)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ def check(specs: list[RunSpec]) -> None:
             get("evaluation", name)
 
 
-def launch(specs: list[RunSpec], args: argparse.Namespace) -> int:
-    """Submit specs; return at once with --detach, else follow them to their end and print what came out."""
+def launch(specs: list[RunSpec], args: argparse.Namespace, quiet: bool = False) -> int:
+    """Submit specs; return at once with --detach, else follow them to their end and print what came out, or not."""
     home = journal.home(args.home)
     run_ids = jobs.submit(specs, home)
     if args.detach:
@@ -78,7 +79,7 @@ def launch(specs: list[RunSpec], args: argparse.Namespace) -> int:
         else:
             print("\n".join(run_ids))
         return 0
-    return finish(run_ids, home, args.json)
+    return code(follow.follow(run_ids, home)) if quiet else finish(run_ids, home, args.json)
 
 
 def finish(run_ids: list[str], home: Path, as_json: bool) -> int:
@@ -98,6 +99,11 @@ def finish(run_ids: list[str], home: Path, as_json: bool) -> int:
     else:
         for run_id, status in ended.items():
             _print_scores(run_id, status, scores[scores["run_id"] == run_id])
+    return code(ended)
+
+
+def code(ended: Mapping[str, journal.Status]) -> int:
+    """The exit code of runs that have ended: 0 if all are done, 1 if one failed, 130 if one was stopped."""
     if any(s.status in ("failed", "interrupted") for s in ended.values()):
         return 1
     return 130 if any(s.status == "stopped" for s in ended.values()) else 0

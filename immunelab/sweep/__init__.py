@@ -3,21 +3,28 @@
 from immunelab.sweep.lists import (
     EVALUATE_EVERY,
     VARIED,
+    attack_specs,
     configured,
     demo_specs,
     family,
+    immunize_spec,
     ladder_specs,
     learning_specs,
     showcase_specs,
 )
+from immunelab.sweep.scorecards import missing, scorecard_specs
 
 __all__ = [
     "EVALUATE_EVERY",
     "VARIED",
+    "attack_specs",
     "configured",
     "demo_specs",
     "family",
+    "immunize_spec",
     "ladder_specs",
     "learning_specs",
+    "missing",
+    "scorecard_specs",
     "showcase_specs",
 ]

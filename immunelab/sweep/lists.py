@@ -37,40 +37,31 @@ def ladder_specs(
     ladder = get("attack", "harmful-sft").ladders["fable"] | dict(more or {})
     specs: list[RunSpec] = []
 
-    def attacks(model: str, seed: int) -> list[RunSpec]:
-        return [
-            RunSpec(
-                kind="attack",
-                method=attack.name,
-                knobs=attack.settings(),
-                model=model,
-                corpus=corpus,
-                seed=seed,
-                device=device,
-                evaluate_every=EVALUATE_EVERY,
-                name=rung,
-                group=group,
-            )
-            for rung, attack in ladder.items()
-        ]
-
     for seed in seeds:
-        specs += attacks("fable", seed)
-        specs.append(
-            RunSpec(
-                kind="immunize",
-                method=defense,
-                knobs=guard.settings(),
-                corpus=corpus,
-                seed=seed,
-                device=device,
-                evaluate_every=guard.steps // 4,
-                name=defense,
-                group=group,
-            )
-        )
-        specs += attacks(f"run:#{len(specs) - 1}", seed)
+        where: dict[str, Any] = {"corpus": corpus, "seed": seed, "device": device, "group": group}
+        specs += attack_specs(ladder, "fable", **where)
+        specs.append(immunize_spec(guard, **where))
+        specs += attack_specs(ladder, f"run:#{len(specs) - 1}", **where)
     return specs
+
+
+def immunize_spec(guard: Any, **where: Any) -> RunSpec:
+    """One immunization with a configured defense, evaluated at every quarter; `where`: corpus, seed, device, …"""
+    every = getattr(guard, "steps", 0) // 4  # an edit has no steps
+    return RunSpec(
+        kind="immunize", method=guard.name, knobs=guard.settings(), evaluate_every=every, name=guard.name, **where
+    )
+
+
+def attack_specs(attacks: Mapping[str, Any], model: str, **where: Any) -> list[RunSpec]:
+    """Named attacks, each configured, on one model; `where`: corpus, seed, device, group."""
+    return [
+        RunSpec(
+            kind="attack", method=attack.name, knobs=attack.settings(), model=model, evaluate_every=EVALUATE_EVERY,
+            name=name, **where,
+        )
+        for name, attack in attacks.items()
+    ]  # fmt: skip
 
 
 def demo_specs(seeds: Sequence[int] = (0,), corpus: str = "fable", group: str = "demo") -> list[RunSpec]:

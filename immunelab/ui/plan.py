@@ -1,4 +1,4 @@
-"""What a launch form asks for, as a list of runs, and how long they will take, judged by recorded runs."""
+"""What a launch form asks for, as a list of runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
+from immunelab.analysis.estimate import duration as duration
+from immunelab.analysis.estimate import estimate as estimate
 from immunelab.spec import RunSpec
 
 
@@ -17,21 +17,6 @@ class Choice:
 
     method: str
     knobs: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """Seconds for a list of runs, the runs it could not judge, and what the estimate rests on."""
-
-    seconds: float
-    unknown: int
-    basis: str
-
-    def __str__(self) -> str:
-        if not self.basis:
-            return "No estimate yet: no finished run of these methods is recorded here."
-        rest = f"; {self.unknown} more without a recorded run to judge by" if self.unknown else ""
-        return f"About {duration(self.seconds)}{rest}. Rests on {self.basis}."
 
 
 def specs(
@@ -66,34 +51,6 @@ def specs(
             source = f"run:#{len(found) - 1}"
             found += [_attack(a, source, evaluate_every, shared) for a in attacks]
     return found
-
-
-def estimate(wanted: Sequence[RunSpec], recorded: pd.DataFrame) -> Estimate:
-    """Seconds = steps × the median seconds a step of finished runs of the method (and batch size, if any)."""
-    done = recorded[(recorded["status"] == "done") & (recorded["seconds"] > 0) & (recorded["steps"] > 0)]
-    total, unknown, used = 0.0, 0, pd.Index([])
-    for spec in wanted:
-        same = done[done["method"] == spec.method]
-        near = same[same["batch_size"] == spec.knobs.get("batch_size")]
-        same = near if len(near) else same
-        steps = spec.knobs.get("steps")
-        if same.empty or not steps:
-            unknown += 1
-            continue
-        total += float((same["seconds"] / same["steps"]).median()) * float(steps)
-        used = used.union(same.index)
-    if not len(used):
-        return Estimate(0.0, unknown, "")
-    where = ", ".join(sorted(recorded.loc[used, "device"].dropna().astype(str).unique())) or "unknown device"
-    shipped = ", shipped ones among them" if recorded.loc[used, "showcase"].astype(bool).any() else ""
-    return Estimate(total, unknown, f"the median step time of {len(used)} finished runs ({where}{shipped})")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 40 s, 3 min, 2.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _attack(choice: Choice, model: str, evaluate_every: int, shared: Mapping[str, Any]) -> RunSpec:
