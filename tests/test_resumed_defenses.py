@@ -7,18 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from hosted import points, released, run, stopped_and_resumed, weights
 
-from immunelab import experiment
 from immunelab.defenses.repnoise import RepNoise
 from immunelab.defenses.t_vaccine import TVaccine
 from immunelab.defenses.tar import Tar
 from immunelab.defenses.vaccine import Vaccine
-from immunelab.journal import RunFolder
 from immunelab.method import Defense
-from immunelab.spec import RunSpec
-from immunelab.training import checkpoints
 
 TINY: dict[str, Any] = {"learning_rate": 1e-3, "steps": 5, "batch_size": 4, "samples": 12}
 METHODS = [
@@ -29,37 +24,12 @@ METHODS = [
 ]
 
 
-def ended(folder: RunFolder) -> dict[str, Tensor]:
-    saved = checkpoints.latest(folder.checkpoints)
-    assert saved
-    return load_file(saved.path / "model.safetensors")
-
-
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_a_resumed_run_ends_with_the_same_bits(
-    method: Defense, home: Path, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = RunSpec(kind="immunize", method=method.name, knobs=method.settings(), corpus=str(tiny_world), device="cpu")
-    whole, parted = (RunFolder.create(home, spec) for _ in range(2))
-    assert experiment.execute(whole) == "done"
-    trace = experiment.Run.trace
-
-    def stop_at_three(self: experiment.Run, step: int, scalars: dict[str, float]) -> None:
-        trace(self, step, scalars)
-        if step == 3:  # inside a block of draws and inside one of rankings
-            parted.request_stop()
-
-    with monkeypatch.context() as patched:
-        patched.setattr(experiment.Run, "trace", stop_at_three)
-        assert experiment.execute(parted) == "stopped"
-    parted.clear_stop()
-    assert experiment.execute(parted, attempt=2, resume=True) == "done"
-    wanted = ended(whole)
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in ended(parted).items())
-    assert any(
-        not torch.equal(tensor, ended_at) for tensor, ended_at in zip(wanted.values(), start(tiny_world), strict=True)
-    )
-
-
-def start(world: Path) -> list[Tensor]:
-    return list(load_file(world / "model" / "model.safetensors").values())
+def test_a_resumed_run_ends_with_the_same_bits(method: Defense, home: Path, tiny_world: Path) -> None:
+    """Stopped after step 3: inside a block of draws and inside one of rankings."""
+    whole = run(home, tiny_world, "immunize", method)
+    parted = stopped_and_resumed(home, whole.spec(), 3)
+    wanted, first = weights(whole), released(tiny_world)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(parted).items())
+    assert any(not torch.equal(tensor, first[name]) for name, tensor in wanted.items())
+    assert points(parted) == points(whole)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from immunelab.errors import UserError
-from immunelab.method import Edit, Feed, knob, register
+from immunelab.method import RELEASED, Edit, Feed, knob, register
 from immunelab.training import models
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class LoX(Edit):
     title: ClassVar[str] = "LoX: low-rank extrapolation"
     paper: ClassVar[str] = "arXiv:2506.15606"
     stage: ClassVar[str] = "alignment"
+    assumes: ClassVar[str] = RELEASED
 
     base: str = knob("", "folder or Hub id of the same model before its alignment", symbol="W_base")
     rank: int = knob(6, "singular parts to extrapolate; 0 takes all", symbol="k", low=0, high=100_000)

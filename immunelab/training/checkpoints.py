@@ -51,8 +51,7 @@ def save(
 
     `training` is the prepared model in training, where it is not the plain `model` that is released: its trainable
     weights and its buffers, in which a method may remember something from step to step, are saved for resuming.
-    `kept` are the tensors that stay with a provider; `provider` is its state in a
-    fine-tuning, saved for resuming too.
+    `kept` are the tensors that stay with a provider; `provider` is its state in a fine-tuning, saved for resuming too.
     A UserError if the disk has not at least 1.2 times the room it takes; nothing is left half-written.
     """
     folder.mkdir(parents=True, exist_ok=True)
