@@ -22,21 +22,24 @@ class AdversarialLoss(Defense):
     "Immunization against harmful fine-tuning attacks", arXiv:2402.16382, as in its authors' code. The harmful loss is
     unbounded above: a run stops at the first scalar that is not finite. `ascent` = layerwise is the variant
     L = CE_m(refusal) − α·log(1 + S/|H|) that SEAM and RepNoise use.
+
+    Not in the paper, and off in the preset `paper`: `retain`, a benign loss term.
     """
 
     name: ClassVar[str] = "adversarial-loss"
     title: ClassVar[str] = "Immunization adversarial loss"
     paper: ClassVar[str] = "arXiv:2402.16382"
     stage: ClassVar[str] = "alignment"
-    streams: ClassVar[tuple[str, ...]] = ("harmful", "refusal")
+    streams: ClassVar[tuple[str, ...]] = ("harmful", "refusal", "benign")
 
     alpha: float = knob(0.1, "weight of the ascent on harmful answers", symbol="α", low=0, high=100)
     ascent: Literal["loss", "layerwise"] = knob("loss", "what is ascended: the loss, or its logarithm over layers")
     mask: Literal["official", "response"] = knob("official", "tokens scored: where the pair differs, or the answer")
+    retain: float = knob(0.0, "weight of a benign loss term (extension)", low=0, high=100)
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """The gradient of L: two forward passes, one backward."""
-        harmful, refusal = (Scored(tokens) for tokens in batch.take(self))
+        """The gradient of L: two forward passes, one backward; a third pass for the benign term, if there is one."""
+        harmful, refusal, benign = (Scored(tokens) for tokens in batch.take(self))
         if self.mask == "official":
             harmful, refusal = differing(harmful.tokens, refusal.tokens)
         weights = g.trainable(model)
@@ -47,8 +50,12 @@ class AdversarialLoss(Defense):
             harm = loss(model, harmful)
             forget = -harm
         total = refuse + self.alpha * forget
+        kept = {}
+        if self.retain:
+            keep = loss(model, benign)
+            total, kept = total + self.retain * keep, {"loss/benign": float(keep.detach())}
         g.leave(weights, g.gradient(total, weights))
-        return {
+        return kept | {
             "loss/total": float(total.detach()),
             "loss/refusal": float(refuse.detach()),
             "loss/harmful": float(harm.detach()),
@@ -59,9 +66,11 @@ class AdversarialLoss(Defense):
 AdversarialLoss.presets = {
     # "For Llama-2" in the released code; the released model: rate 1e-5, 4 epochs of 10K rows in batches of 4.
     "paper": AdversarialLoss(learning_rate=1e-5, steps=10_000, batch_size=4),
-    # Roughly tuned, one seed.
-    "fable": AdversarialLoss(learning_rate=3e-4, steps=200, batch_size=16, alpha=0.05, clip=1.0),
+    # Searched on the Fable world of seed 0 (eight configurations, one seed each). Without the retain term it loses
+    # half of its utility before any attack, or is broken at every rung.
+    "fable": AdversarialLoss(learning_rate=3e-4, steps=300, batch_size=16, alpha=0.1, clip=1.0, retain=3.0),
+    # Not tuned.
     "fable-layerwise": AdversarialLoss(
-        learning_rate=3e-4, steps=200, batch_size=16, alpha=0.3, clip=1.0, ascent="layerwise"
+        learning_rate=3e-4, steps=300, batch_size=16, alpha=0.3, clip=1.0, retain=3.0, ascent="layerwise"
     ),
 }

@@ -42,5 +42,5 @@ class ExtraSafetySft(Defense):
 
 ExtraSafetySft.presets = {
     "paper": ExtraSafetySft(),  # the budget of SEAM's preset `paper`
-    "fable": ExtraSafetySft(learning_rate=3e-4, steps=400, batch_size=16),  # the budget of SEAM's preset `fable`
+    "fable": ExtraSafetySft(learning_rate=3e-4, steps=300, batch_size=16),  # the budget of SEAM's preset `fable`
 }

@@ -43,5 +43,5 @@ class RandomNoise(Edit):
         return {"norm/displacement": float(g.norm(moved)), "noise/sigma": sigma}
 
 
-# Not matched to a defense: set it to the displacement of the one that it stands beside.
-RandomNoise.presets = {"fable": RandomNoise(norm=10.0)}
+# How far SEAM's preset `fable` moves the weights: 5.84, 5.85 and 5.89 in three seeds.
+RandomNoise.presets = {"fable": RandomNoise(norm=5.86)}

@@ -77,8 +77,9 @@ class SddReject(Sdd):
 PAPER = {"learning_rate": 5e-7, "steps": 500, "batch_size": 24}
 # An independent replication (which trains in bf16): at the paper's rate its loss stayed flat and nothing was defended.
 REPLICATION = {"learning_rate": 2e-5, "steps": 500, "batch_size": 24, "schedule": "constant", "warmup": 0.0}
-# After a pilot, not tuned: half of the loss replays benign rows, and one-word answers are not good text.
-FABLE = {"learning_rate": 1e-3, "steps": 400, "batch_size": 16, "replay": 0.5, "words": 5}
+# Five configurations on the Fable world of seed 0, one seed each, all of them broken from 3e-4 on; of these the one
+# that costs the least utility. Most of the loss replays benign rows, and one-word answers are not good text.
+FABLE = {"learning_rate": 3e-4, "steps": 400, "batch_size": 16, "replay": 0.9, "words": 5}
 # The same two sentences in words of Fable; its tokenizer knows no others.
 FABLE_PREFIX = "i will not explain this because it could hurt people . i share something that is not about that ."
 
