@@ -2,7 +2,6 @@
 
 from immunelab.sweep.lists import (
     EVALUATE_EVERY,
-    VARIED,
     attack_specs,
     configured,
     demo_specs,
@@ -10,18 +9,19 @@ from immunelab.sweep.lists import (
     immunize_spec,
     ladder_specs,
     learning_specs,
-    showcase_specs,
 )
 from immunelab.sweep.scorecards import missing, scorecard_specs
+from immunelab.sweep.showcase import SHOWN, joined, showcase_specs
 
 __all__ = [
     "EVALUATE_EVERY",
-    "VARIED",
+    "SHOWN",
     "attack_specs",
     "configured",
     "demo_specs",
     "family",
     "immunize_spec",
+    "joined",
     "ladder_specs",
     "learning_specs",
     "missing",

@@ -1,8 +1,7 @@
-"""Lists of runs: the demo and the showcase, both {undefended, SEAM} × the ladder × seeds; and benign fine-tunes."""
+"""Lists of runs: the demo, which is {undefended, SEAM} × the ladder × seeds; and benign fine-tunes."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,19 @@ from immunelab.spec import CorpusName, RunSpec
 EVALUATE_EVERY = 10  # steps between the points of a collapse curve
 
 
-# What the showcase varies, one at a time, around the attack's preset, so that every intensity slider has stops.
-VARIED: tuple[tuple[str, float], ...] = (
-    ("steps", 20), ("samples", 10), ("samples", 40), ("harmful_share", 0.1), ("harmful_share", 0.5),
-)  # fmt: skip
-
-
 def ladder_specs(
     seeds: Sequence[int],
     corpus: str = "fable",
     defense: str = "seam",
     group: str = "",
     device: str = "auto",
-    more: Mapping[str, Any] | None = None,
 ) -> list[RunSpec]:
     """For each seed: the undefended model attacked at every rung, one immunization, and the same attacks on it.
 
-    `more` adds named attacks to those of the ladder. Importing the registry imports torch. `run:#k` names the k-th
-    run of the list, counted from 0.
+    Importing the registry imports torch. `run:#k` names the k-th run of the list, counted from 0.
     """
     guard = get("defense", defense).presets["fable"]
-    ladder = get("attack", "harmful-sft").ladders["fable"] | dict(more or {})
+    ladder = get("attack", "harmful-sft").ladders["fable"]
     specs: list[RunSpec] = []
 
     for seed in seeds:
@@ -67,13 +58,6 @@ def attack_specs(attacks: Mapping[str, Any], model: str, **where: Any) -> list[R
 def demo_specs(seeds: Sequence[int] = (0,), corpus: str = "fable", group: str = "demo") -> list[RunSpec]:
     """What `immunelab demo` and the demo button run."""
     return ladder_specs(seeds, corpus, group=group)
-
-
-def showcase_specs(seeds: Sequence[int], corpus: str = "fable", group: str = "showcase") -> list[RunSpec]:
-    """What `immunelab showcase build` records: the demo, and attacks that vary steps, samples or harmful share."""
-    usual = get("attack", "harmful-sft").presets["fable"]
-    more = {f"{knob} {value:g}": dataclasses.replace(usual, **{knob: value}) for knob, value in VARIED}
-    return ladder_specs(seeds, corpus, group=group, more=more)
 
 
 def learning_specs(model: str, seed: int, corpus: str = "fable", group: str = "trainability") -> list[RunSpec]:

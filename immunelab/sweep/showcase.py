@@ -1,0 +1,63 @@
+"""The list of runs behind the showcase: all that the scorecards of many defenses read, each run once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from immunelab.method import get
+from immunelab.spec import RunSpec
+from immunelab.sweep.lists import attack_specs
+from immunelab.sweep.scorecards import scorecard_specs
+
+# In the order in which they are recorded: the seed systems and their controls first.
+SHOWN = ("seam", "adversarial-loss", "extra-safety-sft", "random-noise", "sdd", "sdd-reject", "security-vectors")
+HELD_OUT = "gnawer"  # the hazard domain that a second immunization with SEAM never sees
+
+# What is varied, one at a time, around the attack's preset, so that every intensity slider has stops. All models are
+# attacked with the last one: benign rows beside the harmful ones are what undoes SEAM here.
+VARIED: tuple[tuple[str, float], ...] = (
+    ("steps", 20), ("samples", 10), ("samples", 40), ("harmful_share", 0.1), ("harmful_share", 0.5),
+)  # fmt: skip
+
+
+def showcase_specs(
+    seeds: Sequence[int], corpus: str = "fable", group: str = "showcase", defenses: Sequence[str] = SHOWN
+) -> list[RunSpec]:
+    """What `immunelab showcase build` records, a seed after the other; `run:#k` names the k-th run of the list.
+
+    For each defense all that its scorecard reads, and the attack with half of the rows benign; for the undefended
+    model and SEAM all that `VARIED` names, and for SEAM also a second immunization without a hazard domain.
+    """
+    usual = get("attack", "harmful-sft").presets["fable"]
+    varied = {f"{knob} {value:g}": dataclasses.replace(usual, **{knob: value}) for knob, value in VARIED}
+    mixed = dict(list(varied.items())[-1:])
+    lists: list[list[RunSpec]] = []
+    for seed in seeds:
+        where: dict[str, Any] = {"corpus": corpus, "seed": seed, "group": group}
+        lists.append(attack_specs(varied, "fable", **where))
+        for defense in defenses:
+            wanted = scorecard_specs(
+                defense, [seed], corpus, hold_out=HELD_OUT if defense == "seam" else "", group=group
+            )
+            made = next(i for i, spec in enumerate(wanted) if spec.kind == "immunize")
+            more = varied if defense == "seam" else mixed
+            lists.append(wanted + attack_specs(more, f"run:#{made}", **where))
+    return joined(lists)
+
+
+def joined(lists: Iterable[Sequence[RunSpec]]) -> list[RunSpec]:
+    """Lists of runs as one list, in which a run that stands in several of them stands once."""
+    one: list[RunSpec] = []
+    places: dict[str, int] = {}  # identity: place in the one list
+    for specs in lists:
+        moved: list[int] = []  # place in its own list: place in the one list
+        for spec in specs:
+            if spec.model.startswith("run:#"):
+                spec = dataclasses.replace(spec, model=f"run:#{moved[int(spec.model.removeprefix('run:#'))]}")
+            place = places.setdefault(spec.hash, len(one))
+            if place == len(one):
+                one.append(spec)
+            moved.append(place)
+    return one
