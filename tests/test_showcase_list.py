@@ -1,0 +1,42 @@
+"""The list behind the showcase: every defense meets the same attacks, and no run is made twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from immunelab.spec import RunSpec
+from immunelab.sweep import SHOWN, joined, showcase_specs
+
+
+def test_every_defense_meets_the_attacks_of_the_undefended() -> None:
+    specs = showcase_specs([0, 1])
+    for seed in (0, 1):
+        made = {
+            i: s.method for i, s in enumerate(specs) if s.kind == "immunize" and s.seed == seed and s.corpus == "fable"
+        }
+        assert sorted(made.values()) == sorted(SHOWN)
+        ladders = {
+            model: {
+                s.name for s in specs if s.model == model and s.seed == seed and s.kind == "attack"
+                and s.method in ("harmful-sft", "lora-sft") and s.corpus == "fable"
+            }
+            for model in ("fable", *(f"run:#{i}" for i in made))
+        }  # fmt: skip
+        plain = {"0.0001", "0.003", "LoRA 0.01", "harmful_share 0.5"}
+        assert all(plain <= names for names in ladders.values())
+        assert ladders["fable"] == ladders[f"run:#{next(i for i, m in made.items() if m == 'seam')}"]
+
+
+def test_no_run_stands_twice_and_models_come_before_what_starts_from_them() -> None:
+    specs = showcase_specs([0])
+    assert max(Counter(s.hash for s in specs).values()) == 1
+    for i, spec in enumerate(specs):
+        if spec.model.startswith("run:#"):
+            parent = int(spec.model.removeprefix("run:#"))
+            assert parent < i and specs[parent].kind == "immunize"
+
+
+def test_joining_moves_the_places_that_models_name() -> None:
+    first = [RunSpec(kind="attack", method="harmful-sft"), RunSpec(kind="immunize", method="seam")]
+    second = [first[1], RunSpec(kind="attack", method="harmful-sft", model="run:#0")]
+    assert joined([first, second]) == [*first, RunSpec(kind="attack", method="harmful-sft", model="run:#1")]
