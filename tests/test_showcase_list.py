@@ -33,7 +33,8 @@ def test_no_run_stands_twice_and_models_come_before_what_starts_from_them() -> N
     for i, spec in enumerate(specs):
         if spec.model.startswith("run:#"):
             parent = int(spec.model.removeprefix("run:#"))
-            assert parent < i and specs[parent].kind == "immunize"
+            assert parent < i
+            assert specs[parent].kind == "immunize"
 
 
 def test_joining_moves_the_places_that_models_name() -> None:
