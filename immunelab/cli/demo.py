@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -72,6 +73,21 @@ def showcase_build(args: argparse.Namespace) -> int:
     store.sync(force=True)
     showcase.export(store, run_ids, target)
     print(f"{len(run_ids)} runs are recorded in {target}.")
+    return 0
+
+
+def showcase_table(args: argparse.Namespace) -> int:
+    """Print the outcome of every defense at every rung, from the runs that ship: the table of the README."""
+    from immunelab.analysis import collapse, outcome_table
+    from immunelab.store import Store, queries
+
+    with tempfile.TemporaryDirectory() as home:  # the shipped runs, and none of this lab's
+        store = Store(Path(home))
+        store.sync(force=True)
+        runs, curves = queries.runs(store, showcase=True), queries.attack_curves(store)
+    if curves.empty:
+        raise UserError("No recorded runs ship with this installation: `immunelab showcase build` records them.")
+    print(outcome_table.markdown(outcome_table.outcome_table(collapse.comparable(runs, curves))), end="")
     return 0
 
 

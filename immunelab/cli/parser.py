@@ -304,9 +304,12 @@ def _shipped(commands: Any) -> None:
             c.add_argument("--to", metavar="DIR", help="folder to write (default: data/fable for seed 0)")
             c.add_argument("--keep-base", action="store_true", help="also write base/, the model before alignment")
         elif name == "showcase":
-            c = _command(inner, "build", demo.showcase_build, "run the ladder over seeds and record it")
+            c = _command(
+                inner, "build", demo.showcase_build, "run every defense against every attack, over seeds, and record it"
+            )
             c.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 … N-1 (default 3)")
             c.add_argument("--to", metavar="DIR", help="folder to write (default: data/showcase)")
+            _command(inner, "table", demo.showcase_table, "the outcomes of the recorded attacks, as Markdown")
         else:
             _command(inner, "rebuild", recorded.rebuild, "make the database anew from the journals")
 
