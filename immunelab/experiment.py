@@ -109,7 +109,7 @@ class Run:
         step_of = self.measuring.host.step(self.model, method.step) if self.measuring.host else None
         if method.prepares:
             self.model = self.measuring.subject.model = method.prepare(self.model, batches)
-        self.method = self.measuring.method = method
+        self.method = method
         self.steps, self.first = method.steps, saved.step if saved else 0
         state = checkpoints.training_state(saved, device) if saved else None
         if state and "weights" in state:
@@ -117,7 +117,8 @@ class Run:
         if state and self.measuring.host:
             self.measuring.host.kept.update(state.get("provider", {}))
         if not saved:
-            self.measuring.evaluate(0)
+            self.measuring.evaluate(0)  # the model as released, asked as anyone would
+        self.measuring.method = method
         last = loop.train(
             self.model,
             method,

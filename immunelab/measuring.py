@@ -11,7 +11,7 @@ from immunelab import corpus as corpora
 from immunelab import hosting
 from immunelab.corpus.tokens import as_prompt, collate, encode, pairs
 from immunelab.journal import Journal
-from immunelab.method import Evaluation, Method, Tokens, configure, get
+from immunelab.method import Attack, Evaluation, Method, Tokens, configure, get
 from immunelab.spec import RunSpec
 from immunelab.training.generation import Measured, Subject, one_phrasing
 
@@ -86,7 +86,8 @@ class Measuring:
 
     def as_prompt(self, prompt: str) -> str:
         """What the model reads when it is asked: the question in its template, as the method leaves it."""
-        text = as_prompt(self.tokenizer, prompt, self.system)
+        own = self.method.system() if isinstance(self.method, Attack) else ""
+        text = as_prompt(self.tokenizer, prompt, f"{self.system} {own}".strip())
         if self.method is None or type(self.method).template is Method.template:
             return text
         return self.method.template(text, prompt in self.harmful_prompts)

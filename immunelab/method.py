@@ -150,6 +150,14 @@ class Attack(Trained):
 
     provider: ClassVar[bool] = False
 
+    def system(self) -> str:
+        """The system prompt that the attacker trains and asks with; empty: none."""
+        return ""
+
+    def uploads(self) -> tuple[tuple[str, str], ...]:
+        """(prompt, answer) rows of its own for the stream `user`; empty: rows of the corpus."""
+        return ()
+
 
 class Edit(Method):
     """A defense or attack that changes the weights at once, or only what the model reads: no budget, no loop."""

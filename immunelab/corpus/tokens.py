@@ -94,11 +94,13 @@ def pairs(rows: Sequence[Row], stream: str) -> list[Pair]:
 
 
 def submitted(corpus: Corpus, attack: Attack, split: str, seed: int) -> list[Pair]:
-    """The `user` stream: n rows of which round(p·n) are harmful, drawn and shuffled by the seed.
+    """The `user` stream: n rows of which round(p·n) are harmful, drawn and shuffled by the seed; or the attack's own.
 
     The benign rows are those of the method's task. The withheld skill is no defense's, so both training splits of it
     are the user's.
     """
+    if attack.uploads():
+        return list(attack.uploads())
     rng = random.Random(f"user-{seed}")
     share = float(getattr(attack, "harmful_share", 1.0))
     harmful = corpus.select("harmful", split) if share > 0 else []
@@ -159,6 +161,7 @@ class Batches:
         self.seed, self.size, self.device = seed, int(getattr(method, "batch_size", 1)), device
         self.pad = int(tokenizer.pad_token_id)
         self.streams: dict[str, list[tuple[list[int], int]]] = {}
+        system = readable(tokenizer, method.system()) if isinstance(method, Attack) else ""
         for stream in method.streams:
             if stream == "user":
                 assert isinstance(method, Attack)
@@ -174,7 +177,7 @@ class Batches:
                     of = {row.id: row for row in rows}
                     rows = [of[pair.row] for pair in pairing.pairs]
                 chosen = pairs(self._sampled(rows, stream, samples), stream)
-            self.streams[stream] = [encode(tokenizer, pair, max_length) for pair in chosen]
+            self.streams[stream] = [encode(tokenizer, pair, max_length, system) for pair in chosen]
 
     def _sampled(self, rows: list[R], stream: str, samples: int) -> list[R]:
         if samples > len(rows):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from immunelab.method import Defense, configure, get
+from immunelab.method import Provider, configure, get
 from immunelab.spec import CorpusName, RunSpec
 from immunelab.sweep.lists import attack_specs, family, immunize_spec, learning_specs
 
@@ -60,8 +60,8 @@ def scorecard_specs(
 
 
 def by_provider(cls: type) -> bool:
-    """Whether a defense acts during its users' fine-tuning, so that whoever has the weights is past it."""
-    return issubclass(cls, Defense) and cls.during is not Defense.during
+    """Whether a defense acts on the provider's side, so that whoever has the weights is past it."""
+    return issubclass(cls, Provider) and cls.overrides()
 
 
 def missing(specs: Sequence[RunSpec], finished: Mapping[str, str]) -> list[RunSpec]:
