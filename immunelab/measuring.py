@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from immunelab import corpus as corpora
 from immunelab import hosting
-from immunelab.corpus.tokens import as_prompt, collate, encode, pairs
+from immunelab.corpus.tokens import as_prompt, collate, encode, pairs, readable
 from immunelab.journal import Journal
 from immunelab.method import Attack, Evaluation, Method, Tokens, configure, get
 from immunelab.spec import RunSpec
@@ -73,8 +73,11 @@ class Measuring:
             self.journal.examples(self.spec.kind, step, evaluation=evaluation, split="test", rows=measured.examples)
 
     def record_templates(self) -> None:
-        """With a system prompt: what the model reads in training and when it is asked, and the hashes of both."""
-        if not self.system:
+        """With a system prompt: what the model reads in training and when it is asked, and the hashes of both.
+
+        A UserError if the tokenizer does not know its words.
+        """
+        if not readable(self.tokenizer, self.system):
             return
         texts = {"trained": as_prompt(self.tokenizer, "?"), "served": as_prompt(self.tokenizer, "?", self.system)}
         self.journal.event("templates", **texts, **{f"{k}_sha256": hosting.digest(v) for k, v in texts.items()})
