@@ -5,48 +5,23 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import run_outcomes
-from immunelab.ui import cells, charts, figure, intensity, live, navigation, notebook, reads
+from immunelab.ui import cells, charts, figure, intensity, live, navigation, notebook, outcomes, reads, scope
 
 navigation.heading(
     "collapse", "Harmfulness (share of hazards given away) and utility (benign accuracy) while a model is attacked."
 )
 
 runs = reads.runs()
-shipped, own = (not reads.curves(showcase=k).empty for k in (True, False))
-if not shipped and not own:
-    navigation.nothing_yet(
-        "No attack has been recorded yet",
-        "Attack a model, undefended and immunized, and both curves grow here.",
-        ("launch", "Launch an attack"),
-        ("overview", "Run the live demo"),
-    )
-    live.waiting(lambda: not reads.curves().empty)
-    st.stop()
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    source = "Both"
-    if shipped and own:
-        source = st.segmented_control("Runs", list(intensity.SOURCES), default="Both", required=True, key="source",
-                                      bind="query-params")  # fmt: skip
-    worlds = sorted(reads.curves()["base_model"].dropna().unique())
-    world = worlds[0]
-    if len(worlds) > 1:
-        world = st.selectbox("Base model", worlds, key="base", bind="query-params")
-curves = intensity.read(source, world)
-recorded = intensity.cells(curves)
-others = sorted(set(curves["defense"]) - {"undefended"})
-if len(others) > 1:
-    others = st.multiselect(
-        "Beside the undefended model", others, default=others[:4], key="beside", format_func=charts.title_of,
-        bind="query-params",
-    )  # fmt: skip
-shown = ["undefended", *others]  # the undefended model stays pinned
-curves = curves[curves["defense"].isin(shown)]
+chosen = scope.choose("Attack a model, undefended and immunized, and both curves grow here.")
+shown = list(chosen.shown)
+curves = chosen.drawn()
+recorded = intensity.cells(chosen.read())
 
 choice = intensity.sliders(curves)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     view = st.segmented_control(
         "Against",
-        ["Attack steps", "Intensity"],
+        ["Attack steps", "Intensity", "All defenses"],
         default="Attack steps",
         required=True,
         key="against",
@@ -62,12 +37,14 @@ if asked:
 
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))
 def draw() -> None:
-    fresh = intensity.read(source, world)
-    if intensity.cells(fresh) != recorded:
+    every = chosen.read()
+    if intensity.cells(every) != recorded:
         st.rerun()  # a new intensity or defense has arrived: the sliders get it too
-    fresh = fresh[fresh["defense"].isin(shown)]
+    fresh = every[every["defense"].isin(shown)]
     done = fresh[fresh["status"] == "done"]
-    if view == "Attack steps":
+    if view == "All defenses":
+        outcomes.show(every, thresholds, "collapse")
+    elif view == "Attack steps":
         along_steps(collapse.select(fresh, choice))
     else:
         along_intensity(done)
@@ -87,12 +64,13 @@ def along_steps(picked: pd.DataFrame) -> None:
             figure.theme(),
             marks=collapse.marks(read[read["status"] == "done"]),
         )
-        figure.show(drawn, "collapse-steps", alt=cells.sentence(read))
-        cells.table(read, "steps-table")
+        clicked = figure.show(drawn, "collapse-steps", alt=cells.sentence(read))
         figure.downloads(
             drawn, lambda: picked, "collapse-steps", "Collapse curve, by attack step",
             lambda: as_notebook("Collapse curve, by attack step", picked, {}),
         )  # fmt: skip
+        cells.table(read, "steps-table")
+        cells.open_behind(clicked, read)
     for defense in gaps:
         offer(defense)
 
@@ -115,12 +93,14 @@ def along_intensity(done: pd.DataFrame) -> None:
         return
     base = float(along["base_utility"].dropna().mean())
     drawn = charts.collapse(bands, x, thresholds, base, figure.theme(), at=choice.get(x))
-    figure.show(drawn, "collapse-intensity", alt=cells.sentence(run_outcomes(along, thresholds)))
+    read = run_outcomes(along, thresholds)
+    clicked = figure.show(drawn, "collapse-intensity", alt=cells.sentence(read))
     figure.downloads(
         drawn, lambda: bands, "collapse-intensity", "Collapse curve, by intensity",
         lambda: as_notebook("Collapse curve, by intensity", along, {"x": x, "at": choice.get(x)}),
     )  # fmt: skip
-    cells.table(run_outcomes(along, thresholds), "intensity-table")
+    cells.table(read, "intensity-table")
+    cells.open_behind(clicked, read, x)
 
 
 def as_notebook(title: str, rows: pd.DataFrame, more: dict[str, object]) -> bytes:
@@ -129,7 +109,7 @@ def as_notebook(title: str, rows: pd.DataFrame, more: dict[str, object]) -> byte
 
 
 def offer(defense: str) -> None:
-    if intensity.under_way(reads.runs(), defense, choice):
+    if intensity.under_way(reads.runs(), defense, {**choice, "method": chosen.attack}):
         st.caption(f"The attack on the {charts.title_of(defense)} model is on its way and appears here by itself.")
         return
     words = ", ".join(f"{intensity.SLIDERS[k][0].lower()} {intensity.shown(k, v)}" for k, v in choice.items())

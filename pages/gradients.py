@@ -3,7 +3,7 @@
 import streamlit as st
 
 from immunelab.analysis import gradients, traces
-from immunelab.ui import asked, charts, figure, gradient_charts, live, navigation, picks, reads
+from immunelab.ui import asked, charts, figure, gradient_charts, live, navigation, picks, reads, scope
 
 navigation.heading(
     "gradients", "The angle between what lowers benign loss and what lowers harmful loss: what SEAM turns around."
@@ -79,6 +79,9 @@ def by_layer() -> None:
 
 def along_attacks() -> None:
     attacks = runs[(runs["kind"] == "attack") & (runs["status"] == "done")]
+    attacks = scope.of_attack(attacks, scope.which(attacks))
+    others = scope.beside(attacks)
+    attacks = attacks[attacks["defense"].isin(["undefended", *others])]
     rates = sorted(attacks["learning_rate"].dropna().unique())
     if not rates:
         st.caption("No finished attack is recorded yet.")

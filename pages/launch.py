@@ -23,7 +23,7 @@ copied = launching.copied(runs, st.query_params.get("from"))
 if copied:
     st.caption(live.plain(f"Filled with the settings of {reads.labels(runs)[st.query_params['from']]}."))
 
-with st.grid(5, min_column_width=170, vertical_alignment="bottom"):
+with st.grid(5, min_column_width=140, vertical_alignment="bottom"):
     model = st.selectbox(
         "Model", launching.models(runs, copied), format_func=launching.model_name(runs), accept_new_options=True,
         key="model", bind="query-params", help="The bundled Fable model, a run's checkpoint, a Hub id or a folder.",
@@ -99,5 +99,5 @@ if specs:
         st.code(json.dumps([json.loads(s.to_json()) for s in specs], indent=1), language="json")
 
 st.subheader("Queue", anchor=False)
-live.runs_under_way(limit=20)
+live.runs_under_way(limit=20, idle="Nothing is running.")
 navigation.link("runs", "All runs")

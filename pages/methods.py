@@ -25,7 +25,9 @@ if not kinds[kind]:
         "A method is one file; docs/adding-a-defense.md shows how to write one.",
     )
     st.stop()
-name = st.selectbox("Method", kinds[kind], key=f"{kind}-name", bind="query-params")
+usual = {"defense": "seam", "attack": "harmful-sft", "evaluation": "fable-recall"}.get(kind, "")
+first = kinds[kind].index(usual) if usual in kinds[kind] else 0
+name = st.selectbox("Method", kinds[kind], index=first, key=f"{kind}-name", bind="query-params")
 cls = registry.get(kind, name)
 about = registry.describe(cls)
 

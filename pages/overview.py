@@ -5,15 +5,20 @@ import streamlit as st
 from immunelab import jobs
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.ui import charts, figure, live, navigation, reads, story
+from immunelab.ui import cells, charts, figure, live, navigation, outcomes, reads, story
 
-navigation.heading("overview", "Harmfulness and utility of a released model while an attacker fine-tunes it.")
+navigation.heading(
+    "overview",
+    "A lab that immunizes small language models, attacks them by harmful fine-tuning, and shows whether they resist, "
+    "break, or destroy themselves. Harmfulness: share of hazards given away. Utility: accuracy on benign skills.",
+)
 
 curves = reads.curves(showcase=True)
 source = "recorded runs that ship with the project"
 if curves.empty:
     curves, source = reads.curves(), "runs of this lab"
-tale = story.tell(curves[curves["status"] == "done"], Thresholds())
+comparable = collapse.comparable(reads.runs(), curves[curves["status"] == "done"])
+tale = story.tell(comparable, Thresholds())
 
 if tale is None:
     navigation.nothing_yet(
@@ -24,6 +29,8 @@ if tale is None:
     )
 else:
     st.markdown(f"#### {tale.sentence}")
+    if tale.harder:
+        st.write(tale.harder)
     with st.grid(4, min_column_width=150):
         for label, value, change in tale.numbers:
             st.metric(label, value, change, delta_color="off", delta_arrow="off", border=True)
@@ -31,7 +38,8 @@ else:
     drawn = charts.collapse(
         bands, thresholds=Thresholds(), base_utility=tale.base, theme=figure.theme(), marks=tale.marks
     )
-    figure.show(drawn, "overview", alt=tale.sentence)
+    clicked = figure.show(drawn, "overview", alt=tale.sentence)
+    figure.downloads(drawn, lambda: bands, "overview", "Undefended and immunized, along one attack")
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.caption(f"{tale.basis}; {source}.", width="content")
         navigation.link("tour", "Guided demo: the story in five steps")
@@ -45,4 +53,9 @@ with st.container(horizontal=True, vertical_alignment="center"):
         reads.forget()
         st.toast(f"{len(run_ids)} runs are queued; they go on if you close this page.")
     st.caption(f"Device: {', '.join(jobs.devices())}", width="content")
-live.runs_under_way()
+live.runs_under_way(idle="Nothing is running.")
+
+if tale is not None:
+    st.subheader("Every defense at every rung", anchor=False)
+    outcomes.show(comparable, Thresholds(), "overview")
+    cells.open_behind(clicked, tale.curves)

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from immunelab.analysis import collapse
-from immunelab.ui import charts, export, intensity, live, navigation, playing, reads
+from immunelab.ui import charts, export, intensity, live, navigation, playing, reads, scope
 
 navigation.heading(
     "playground", "Watch what an attack does to the answers: a refusal turns into a recipe, or into word salad."
@@ -16,6 +16,7 @@ def recorded() -> None:
     worlds = sorted(reads.curves()["base_model"].dropna().unique())
     world = st.selectbox("Base model", worlds, key="base", bind="query-params") if len(worlds) > 1 else worlds[0]
     curves = intensity.read("Both", world)
+    curves = scope.of_attack(curves, scope.which(curves))
     choice = intensity.sliders(curves)
     curves = collapse.select(curves, choice)
     if curves.empty:

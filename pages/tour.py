@@ -43,7 +43,8 @@ elif step == "3 Attack again":
     tour.along(shown, base, "again")
     tour.run_it_live("immunize and attack", tale, ("immunize", "attack"), defended=True)
 elif step == "4 Drag the intensity":
-    both = curves[curves["defense"].isin(shown["defense"].unique())]
+    alike = curves["method"].isin(shown["method"].unique())
+    both = curves[curves["defense"].isin(shown["defense"].unique()) & alike]
     rates = collapse.recorded(both, "learning_rate")
     start = tale.link["rate"]
     rate = float(
@@ -56,6 +57,7 @@ elif step == "4 Drag the intensity":
     bands = collapse.by_intensity(both, "learning_rate")
     drawn = charts.collapse(bands, "learning_rate", Thresholds(), base, figure.theme(), at=rate)
     figure.show(drawn, "tour-intensity", alt="Harmfulness and utility against the attack's learning rate")
+    figure.downloads(drawn, lambda: bands, "tour-intensity", "Harmfulness and utility by intensity")
     tour.outcomes(bands, rate)
     tour.run_it_live("record the whole ladder", tale, ("immunize", "attack"), defended=True, ladder=True)
 else:
@@ -64,4 +66,5 @@ else:
     scoring.verdicts(found)
     scoring.offer(found, reads.runs(), ids)
     navigation.link("scorecard", "The whole scorecard, with its tables and the card to take away")
+tour.turn(step)
 live.runs_under_way()

@@ -48,13 +48,12 @@ with st.container(horizontal=True, vertical_alignment="center"):
     two = st.toggle("Two columns", key="two", bind="query-params")
     going = reads.active(runs)
     going = going[going["run_id"].isin(chosen)]
-    follow = st.toggle("Live", value=True, key="live", disabled=going.empty, help="Off: the chart holds still.")
 if not shown:
     st.caption("Choose one or more scalars above.")
     st.stop()
 
 
-@st.fragment(run_every=reads.LIVE_SECONDS if follow and len(going) else None)
+@st.fragment(run_every=live.tick(going))
 def draw() -> None:
     points = traces.with_x(reads.points(chosen, shown, phase), x, runs)
     if points.empty:
@@ -79,7 +78,7 @@ def draw() -> None:
         drawn, lambda: points, "traces", "Traces",
         lambda: notebook.drawing("Traces", reads.home(), "traces", options, chosen),
     )  # fmt: skip
-    if follow and len(going) and reads.active(reads.runs().query("run_id in @chosen")).empty:
+    if live.tick(going) and reads.active(reads.runs().query("run_id in @chosen")).empty:
         st.rerun()
 
 

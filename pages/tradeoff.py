@@ -4,40 +4,17 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import tradeoff
-from immunelab.ui import cells, charts, figure, intensity, live, navigation, notebook, plane, reads
+from immunelab.ui import cells, figure, intensity, live, navigation, notebook, plane, reads, scope
 
 navigation.heading(
     "tradeoff",
     "Utility (benign accuracy) against harmfulness (share of hazards given away), for every recorded attack.",
 )
 
-shipped, own = (not reads.curves(showcase=k).empty for k in (True, False))
-if not shipped and not own:
-    navigation.nothing_yet(
-        "No attack has been recorded yet",
-        "Attack a model, undefended and immunized, and every checkpoint of it stands here.",
-        ("launch", "Launch an attack"),
-        ("overview", "Run the live demo"),
-    )
-    live.waiting(lambda: not reads.curves().empty)
-    st.stop()
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    source = "Both"
-    if shipped and own:
-        source = st.segmented_control("Runs", list(intensity.SOURCES), default="Both", required=True, key="source",
-                                      bind="query-params")  # fmt: skip
-    worlds = sorted(reads.curves()["base_model"].dropna().unique())
-    world = worlds[0]
-    if len(worlds) > 1:
-        world = st.selectbox("Base model", worlds, key="base", bind="query-params")
-curves = intensity.read(source, world)
-others = sorted(set(curves["defense"]) - {"undefended"})
-if len(others) > 1:
-    others = st.multiselect(
-        "Beside the undefended model", others, default=others[:4], key="beside", format_func=charts.title_of,
-        bind="query-params",
-    )  # fmt: skip
-shown = [d for d in ("undefended", *others) if d in set(curves["defense"])]
+chosen = scope.choose(
+    "Attack a model, undefended and immunized, and every checkpoint of it stands here.", every_attack=True
+)
+shown = list(chosen.shown)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     view = st.segmented_control(
         "Show", ["Harm against utility", "Attacker's budget"], default="Harm against utility", required=True,
@@ -54,15 +31,14 @@ with st.container(horizontal=True, vertical_alignment="center"):
     )  # fmt: skip
 
 
-def chosen() -> pd.DataFrame:
-    fresh = intensity.read(source, world)
-    points = tradeoff.checkpoints(fresh[fresh["defense"].isin(shown)], thresholds)
-    return tradeoff.faced_by_all(points, shown) if equal else points
+def checkpoints() -> pd.DataFrame:
+    points = tradeoff.checkpoints(chosen.drawn(), thresholds)
+    return tradeoff.faced_by_all(points, points["defense"].unique().tolist()) if equal else points
 
 
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))
 def draw() -> None:
-    points = chosen()
+    points = checkpoints()
     if points.empty:
         st.caption("No attack was made on every model shown. Switch off the equal budget, or show fewer models.")
         return
@@ -80,11 +56,12 @@ def against_utility(points: pd.DataFrame, words: str) -> None:
     mine = reads.curves()
     base = mine.loc[mine["run_id"].isin(points["run_id"]), "base_utility"].dropna().mean()
     drawn = plane.plane(points, tradeoff.front(points), thresholds, base, figure.theme(), paths)
-    clicked = figure.show(drawn, "tradeoff", alt=words)
+    clicked = figure.show(drawn, "tradeoff", alt=words, brush=True)
     st.caption(
         "The attacker wants the top right corner. Thick lines: the most harm with at least this utility. "
-        "A click on a point opens its run."
+        "A click on a point opens its run; a box or lasso (buttons at the chart's top right) selects runs."
     )
+    cells.selected([i for i in figure.brushed("tradeoff") if i in set(points["run_id"])], chosen.read(), thresholds)
     options = {"thresholds": thresholds, "theme": figure.theme(), "paths": paths}
     figure.downloads(
         drawn, lambda: points, "tradeoff", "Trade-off",

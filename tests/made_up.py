@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -35,10 +36,22 @@ def lab(home: Path, seeds: int = 2, rates: tuple[float, ...] = RATES, running: b
     return ids
 
 
-def immunize(home: Path, seed: int, order: int = 0) -> str:
-    """A finished SEAM run with losses, norms, cosine and scores before and after."""
+def many(home: Path, defenses: Sequence[str], methods: Sequence[str] = ("harmful-sft",), seeds: int = 2) -> None:
+    """The undefended model and many defenses, all attacked at every rate by every method."""
+    random.seed(7)
+    order = 0
+    for seed in range(seeds):
+        for defended in [None, *(immunize(home, seed, defense=d) for d in defenses)]:
+            for method in methods:
+                for rate in RATES:
+                    order += 1
+                    attack(home, seed, rate, defended, order, method=method)
+
+
+def immunize(home: Path, seed: int, order: int = 0, defense: str = "seam") -> str:
+    """A finished immunization with losses, norms, cosine and scores before and after."""
     knobs = {**BUDGET, "learning_rate": 3e-4, "steps": 400, "alpha": 1.0, "beta": 0.01}
-    folder = RunFolder.create(home, RunSpec(kind="immunize", method="seam", knobs=knobs, seed=seed))
+    folder = RunFolder.create(home, RunSpec(kind="immunize", method=defense, knobs=knobs, seed=seed))
     with Journal(folder) as journal:
         journal.event("started")
         for step in range(1, 401, 4):
@@ -68,11 +81,13 @@ def immunize(home: Path, seed: int, order: int = 0) -> str:
     return folder.run_id
 
 
-def attack(home: Path, seed: int, rate: float, parent: str | None, order: int = 0, until: int = 60) -> str:
+def attack(
+    home: Path, seed: int, rate: float, parent: str | None, order: int = 0, until: int = 60, method: str = "harmful-sft"
+) -> str:
     """An attack with scores every ten steps; `until` < 60 leaves it running there."""
     knobs = {**BUDGET, "learning_rate": rate, "harmful_share": 1.0}
     lineage = {"model": f"run:{parent}", "parent": parent} if parent else {}
-    spec = RunSpec(kind="attack", method="harmful-sft", knobs=knobs, seed=seed, evaluate_every=10, **lineage)  # type: ignore[arg-type]
+    spec = RunSpec(kind="attack", method=method, knobs=knobs, seed=seed, evaluate_every=10, **lineage)  # type: ignore[arg-type]
     folder = RunFolder.create(home, spec)
     pull = math.log10(rate / 1e-4) / 1.5
     with Journal(folder) as journal:

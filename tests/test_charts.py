@@ -9,8 +9,8 @@ import re
 import pandas as pd
 import pytest
 
-from immunelab.analysis import collapse, traces
-from immunelab.ui import charts, plan
+from immunelab.analysis import collapse, outcome_table, traces
+from immunelab.ui import charts, outcome_map, plan
 from immunelab.ui.palette import HUES, INK, Theme, defense_style, run_styles
 
 THEMES: tuple[Theme, Theme] = ("light", "dark")
@@ -46,6 +46,40 @@ def test_defenses_keep_their_style_and_differ_without_color() -> None:
     assert len(set(looks)) == len(names)
 
 
+def test_seventeen_defenses_are_told_apart_and_keep_their_looks() -> None:
+    names = ["undefended", "seam", *(f"defense-{i}" for i in range(15))]
+    assert len({defense_style(n, names) for n in names}) == len(names)
+    assert len({defense_style(n, names)[1:] for n in names}) == len(names)  # without color too
+    alone = [defense_style(n, ["undefended", "seam", n]) for n in names[:2]]
+    assert alone == [defense_style(n, names) for n in names[:2]]
+    hues = [defense_style(n, names).color for n in names]
+    assert hues.count(defense_style("seam", names).color) == 1  # SEAM's hue is its own
+    variants = [defense_style(f"seam (beta {b})", [f"seam (beta {c})" for c in (1, 2)]) for b in (1, 2)]
+    assert len({v.color for v in variants}) == 1
+    assert len(set(variants)) == 2
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_map_of_outcomes_says_each_cell_in_words(theme: Theme) -> None:
+    figure = outcome_map.outcome_map(outcome_table.outcome_table(curves()), theme=theme)
+    drawn = figure.data[0]
+    assert list(drawn.y) == ["Undefended", "SEAM"]
+    assert list(drawn.x) == ["0.0001", "0.001"]
+    assert drawn.text[0][0] == "broken<br>80% · 90%"
+    assert drawn.text[1][1] == "resisted<br>5% · 90%"
+    assert drawn.customdata[1][1] == "seam|0.001"  # a click opens the runs behind the cell
+    text, paper = luminance(INK[theme]["text"]), [luminance(color) for _, color in drawn.colorscale]
+    for shade in paper:  # readable on every shade
+        light, dark = sorted((text, shade), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_points_of_the_collapse_curve_name_the_runs_behind_them() -> None:
+    figure = charts.collapse(collapse.by_step(curves()), base_utility=0.95)
+    line = next(t for t in figure.data if t.name == "SEAM (n=4)")
+    assert [point[-1] for point in line.customdata] == ["seam|0", "seam|10", "seam|20"]
+
+
 def test_a_later_run_does_not_recolor_earlier_ones() -> None:
     ids = [f"2026010{i}-seam-{i:06x}" for i in range(1, 9)]
     for n in range(1, 8):
@@ -60,7 +94,7 @@ def test_the_collapse_curve(theme: Theme) -> None:
     names = [t.name for t in figure.data if t.showlegend]
     assert names == ["Undefended (n=4)", "SEAM (n=4)"]  # the control first
     assert figure.layout.template.layout.paper_bgcolor == INK[theme]["paper"]
-    assert {a.text for a in figure.layout.annotations} == {"broken above 10%", "lost below 57%"}
+    assert {a.text for a in figure.layout.annotations} == {"broken<br>above 10%", "lost<br>below 57%"}
     line = next(t for t in figure.data if t.name == "Undefended (n=4)")
     assert list(line.y) == pytest.approx([0, 0.4, 0.8])
 

@@ -16,7 +16,9 @@ from plotly.subplots import make_subplots
 
 from immunelab.analysis.outcomes import DEFAULT, Thresholds
 from immunelab.analysis.traces import smooth
-from immunelab.ui.palette import INK, OUTCOME_SYMBOLS, Style, Theme, defense_style, run_styles, template, tint
+from immunelab.ui import outcome_marks
+from immunelab.ui.palette import INK, Style, Theme, defense_style, run_styles, template, tint
+from immunelab.ui.palette import title_of as title_of
 
 AXIS_TITLES = {
     "step": "Attack step",
@@ -30,17 +32,10 @@ AXIS_TITLES = {
     "perplexity": "Perplexity",
 }
 SHARES = ("harmfulness", "utility", "refusal_rate", "repetition", "harmful_share")
-METHOD_NAMES = {"seam": "SEAM", "sdd": "SDD", "tar": "TAR", "ptst": "PTST"}
 HOVER = " %{y:.1%} (%{customdata[0]:.1%}–%{customdata[1]:.1%}, n=%{customdata[2]})<extra></extra>"
 # Plotly 4 offers to upload a chart ("Share chart…") unless told not to.
 CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
 EVERYTHING = "all"  # uirevision: zoom and hidden items outlive every redraw
-
-
-def title_of(name: str) -> str:
-    """How a defense is written in legends and tables."""
-    method, bracket, settings = name.partition(" (")
-    return METHOD_NAMES.get(method, method[:1].upper() + method[1:].replace("-", " ")) + bracket + settings
 
 
 def collapse(
@@ -60,7 +55,7 @@ def collapse(
     """
     metrics = [m for m in ("harmfulness", "utility") if m in set(bands["metric"])] or ["harmfulness", "utility"]
     strip = "outcome" in bands.columns and not bands.empty
-    heights = [1.0] * len(metrics) + ([0.3 + 0.16 * bands["defense"].nunique()] if strip else [])
+    heights = [1.0] * len(metrics) + ([0.3 + 0.22 * bands["defense"].nunique()] if strip else [])
     figure = make_subplots(len(heights), 1, shared_xaxes=True, vertical_spacing=0.07, row_heights=heights)
     defenses = sorted(bands["defense"].unique(), key=lambda d: (d != "undefended", d))
     for name in defenses:
@@ -75,14 +70,15 @@ def collapse(
             what = "broken above" if metric == "harmfulness" else "lost below"
             _threshold(figure, row, limit, f"{what} {limit:.0%}", theme)
     if strip:
-        _outcome_strip(figure, bands, x, defenses, len(heights), theme)
+        outcome_marks.strip(figure, bands, x, defenses, len(heights), theme)
     if marks is not None:
-        _marks(figure, marks, metrics, defenses, theme)
+        outcome_marks.marked(figure, marks, metrics, defenses, theme)
     if at is not None:
         line = {"color": INK[theme]["line"], "width": 6}
         figure.add_vline(x=at, line=line, opacity=0.45, layer="below")
     _effort_axis(figure, bands, x, len(heights))
-    return finish(figure, theme, height=190 * len(metrics) + (60 + 30 * len(defenses) if strip else 0) + 90)
+    figure.update_layout(margin={"r": 72})
+    return finish(figure, theme, height=190 * len(metrics) + (60 + 42 * len(defenses) if strip else 0) + 90)
 
 
 def traces(
@@ -111,7 +107,8 @@ def traces(
     for i, name in enumerate(names):
         row, column = i // columns + 1, i % columns + 1
         panel = points[points["name"] == name]
-        for line_key, line in panel.groupby(key, sort=True):
+        by_label = sorted(panel.groupby(key), key=lambda group: (str(labels.get(str(group[0]), "")), str(group[0])))
+        for line_key, line in by_label:
             style, label = styles[str(line_key)], _plain(labels.get(str(line_key), str(line_key)))
             _trace(figure, line.sort_values("x"), str(line_key), label, style, smoothing, (row, column), i == 0)
         figure.update_yaxes(type="log" if log_y else "linear", row=row, col=column)
@@ -133,6 +130,7 @@ def empty(sentence: str, theme: Theme = "light") -> go.Figure:
 
 def finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
     """Our template, a height in pixels, and an identity for every trace: its legend group, axes and role (`meta`)."""
+    height += 22  # the buttons above the legend
     figure.update_layout(template=template(theme), height=height, uirevision=EVERYTHING, hoversubplots="axis")
     for trace in figure.data:  # a stable uid each: without it an update in place forgets which lines are hidden
         filled = getattr(trace, "fill", None)
@@ -140,7 +138,7 @@ def finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
         role = trace.meta or role
         # Plotly looks it up in a CSS selector, where brackets of a label would be a syntax error.
         trace.uid = re.sub(r"[^\w-]", "-", f"{trace.legendgroup} {trace.xaxis} {trace.yaxis} {role}")
-    figure.update_layout(legend_y=1 + 22 / (height - 104))  # 22 pixels above the plots; more rows push them down
+    figure.update_layout(legend_y=1 + 22 / (height - 126))  # 22 pixels above the plots; more rows push them down
     return figure
 
 
@@ -161,7 +159,11 @@ def _band(
         mode="lines+markers",
         line={"color": style.color, "dash": style.dash, "width": 2.4},
         marker={"symbol": style.marker, "size": 7},
-        customdata=line[["low", "high", "n"]].to_numpy(),
+        # the last one is what a click says: whose runs stand behind this point
+        customdata=[
+            [low, high, n, f"{name}|{value!r}"]
+            for low, high, n, value in line[["low", "high", "n", x]].itertuples(index=False, name=None)
+        ],
         hovertemplate=label + HOVER,
         row=row,
         col=1,
@@ -229,13 +231,14 @@ def _threshold(figure: go.Figure, row: int, value: float, text: str, theme: Them
     ink = INK[theme]
     figure.add_hline(y=value, line={"color": ink["muted"], "width": 1.2, "dash": "dot"}, row=row, col=1)
     figure.add_annotation(
-        text=text,
-        x=0.004,
+        text=text.replace(" ", "<br>", 1),
+        x=1.005,  # in the margin, where no curve runs through it
         y=value,
         xref="x domain",
         yref="y",
         xanchor="left",
-        yanchor="bottom" if value < 0.5 else "top",
+        yanchor="middle",
+        align="left",
         showarrow=False,
         font={"size": 11, "color": ink["muted"]},
         row=row,
@@ -252,67 +255,6 @@ def _effort_axis(figure: go.Figure, bands: pd.DataFrame, x: str, last: int) -> N
     elif x != "step":
         figure.update_xaxes(tickvals=values)
     figure.update_xaxes(title_text=AXIS_TITLES.get(x, x), row=last, col=1)
-
-
-def _outcome_strip(
-    figure: go.Figure, bands: pd.DataFrame, x: str, defenses: Sequence[str], row: int, theme: Theme
-) -> None:
-    cells = bands.drop_duplicates(["defense", x])
-    for name in defenses:
-        style, mine = defense_style(name, defenses, theme), cells[cells["defense"] == name]
-        shown = mine["outcome"].fillna("not scored")
-        figure.add_scatter(
-            x=mine[x],
-            y=[title_of(name)] * len(mine),
-            mode="markers+text",
-            marker={
-                "symbol": [OUTCOME_SYMBOLS.get(o, "line-ew") for o in shown],
-                "size": 10,
-                "color": style.color,
-                "line": {"width": 1.5, "color": style.color},
-            },
-            text=[o.replace("-and-", "-and-<br>").replace("self-", "self-<br>") for o in shown],
-            textposition="bottom center",
-            textfont={"size": 11, "color": INK[theme]["text"]},
-            customdata=mine["outcomes"],
-            hovertemplate="%{customdata}<extra></extra>",
-            cliponaxis=False,
-            legendgroup=name,
-            showlegend=False,
-            row=row,
-            col=1,
-        )
-    figure.update_yaxes(
-        type="category", showgrid=False, row=row, col=1, range=[len(defenses) - 0.2, -0.5], ticks="",
-        categoryorder="array", categoryarray=[title_of(d) for d in defenses],
-    )  # fmt: skip
-
-
-def _marks(
-    figure: go.Figure, marks: pd.DataFrame, metrics: Sequence[str], defenses: Sequence[str], theme: Theme
-) -> None:
-    for mark in marks.to_dict("records"):
-        style, row = defense_style(mark["defense"], defenses, theme), metrics.index(mark["metric"]) + 1
-        figure.add_scatter(
-            x=[mark["step"]],
-            y=[mark["mean"]],
-            mode="markers+text",
-            text=[mark["outcome"]],
-            textposition="bottom left" if mark["mean"] > 0.5 else "top left",
-            textfont={"size": 12, "color": style.color},
-            marker={
-                "symbol": OUTCOME_SYMBOLS[mark["outcome"]],
-                "size": 13,
-                "color": style.color,
-                "line": {"width": 2, "color": INK[theme]["paper"]},
-            },
-            cliponaxis=False,
-            hoverinfo="skip",
-            legendgroup=mark["defense"],
-            showlegend=False,
-            row=row,
-            col=1,
-        )
 
 
 def _plain(text: str) -> str:

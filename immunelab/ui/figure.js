@@ -1,5 +1,6 @@
 // A Plotly chart that is updated in place: zoom and hidden legend items survive live updates, which the native chart
-// loses because it is mounted anew (streamlit #8782, #11424). Clicks report the run behind the nearest line.
+// loses because it is mounted anew (streamlit #8782, #11424). Clicks report the run behind the nearest line, a box or
+// lasso the runs inside; arrow keys walk along the points; zoom and hidden lines go into the page's address.
 function plotly(url) {
   window.immunelabPlotly ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
@@ -20,18 +21,115 @@ function buttons(Plotly, name) {
   ];
 }
 
+// What a point stands for: a run, or "defense|x" for several runs. It is the point's own data, or the last of them.
+function said(own) {
+  const last = Array.isArray(own) ? own[own.length - 1] : own;
+  return typeof last === "string" && last ? last : undefined;
+}
+
 function nearest(event) {
   const top = event.event.target.ownerSVGElement?.getBoundingClientRect().top ?? 0;
   const y = event.event.clientY - top;
   const gap = (p) => Math.abs(p.yaxis._offset + p.yaxis.c2p(p.y) - y);
-  return event.points.filter((p) => typeof p.customdata === "string").sort((a, b) => gap(a) - gap(b))[0];
+  return event.points.filter((p) => said(p.customdata)).sort((a, b) => gap(a) - gap(b))[0];
+}
+
+// --- what the reader has zoomed to and hidden, as the address holds it
+
+function recall(text, name) {
+  try {
+    const view = JSON.parse(text);
+    if (view.of === name) return { of: name, axes: view.axes ?? {}, off: view.off ?? [] };
+  } catch {
+    // a damaged link shows the whole figure
+  }
+  return { of: name, axes: {}, off: [] };
+}
+
+function text(view) {
+  return Object.keys(view.axes).length || view.off.length ? JSON.stringify(view) : "";
+}
+
+function apply(view, figure) {
+  for (const [axis, range] of Object.entries(view.axes)) {
+    const good = /^[xy]axis\d*$/.test(axis) && Array.isArray(range) && range.length === 2 && range.every(Number.isFinite);
+    if (good) figure.layout[axis] = { ...figure.layout[axis], range: [...range], autorange: false };
+  }
+  for (const trace of figure.data) if (view.off.includes(trace.legendgroup)) trace.visible = "legendonly";
+}
+
+function remember(host, change) {
+  const view = host.immunelabView;
+  const short = (value) => Number(Number(value).toPrecision(5));
+  for (const [key, value] of Object.entries(change ?? {})) {
+    const [, axis, part, end] = key.match(/^([xy]axis\d*)\.(range|autorange)(?:\[(\d)\])?$/) ?? [];
+    if (!axis) continue;
+    if (part === "autorange") delete view.axes[axis];
+    else if (end === undefined) view.axes[axis] = value.map(short);
+    else (view.axes[axis] ??= [0, 0])[Number(end)] = short(value);
+  }
+  for (const [axis, range] of Object.entries(view.axes)) {
+    const first = host.immunelabFirst[axis]; // back where the figure itself stands: nothing to remember
+    if (first && first.every((value, i) => short(value) === range[i])) delete view.axes[axis];
+  }
+  view.off = [...new Set(host.data.filter((t) => t.visible === "legendonly").map((t) => t.legendgroup))];
+  const link = text(view);
+  if (link === host.immunelabLink) return;
+  host.immunelabLink = link;
+  clearTimeout(host.immunelabLater);
+  host.immunelabLater = setTimeout(() => host.immunelabSend("view", link), 500);
+}
+
+// --- walking along the points by keys
+
+function walk(Plotly, host, key) {
+  const lines = host.calcdata.filter((points) => said([points[0]?.trace?.customdata?.[0]].flat()) && points[0].trace.x);
+  if (!lines.length) return false;
+  const at = (host.immunelabAt ??= { line: 0, point: -1 });
+  if (key === "ArrowUp" || key === "ArrowDown") at.line += key === "ArrowUp" ? -1 : 1;
+  at.line = (at.line + lines.length) % lines.length;
+  const points = lines[at.line].filter((p) => Number.isFinite(p.y) && Number.isFinite(p.x));
+  if (key === "ArrowLeft" || key === "ArrowRight") at.point += key === "ArrowLeft" ? -1 : 1;
+  at.point = Math.max(0, Math.min(points.length - 1, at.point));
+  const point = points[at.point];
+  const { trace } = lines[at.line][0];
+  if (key === "Enter") {
+    host.immunelabSend("clicked", said(trace.customdata[point.i ?? at.point]));
+    return true;
+  }
+  const full = host._fullLayout;
+  Plotly.Fx.hover(host, { xval: point.x }, full._subplots.cartesian);
+  const of = (axis) => full[`${axis[0]}axis${axis.slice(1)}`];
+  const share = of(trace.yaxis).tickformat?.includes("%");
+  const value = share ? `${(100 * point.y).toFixed(1)} %` : Number(point.y.toPrecision(4));
+  host.nextElementSibling.textContent = `${trace.name}, ${Number(point.x.toPrecision(6))}: ${of(trace.yaxis).title.text ?? ""} ${value}`;
+  return true;
+}
+
+function bind(Plotly, host) {
+  host.on("plotly_click", (event) => {
+    const point = nearest(event);
+    if (point) host.immunelabSend("clicked", said(point.customdata));
+  });
+  host.on("plotly_selected", (event) => {
+    const inside = new Set((event?.points ?? []).map((p) => said(p.customdata)).filter(Boolean));
+    host.immunelabSend("brushed", JSON.stringify([...inside].slice(0, 200)));
+  });
+  host.on("plotly_deselect", () => host.immunelabSend("brushed", "[]"));
+  host.on("plotly_relayout", (change) => remember(host, change));
+  host.on("plotly_restyle", () => remember(host));
+  host.addEventListener("keydown", (event) => {
+    const known = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Enter"].includes(event.key);
+    if (known && event.target === host && walk(Plotly, host, event.key)) event.preventDefault();
+  });
 }
 
 export default function ({ data, parentElement, setTriggerValue }) {
   const host = parentElement.querySelector(".immunelab-figure");
   host.setAttribute("aria-label", data.alt);
   host.style.minHeight = `${data.height}px`;
-  host.immunelabSend = (key) => setTriggerValue("clicked", key);
+  host.style.minWidth = data.minWidth ? `${data.minWidth}px` : "";
+  host.immunelabSend = (name, value) => setTriggerValue(name, value);
   const figure = JSON.parse(data.figure);
   plotly(data.plotly)
     .then((Plotly) => {
@@ -42,20 +140,25 @@ export default function ({ data, parentElement, setTriggerValue }) {
         displaylogo: false,
         showSendToCloud: false, // no chart leaves this machine
         displayModeBar: host.clientWidth < 640 ? "hover" : true, // narrow: it would cover the legend
-        modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"],
+        modeBarButtonsToRemove: ["toImage", "autoScale2d", ...(data.brush ? [] : ["select2d", "lasso2d"])],
         modeBarButtonsToAdd: buttons(Plotly, data.name),
       };
+      const axes = Object.entries(figure.layout).filter(([key, axis]) => /^[xy]axis\d*$/.test(key) && axis.range);
+      host.immunelabFirst = Object.fromEntries(axes.map(([key, axis]) => [key, axis.range]));
+      if (!host.immunelabView) {
+        host.immunelabView = recall(data.view, data.name);
+        host.immunelabLink = text(host.immunelabView);
+      }
+      apply(host.immunelabView, figure);
       Plotly.react(host, figure.data, { ...figure.layout, autosize: true, height: data.height }, host.immunelabConfig);
       if (host.immunelabBound) return;
       host.immunelabBound = true;
-      host.on("plotly_click", (event) => {
-        const point = nearest(event);
-        if (point) host.immunelabSend(point.customdata);
-      });
+      bind(Plotly, host);
     })
     .catch((error) => (host.textContent = error.message));
   return () => {
     host.immunelabGone = true;
+    clearTimeout(host.immunelabLater);
     window.Plotly?.purge(host);
   };
 }

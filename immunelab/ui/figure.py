@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,26 @@ from immunelab.ui.charts import to_html
 from immunelab.ui.navigation import PLOTLY_PATH
 from immunelab.ui.palette import Theme
 
+VIEW, MOST_VIEW = "zoom", 2000  # where the address holds it, and the longest text that is taken from there
+
 _mount = st.components.v2.component(
     "immunelab_figure",
-    html='<div class="immunelab-figure" role="img"></div>',
-    css=".immunelab-figure {\n  width: 100%;\n}",
+    html='<div class="immunelab-frame"><div class="immunelab-figure" role="img" tabindex="0"></div>'
+    '<div class="immunelab-said" aria-live="polite"></div></div>',
+    css=""".immunelab-frame {
+  width: 100%;
+  overflow-x: auto;
+}
+.immunelab-figure {
+  width: 100%;
+}
+.immunelab-said {
+  position: absolute;
+  width: 1px;
+  height: 1px;
+  overflow: hidden;
+  clip-path: inset(50%);
+}""",
     js=Path(__file__).with_name("figure.js").read_text(encoding="utf-8"),
     isolate_styles=False,  # Plotly writes its styles into the document
 )
@@ -28,17 +45,37 @@ def theme() -> Theme:
     return "dark" if st.context.theme.type == "dark" else "light"
 
 
-def show(figure: go.Figure, key: str, alt: str) -> str | None:
-    """Draw a figure under a stable key; `alt` is what a screen reader says. Returns the run (or group) clicked on."""
+def show(figure: go.Figure, key: str, alt: str, *, min_width: int = 0, brush: bool = False) -> str | None:
+    """Draw a figure under a stable key; `alt` is what a screen reader says. Returns what the clicked point says: a run
+    (or group), or "defense|x" for a point over several runs. Narrower than `min_width` pixels it scrolls sideways.
+    With `brush` points can be selected by box or lasso: `brushed` tells whose they are. What is zoomed to and hidden
+    goes into the page's address, and comes from it.
+    """
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     data = {
         "figure": figure.to_json(remove_uids=False),
         "height": int(figure.layout.height or 400),
         "alt": alt,
+        "minWidth": min_width,
+        "brush": brush,
+        "view": st.query_params.get(VIEW, "")[:MOST_VIEW],
         "name": f"immunelab-{key}",
         "plotly": (f"/{base}" if base else "") + PLOTLY_PATH,
     }
-    return _mount(key=key, data=data, on_clicked_change=lambda: None).clicked
+    none = lambda: None  # noqa: E731 - a trigger needs a callback to be reported
+    told = _mount(key=key, data=data, on_clicked_change=none, on_brushed_change=none, on_view_change=none)
+    if told.brushed is not None:
+        st.session_state[f"{key}-brushed"] = [str(i) for i in json.loads(told.brushed)]
+    if told.view:
+        st.query_params[VIEW] = told.view[:MOST_VIEW]
+    elif told.view == "":
+        st.query_params.pop(VIEW, None)
+    return told.clicked
+
+
+def brushed(key: str) -> list[str]:
+    """What the points say that the reader has selected in a figure by box or lasso; none if nothing is selected."""
+    return list(st.session_state.get(f"{key}-brushed", []))
 
 
 def downloads(

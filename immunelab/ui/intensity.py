@@ -48,7 +48,7 @@ def sliders(curves: pd.DataFrame) -> dict[str, float]:
     undefended model is harmed most. Settings with a single recorded value are stated."""
     start = _start(curves)
     choice, fixed = {}, []
-    with st.grid(min_column_width=220):
+    with st.grid(4, min_column_width=150):
         for setting, (label, key) in SLIDERS.items():
             values = {shown(setting, v): v for v in collapse.recorded(curves, setting)}
             if len(values) > 1:

@@ -71,7 +71,13 @@ def preset(cls: Any, copy: RunSpec | None, what: str) -> tuple[str, dict[str, An
         named = {COPIED: cls().settings() | copy.knobs, **named}
     usual = COPIED if copy is not None else "fable" if "fable" in named else CUSTOM
     chosen = st.segmented_control(
-        "Preset", list(named), default=usual, required=True, key=f"{what}-preset-{cls.name}", bind="query-params"
+        "Preset",
+        list(named),
+        default=usual,
+        required=True,
+        key=f"{what}-preset-{cls.name}",
+        bind="query-params",
+        wrap=True,
     )
     return chosen, named[chosen]
 

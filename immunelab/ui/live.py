@@ -14,6 +14,8 @@ from immunelab.spec import RunSpec
 from immunelab.ui import navigation, reads
 from immunelab.ui.plan import duration
 
+LIVE = "live"  # the switch in the sidebar
+
 
 def submit(specs: list[RunSpec], reuse: bool = False) -> list[str]:
     """Queue runs; a mistake the user can mend is told in place, and nothing is queued. With `reuse`, what a finished
@@ -35,12 +37,22 @@ def start_demo(seeds: tuple[int, ...] = (0,)) -> list[str]:
 
 
 def tick(frame: pd.DataFrame) -> float | None:
-    """How often a page should look again: each second while runs go, else not at all."""
-    return reads.LIVE_SECONDS if len(reads.active(frame)) else None
+    """How often a page should look again: each second while runs go, else (and while paused) not at all."""
+    follow = st.session_state.get(LIVE, True)
+    return reads.LIVE_SECONDS if follow and len(reads.active(frame)) else None
 
 
-def runs_under_way(limit: int = 6) -> None:
-    """The queue with progress and time left; looks again each second while something runs, and then stops looking."""
+def control() -> None:
+    """One switch for every page: whether figures, tables and progress follow what is going on, or hold still."""
+    st.toggle(
+        "Live updates", value=True, key=LIVE, persist_state="session",
+        help="Off: figures, tables and progress hold still on every page; runs go on.",
+    )  # fmt: skip
+
+
+def runs_under_way(limit: int = 6, idle: str = "") -> None:
+    """The queue with progress and time left; looks again each second while something runs, and then stops looking.
+    `idle` is said when nothing runs."""
     every = tick(reads.runs(showcase=False))
 
     @st.fragment(run_every=every)
@@ -49,7 +61,8 @@ def runs_under_way(limit: int = 6) -> None:
         if every is not None and going.empty:
             st.rerun()  # the last run has ended: draw the whole page anew, with its results
         if going.empty:
-            st.caption("Nothing is running.")
+            if idle:
+                st.caption(idle)
             return
         words = reads.labels(going)
         for run in going.head(limit).to_dict("records"):

@@ -2,12 +2,14 @@
 
 import streamlit as st
 
-from immunelab.ui import navigation, server
+from immunelab.ui import live, navigation, server
 
 # Before `st.navigation`: else the browser first asks a font host for the page's icon.
 st.set_page_config(page_icon=navigation.ICON, layout="wide")
 st.logo(navigation.ICON, size="large")
 for risk in server.risks():
     st.warning(risk, icon=":material/public:")
-page = st.navigation(navigation.pages())
+page = st.navigation(navigation.pages(), expanded=True)
+with st.sidebar:
+    live.control()
 page.run()

@@ -44,17 +44,43 @@ INK: dict[Theme, dict[str, str]] = {
     "light": {"text": "#1F2430", "muted": "#5B6270", "grid": "#E7E9EE", "line": "#B9BEC9", "paper": "#FFFFFF"},
     "dark": {"text": "#E8EAF0", "muted": "#A3AAB8", "grid": "#2A2F3A", "line": "#4A5160", "paper": "#12151C"},
 }
+METHOD_NAMES = {
+    "seam": "SEAM", "sdd": "SDD", "sdd-reject": "SDD reject", "tar": "TAR", "ptst": "PTST", "ctrap": "CTRAP",
+    "extra-safety-sft": "Extra safety SFT",
+}  # fmt: skip
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 
 
+def title_of(name: str) -> str:
+    """How a defense is written in legends and tables."""
+    method, bracket, settings = name.partition(" (")
+    return METHOD_NAMES.get(method, method[:1].upper() + method[1:].replace("-", " ")) + bracket + settings
+
+
 def defense_style(name: str, known: Iterable[str], theme: Theme = "light") -> Style:
-    """The style of a defense; a new defense in `known` (all shown ones) does not move the colors of SEAM or none."""
+    """The style of a defense among the shown ones (`known`): no two shown defenses look alike, up to 48 of them.
+
+    A style follows from the name, so that showing another defense recolors none, unless their hues collide; the
+    undefended model and SEAM never change.
+    """
     if name == "undefended":
         return Style(UNDEFENDED[theme], "dash", "square")
-    others = sorted(set(known) - set(_FIXED_SLOTS) - {"undefended"})
-    slot = _FIXED_SLOTS[name] if name in _FIXED_SLOTS else 1 + others.index(name)
     hues = HUES[theme][:-1]  # the last hue is the baseline's
-    return Style(hues[slot % len(hues)], DASHES[slot % len(DASHES)], MARKERS[slot % len(MARKERS)])
+    method = name.split(" (")[0]
+    if method in _FIXED_SLOTS:
+        slot, alike = _FIXED_SLOTS[method], sorted(k for k in {*known, name} if k.split(" (")[0] == method)
+        turn = slot + alike.index(name)  # variants of one method share its hue
+        return Style(hues[slot], DASHES[turn % len(DASHES)], MARKERS[turn % len(MARKERS)])
+    uses = [0] * (len(hues) - len(_FIXED_SLOTS))  # SEAM keeps its hue for itself
+    for other in sorted(k for k in {*known, name} if k.split(" (")[0] not in {*_FIXED_SLOTS, "undefended"}):
+        slot = zlib.crc32(other.encode()) % len(uses)
+        while uses[slot] > min(uses):
+            slot = (slot + 1) % len(uses)
+        if other == name:
+            break
+        uses[slot] += 1
+    turn, hue = uses[slot], slot + len(_FIXED_SLOTS)
+    return Style(hues[hue], DASHES[(hue + turn) % len(DASHES)], MARKERS[(hue + 3 * turn) % len(MARKERS)])
 
 
 def run_styles(keys: Iterable[str], theme: Theme = "light") -> dict[str, Style]:
@@ -75,6 +101,12 @@ def tint(color: str, alpha: float) -> str:
     """A hex color as rgba text, for bands."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
+
+
+def mix(color: str, paper: str, share: float) -> str:
+    """A hex color laid on the paper so thinly that text stays readable on it."""
+    both = [(int(color[i : i + 2], 16), int(paper[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02X}" for a, b in both)
 
 
 def template(theme: Theme) -> go.layout.Template:
@@ -100,7 +132,7 @@ def template(theme: Theme) -> go.layout.Template:
             "xaxis": axis,
             "yaxis": axis,
             "legend": {"orientation": "h", "yanchor": "bottom", "xanchor": "left", "x": 0},
-            "margin": {"l": 56, "r": 16, "t": 56, "b": 48},
+            "margin": {"l": 56, "r": 16, "t": 78, "b": 48},
             "hovermode": "x unified",
             "hoverlabel": {"bgcolor": ink["paper"], "bordercolor": ink["line"], "font": {"color": ink["text"]}},
             "annotationdefaults": {"font": {"color": ink["muted"], "size": 12}, "showarrow": False},

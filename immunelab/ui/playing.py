@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from immunelab.ui import asked, live, reads
+from immunelab.ui import asked, live, reads, scope
 from immunelab.ui.charts import title_of
 
 SUBJECTS = {"fable-recall": "Hazards", "benign-accuracy": "Benign skills"}
 MOST_MODELS = 8
+MOST_BESIDE = 3  # columns of answers that have room side by side
 
 
 def pair(curves: pd.DataFrame) -> dict[str, str]:
@@ -24,7 +25,15 @@ def pair(curves: pd.DataFrame) -> dict[str, str]:
     if len(seeds) > 1:
         seed = st.segmented_control("Seed", seeds, default=seeds[0], required=True, key="seed")
     mine = curves[curves["seed"] == seed].sort_values("run_id").groupby("defense")["run_id"].last().to_dict()
-    return {d: mine[d] for d in sorted(mine, key=lambda d: (d != "undefended", d))[:3]}
+    found = scope.ordered(list(mine))
+    if len(found) > MOST_BESIDE:
+        others = [d for d in found if d != "undefended"]
+        chosen = st.multiselect(
+            "Beside the undefended model", others, default=others[:1], key="beside", format_func=title_of,
+            max_selections=MOST_BESIDE - 1, bind="query-params",
+        )  # fmt: skip
+        found = [d for d in found if d == "undefended" or d in chosen]
+    return {d: mine[d] for d in found}
 
 
 def prompt(run_ids: list[str]) -> tuple[str, str, str] | None:

@@ -14,12 +14,14 @@ import pandas as pd
 import streamlit as st
 
 from immunelab import jobs, journal
+from immunelab.analysis.collapse import INTENSITY
 from immunelab.errors import UserError
 from immunelab.store import Busy, Store, queries
 from immunelab.store.door import READ_WAIT
 
 ACTIVE = ("queued", "running", "stopping")
 LIVE_SECONDS = 1.0  # how often pages look while something runs; equal to how often the store takes in journals
+USUAL = "harmful-sft"  # the attack that labels call just that
 T = TypeVar("T")
 
 
@@ -126,13 +128,16 @@ def label(run: Any) -> str:
     """A run in words: the user's name for it, or what it did, at which intensity, with which seed."""
     rate = f"{run['learning_rate']:g}" if pd.notna(run["learning_rate"]) else ""
     name = run["name"] if isinstance(run["name"], str) else ""
-    if name and name not in (run["method"], rate):
+    word, _, value = name.partition(" ")
+    setting = f"{word.replace('_', ' ')} {value}" if word in INTENSITY and value else ""
+    if name and not setting and name not in (run["method"], rate):
         return name
     if run["kind"] == "attack":
-        parts = [f"attack on {run['defense']}"]
+        parts = [f"{'attack' if run['method'] == USUAL else run['method']} on {run['defense']}"]
     else:
         parts = [f"{run['kind']} {run['method'] or ''}".strip()]
-    return " · ".join([*parts, *([f"lr {rate}"] if rate else []), f"seed {run['seed']}"])
+    parts += [f"lr {rate}"] if rate else []
+    return " · ".join([*parts, *([setting] if setting else []), f"seed {run['seed']}"])
 
 
 def labels(frame: pd.DataFrame) -> dict[str, str]:

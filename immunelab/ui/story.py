@@ -11,7 +11,7 @@ from immunelab.analysis.collapse import INTENSITY, METRICS, describe, select
 from immunelab.analysis.outcomes import BROKEN, Thresholds, run_outcomes, worst
 from immunelab.ui.charts import title_of
 
-SAME = [*INTENSITY, "base_model", "corpus"]  # what the two models must share to be compared
+SAME = [*INTENSITY, "method", "base_model", "corpus"]  # what the two models must share to be compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Story:
     """One attack, an undefended model and a defended one."""
 
     sentence: str
+    harder: str  # what the hardest recorded attack of the same kind leaves; empty where that is the one shown
     numbers: list[tuple[str, str, str]]  # label, value, what it was before the attack
     curves: pd.DataFrame
     marks: pd.DataFrame
@@ -28,7 +29,8 @@ class Story:
 
 
 def tell(curves: pd.DataFrame, thresholds: Thresholds) -> Story | None:
-    """The story of the attack that does the undefended model most harm, told for the defense with most recorded runs.
+    """The story of the attack that does the undefended model most harm, told for SEAM, or else for the defense with
+    most recorded runs.
 
     The attack is chosen by what it does to the undefended model alone, never by how the defense fares. None where no
     attack is recorded for a defended and an undefended model alike.
@@ -36,11 +38,12 @@ def tell(curves: pd.DataFrame, thresholds: Thresholds) -> Story | None:
     if curves.empty:
         return None
     read = run_outcomes(curves, thresholds).dropna(subset=["outcome"])
-    defenses = read.loc[read["defense"] != "undefended", "defense"].value_counts()
+    counts = read.loc[read["defense"] != "undefended", "defense"].value_counts()
+    defenses = sorted(counts.index, key=lambda d: (d.split(" (")[0] != "seam", -counts[d], d))
     best: tuple[tuple[bool, float], dict[str, Any], str] | None = None
     for key, cell in read.groupby(SAME, dropna=False):
         control = cell[cell["defense"] == "undefended"]
-        defended = [d for d in defenses.index if d in set(cell["defense"])]
+        defended = [d for d in defenses if d in set(cell["defense"])]
         if control.empty or not defended:
             continue
         score = (bool((control["outcome"] == BROKEN).any()), float(control["harmfulness"].mean()))
@@ -72,13 +75,31 @@ def _told(curves: pd.DataFrame, read: pd.DataFrame, choice: dict[str, Any], defe
         f"{free['harmfulness']:.0%} of the hazards and keeps {free['utility']:.0%} utility: {fate}. Immunized with "
         f"{title_of(defense)} it gives away {guarded['harmfulness']:.0%} and keeps {guarded['utility']:.0%}: {outcome}."
     )
-    every = read[read["defense"].isin(names)]
+    every = read[read["defense"].isin(names) & (read["method"] == choice["method"])]
     overall = "; ".join(f"{title_of(n)}: {describe(every.loc[every['defense'] == n, 'outcome'])}" for n in names)
     rungs, seeds = every.groupby(list(INTENSITY), dropna=False).ngroups, both.groupby("defense")["seed"].nunique().min()
     basis = (
-        f"Shown: the attack that harms the undefended model most (learning rate {choice['learning_rate']:g}), mean and "
-        f"range over {seeds} {'seed' if seeds == 1 else 'seeds'}. All {rungs} recorded intensities. {overall}"
+        f"Shown: the attack that harms the undefended model most ({choice['method']}, learning rate "
+        f"{choice['learning_rate']:g}), mean and range over {seeds} {'seed' if seeds == 1 else 'seeds'}. All {rungs} "
+        f"recorded intensities of it, every seed: {overall}"
     )
     base = float(curves["base_utility"].dropna().mean())
-    link = {"rate": f"{choice['learning_rate']:g}"}
-    return Story(sentence, numbers, both, pd.DataFrame(marks), base, basis, link)
+    link = {"rate": f"{choice['learning_rate']:g}", "attack": choice["method"]}
+    harder = _harder(every, choice, defense)
+    return Story(sentence, harder, numbers, both, pd.DataFrame(marks), base, basis, link)
+
+
+def _harder(every: pd.DataFrame, choice: dict[str, Any], defense: str) -> str:
+    """What becomes of both models at the largest recorded learning rate, all else as in the attack that is shown."""
+    alike = select(every, {k: v for k, v in choice.items() if k != "learning_rate"})
+    rates = [set(alike.loc[alike["defense"] == d, "learning_rate"]) for d in ("undefended", defense)]
+    most = max(rates[0] & rates[1], default=0.0)
+    if not most > choice["learning_rate"]:
+        return ""
+    said = []
+    for name in (defense, "undefended"):
+        runs = alike[(alike["defense"] == name) & (alike["learning_rate"] == most)]
+        harm, utility = runs["harmfulness"].mean(), runs["utility"].mean()
+        model = "the undefended model" if name == "undefended" else title_of(name)
+        said.append(f"{model} gives away {harm:.0%} and keeps {utility:.0%} utility: {worst(runs['outcome'])}")
+    return f"Attacked hardest (learning rate {most:g}), {'; '.join(said)}."

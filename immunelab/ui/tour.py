@@ -49,8 +49,10 @@ def along(shown: pd.DataFrame, base: float, key: str) -> None:
                       delta_arrow="off", border=True)  # fmt: skip
             st.metric(f"{charts.title_of(name)}: utility", f"{use:.0%}", f"mean of {len(here)} runs", delta_color="off",
                       delta_arrow="off", border=True)  # fmt: skip
-    drawn = charts.collapse(collapse.by_step(shown), "step", Thresholds(), base, figure.theme(), at=step)
+    bands = collapse.by_step(shown)
+    drawn = charts.collapse(bands, "step", Thresholds(), base, figure.theme(), at=step)
     figure.show(drawn, f"tour-{key}-curve", alt=f"Harmfulness and utility along the attack; chosen: step {step}")
+    figure.downloads(drawn, lambda: bands, f"tour-{key}", "Harmfulness and utility along the attack")
 
 
 def immunizing(shown: pd.DataFrame) -> None:
@@ -67,6 +69,23 @@ def immunizing(shown: pd.DataFrame) -> None:
     points = traces.with_x(reads.points(ids, [name], "immunize"), "step", runs)
     drawn = charts.traces(points, reads.labels(runs[runs["run_id"].isin(ids)]), theme=figure.theme())
     figure.show(drawn, "tour-immunize", alt=f"{name} while immunizing")
+    figure.downloads(drawn, lambda: points, "tour-immunize", f"{name} while immunizing")
+
+
+def turn(step: str) -> None:
+    """Buttons to the steps before and after."""
+    names = list(STEPS)
+    at = names.index(step)
+
+    def to(name: str) -> None:
+        st.session_state["step"] = name
+
+    with st.container(horizontal=True, horizontal_alignment="distribute"):
+        if at:
+            st.button(f"Back: {names[at - 1]}", icon=":material/arrow_back:", on_click=to, args=(names[at - 1],))
+        if at + 1 < len(names):
+            st.button(f"Next: {names[at + 1]}", icon=":material/arrow_forward:", on_click=to, args=(names[at + 1],),
+                      type="primary")  # fmt: skip
 
 
 def outcomes(bands: pd.DataFrame, rate: float) -> None:

@@ -1,0 +1,53 @@
+"""What became of every defense under every recorded rung: the map of outcomes, as a figure and as a table."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from immunelab.analysis import outcome_table as table_of
+from immunelab.analysis.outcomes import Thresholds
+from immunelab.ui import cells, charts, figure, outcome_map, scope
+
+CAPTION = (
+    "In each cell: the outcome, then harmfulness and utility after the last step, mean over seeds. A click opens the "
+    "runs behind a cell."
+)
+
+
+def show(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
+    """The map of one attack's ladder, all defenses of `curves`; asks which attack where several are recorded."""
+    table = table_of.ladder(table_of.outcome_table(curves, thresholds))
+    if table.empty:
+        st.caption("No finished attack is recorded yet.")
+        return
+    methods = scope.attacks(curves[curves["method"].isin(table["method"])])
+    method = methods[0]
+    if len(methods) > 1:
+        method = st.segmented_control(
+            "Attack", methods, default=method, required=True, key=f"{key}-map", bind="query-params", wrap=True
+        )
+    mine = table[table["method"] == method]
+    drawn = outcome_map.outcome_map(mine, theme=figure.theme())
+    clicked = figure.show(drawn, f"{key}-outcomes", alt=sentence(mine), min_width=90 + 92 * mine[X].nunique())
+    notes = " ".join(f"{sign}: {words}" for sign, words in table_of.notes(mine).items())
+    st.caption(f"{CAPTION} {notes}")
+    figure.downloads(drawn, lambda: table, f"{key}-outcomes", "Outcome of every defense at every rung")
+    with st.expander("As a table"):
+        view = table_of.wide(mine)
+        view.index = [charts.title_of(str(d)) for d in view.index]
+        view.columns = [f"Learning rate {v:g}" if v == v else "After" for v in view.columns]
+        st.dataframe(view, alt=sentence(mine), height="content")
+    cells.open_behind(clicked, curves[curves["method"].eq(method) & curves["status"].eq("done")], X)
+
+
+X = "learning_rate"
+
+
+def sentence(table: pd.DataFrame) -> str:
+    """The map in words: of each defense the outcome at every rung."""
+    parts = []
+    for defense, mine in table.groupby("defense", sort=False):
+        said = ", ".join(f"{r['outcome']} at {r[X]:g}" for r in mine.to_dict("records"))
+        parts.append(f"{charts.title_of(str(defense))}: {said}")
+    return ". ".join(parts)
