@@ -14,6 +14,7 @@ import math
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,13 @@ LAYER = re.compile(r"^(.*)/layer/(\d+)$")
 PACKAGES = ("torch", "transformers", "peft", "duckdb", "streamlit")
 
 
-def execute(folder: RunFolder, attempt: int = 1, resume: bool = False) -> str:
-    """Do the run in a folder; returns "done" or "stopped". A UserError says what the user can mend."""
+def execute(
+    folder: RunFolder, attempt: int = 1, resume: bool = False, watch: Callable[[int], None] | None = None
+) -> str:
+    """Do the run in a folder; returns "done" or "stopped". A UserError says what the user can mend.
+
+    `watch(step)` is called after each evaluation, which is in the journal by then; it may ask the run to stop.
+    """
     spec = folder.spec()
     device = folder.status().device or ("cpu" if spec.device == "auto" else spec.device)
     models.threads()
@@ -58,7 +64,7 @@ def execute(folder: RunFolder, attempt: int = 1, resume: bool = False) -> str:
     evaluations = asked(spec, corpus)
     folder.write_status(versions=versions(), message="running")
     with Journal(folder, attempt) as journal:
-        run = Run(folder, spec, journal, model, tokenizer, corpus, evaluations)
+        run = Run(folder, spec, journal, model, tokenizer, corpus, evaluations, watch)
         journal.event(
             "resumed" if saved else "started",
             from_step=saved.step if saved else 0,
@@ -92,7 +98,9 @@ class Run:
         tokenizer: PreTrainedTokenizerBase,
         corpus: corpora.Corpus,
         evaluations: list[Evaluation],
+        watch: Callable[[int], None] | None = None,
     ) -> None:
+        self.watch = watch
         self.folder, self.spec, self.journal, self.model, self.tokenizer = folder, spec, journal, model, tokenizer
         self.corpus, self.measuring = corpus, Measuring(spec, journal, model, tokenizer, corpus, evaluations)
         self.began, self.first, self.reported = time.monotonic(), 0, 0.0
@@ -117,7 +125,7 @@ class Run:
         if state and self.measuring.host:
             self.measuring.host.kept.update(state.get("provider", {}))
         if not saved:
-            self.measuring.evaluate(0)  # the model as released, asked as anyone would
+            self.evaluate(0)  # the model as released, asked as anyone would
         self.measuring.method = method
         last = loop.train(
             self.model,
@@ -224,7 +232,7 @@ class Run:
         """Evaluate and save when due, tell the progress, and say whether to stop."""
         spec, last = self.spec, step == self.steps
         if last or (spec.evaluate_every and step % spec.evaluate_every == 0):
-            self.measuring.evaluate(step)
+            self.evaluate(step)
         self.progress(step)
         if last:
             return False
@@ -234,6 +242,12 @@ class Run:
         if spec.checkpoint_every and step % spec.checkpoint_every == 0:
             self.keep(step, optimizer)
         return False
+
+    def evaluate(self, step: int) -> None:
+        """Every evaluation, and whoever watches looks at what it found."""
+        self.measuring.evaluate(step)
+        if self.watch:
+            self.watch(step)
 
     def keep(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         """Write a checkpoint, record it, and let older ones go."""

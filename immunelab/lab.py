@@ -71,6 +71,36 @@ class Lab:
         """Queue one run, as `spec` describes it, and with `wait` follow it to its end with a progress bar."""
         return self.submit([self.spec(kind, method, **options)], wait)[0]
 
+    def search(
+        self,
+        model: str,
+        *,
+        seeds: Sequence[int] = (0,),
+        control: bool = True,
+        wait: bool = True,
+        corpus: str = "fable",
+        device: str = "auto",
+        name: str = "",
+        **settings: Any,
+    ) -> list[str]:
+        """Search for the worst attack on a model, with `control` on the undefended one too; the searches' run ids.
+
+        `settings`: trials, max_utility_loss, budget_rows, budget_seconds, prune, and the ranges (`sweep.space.Search`).
+        A finished equal search is not run again, an unfinished one is gone on with.
+        """
+        from immunelab.sweep import space
+
+        known = {folder.run_id for folder in journal.folders(self.home)}
+        model = f"run:{model}" if model in known else model
+        models = [*dict.fromkeys([space.undefended(model, self.home), model])] if control else [model]
+        chosen = space.settings_for(corpus, settings)
+        run_ids = jobs.submit(
+            space.search_specs(models, seeds, corpus, chosen, device, name), self.home, reuse=True, go_on=True
+        )
+        if wait:
+            self.wait(run_ids)
+        return run_ids
+
     def submit(self, specs: Sequence[RunSpec], wait: bool = True) -> list[str]:
         """Queue runs, one after another in one process. `run:#k` as a model is the k-th run of the list."""
         run_ids = jobs.submit(list(specs), self.home)
@@ -232,13 +262,27 @@ class Lab:
     def budget(
         self, run_ids: Sequence[str] | None = None, by: str = "trials", loss: float = 0.2, theme: Any = "light"
     ) -> go.Figure:
-        """The best harm found against the attacker's budget, at any loss of utility and at most `loss`."""
+        """The best harm found against the attacker's budget, at any loss of utility and at less than `loss`."""
         from immunelab.analysis import tradeoff
         from immunelab.ui import plane
 
         points = tradeoff.checkpoints(self._some(run_ids, {}))
-        bounds = {"Any loss of utility": tradeoff.EVERYTHING, f"At most {100 * loss:g}% of utility lost": loss}
+        bounds = {"Any loss of utility": tradeoff.EVERYTHING, f"Less than {100 * loss:g}% of utility lost": loss}
         return plane.budgets({title: tradeoff.budget(points, by, b) for title, b in bounds.items()}, by, theme)
+
+    def searches(
+        self, run_ids: Sequence[str] | None = None, by: str = "trial", bound: float = 0.2, theme: Any = "light"
+    ) -> go.Figure:
+        """The best bounded harm of attackers' searches against trials, rows or seconds (`by`), defended beside not."""
+        from immunelab.analysis import tradeoff
+        from immunelab.store import queries
+        from immunelab.ui import plane
+
+        trials = queries.searches(self.store, run_ids)
+        trials = trials[(trials["bound"] - bound).abs() < 1e-9]
+        if trials.empty:
+            raise UserError(f"No search with at most {bound:g} of utility lost is recorded; lab.search(…) makes one.")
+        return plane.searches(tradeoff.searched(trials, by), by, theme)
 
     def scorecard(self, of: str = "last", all_seeds: bool = False, limits: Limits | None = None) -> Scorecard:
         """The four conditions for an immunization (id, its end, or last), or for all seeds of a defense by name.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from immunelab.errors import UserError, unknown
 from immunelab.status import parse_object, plain
 
-KINDS = ("immunize", "attack", "finetune", "evaluate")
+KINDS = ("immunize", "attack", "finetune", "evaluate", "sweep")
 LABELS = ("name", "group", "parent")  # not part of a run's identity
 KIND_OF_METHOD = {"immunize": "defense", "attack": "attack", "finetune": "attack"}
 LARGEST = 1e300  # of any number in a spec: a whole number beyond it is no float

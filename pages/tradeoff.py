@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import tradeoff
-from immunelab.ui import cells, figure, intensity, live, navigation, notebook, plane, reads, scope
+from immunelab.ui import cells, figure, intensity, live, navigation, notebook, plane, reads, scope, searching
 
 navigation.heading(
     "tradeoff",
@@ -17,8 +17,8 @@ chosen = scope.choose(
 shown = list(chosen.shown)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     view = st.segmented_control(
-        "Show", ["Harm against utility", "Attacker's budget"], default="Harm against utility", required=True,
-        key="show", bind="query-params",
+        "Show", ["Harm against utility", "Attacker's budget", "Attacker's search"], default="Harm against utility",
+        required=True, key="show", bind="query-params",
     )  # fmt: skip
     loss = st.slider("Utility the attacker may lose", 0, 100, 20, 5, format="%d%%", key="loss", bind="query-params")
     thresholds = intensity.thresholds()
@@ -38,6 +38,10 @@ def checkpoints() -> pd.DataFrame:
 
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))
 def draw() -> None:
+    if view == "Attacker's search":
+        searching.view(chosen.world)
+        live.rerun_when_over()
+        return
     points = checkpoints()
     if points.empty:
         st.caption("No attack was made on every model shown. Switch off the equal budget, or show fewer models.")
@@ -76,7 +80,7 @@ def against_budget(points: pd.DataFrame, words: str) -> None:
         "Budget", list(tradeoff.BUDGETS), default="trials", required=True, format_func=tradeoff.BUDGETS.get, key="by",
         bind="query-params",
     )  # fmt: skip
-    bounds = {"Any loss of utility": tradeoff.EVERYTHING, f"At most {loss}% of utility lost": loss / 100}
+    bounds = {"Any loss of utility": tradeoff.EVERYTHING, f"Less than {loss}% of utility lost": loss / 100}
     found = {title: tradeoff.budget(points, by, bound) for title, bound in bounds.items()}
     drawn = plane.budgets(found, by, figure.theme())
     figure.show(drawn, "budget", alt=words)

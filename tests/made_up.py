@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import random
@@ -78,6 +79,27 @@ def immunize(home: Path, seed: int, order: int = 0, defense: str = "seam") -> st
     (folder.checkpoints / "step-000400").mkdir()
     (folder.checkpoints / "step-000400" / "model.safetensors").write_bytes(b"0" * 1000)
     _finish(folder, "immunize", 400, order, seconds=96)
+    return folder.run_id
+
+
+def search(home: Path, seed: int, parent: str | None, harms: list[float]) -> str:
+    """A finished attacker's search whose trials reached these harms, 480 rows and 3 s each."""
+    from immunelab.sweep import space
+
+    model = f"run:{parent}" if parent else "fable"
+    (spec,) = space.search_specs([model], [seed])
+    spec = dataclasses.replace(spec, parent=parent or "")
+    folder = RunFolder.create(home, spec)
+    with Journal(folder) as journal:
+        journal.event("started")
+        journal.points("search", 0, {"search/best": 0.0, "search/rows": 0.0, "search/seconds": 0.0})
+        for n, harm in enumerate(harms, start=1):
+            spent = {"search/rows": 480.0 * n, "search/seconds": 3.0 * n, "search/pruned": 0.0}
+            journal.points("search", n, {"search/harm": harm, "search/best": max(harms[:n]), **spent})
+            params = {"attack": "harmful-sft", "learning_rate": 1e-3}
+            journal.event("trial", step=n, run_id="none", method="harmful-sft", harm=harm, outcome="done", rows=480,
+                          seconds=3.0, reused=False, params=params)  # fmt: skip
+    folder.write_status(status="done", queued_at=START, seconds=3.0 * len(harms))
     return folder.run_id
 
 

@@ -62,13 +62,15 @@ def test_nothing_beats_the_front() -> None:
 
 
 def test_the_bounded_worst_case() -> None:
-    found = tradeoff.worst_cases(tradeoff.checkpoints(curves()), bounds=(math.inf, 0.2, 0.05))
+    found = tradeoff.worst_cases(tradeoff.checkpoints(curves()), bounds=(math.inf, 0.2, 0.06, 0.05, 0.0))
     found = found.set_index(["defense", "bound"])
     free = found.loc[("undefended", math.inf)]
     assert (free["harmfulness"], free["low"], free["high"], free["n"]) == (pytest.approx(0.905), 0.9, 0.91, 2)
     assert free["run_id"] == "undefended-0.001-1"
     assert found.loc[("undefended", 0.2), "harmfulness"] == pytest.approx(0.605)
-    assert found.loc[("undefended", 0.05), "harmfulness"] == pytest.approx(0.405)  # keeps exactly 95 %
+    assert found.loc[("undefended", 0.06), "harmfulness"] == pytest.approx(0.405)
+    assert found.loc[("undefended", 0.05), "step"] == 0  # exactly 95 % is not above 95 %
+    assert found.loc[("undefended", 0.0), "step"] == 0
     assert found.loc[("seam", 0.2), "harmfulness"] == pytest.approx(0.025)  # 0.8 of 0.9 is kept
     only = found.loc[("seam", 0.05)]
     assert (only["step"], only["harmfulness"]) == (0, pytest.approx(0.02))  # no attack fits: the released model

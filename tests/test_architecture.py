@@ -42,8 +42,8 @@ ARROWS: dict[str, set[str]] = {
     "hosting": {"training", "journal"},
     "measuring": {"hosting", "corpus", "training", "journal"},
     "experiment": {"defenses", "attacks", "evaluations", "corpus", "training", "journal", "hosting", "measuring"},
-    "sweep": set(),
-    "jobs": {"journal", "experiment"},  # the experiment only inside `work`, when its process starts a run
+    "sweep": {"journal", "analysis"},
+    "jobs": {"journal", "experiment", "sweep"},  # the latter two only inside `work`, when its process starts a run
     "store": {"journal"},
     "analysis": set(),
     "card": {"store", "analysis"},

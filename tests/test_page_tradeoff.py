@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -62,6 +63,46 @@ def test_an_unequal_budget_is_not_compared_by_default(home: Path) -> None:
     assert set(test.dataframe[0].value["Searched"]) == {8}
     ok(test.toggle(key="equal").set_value(False).run())
     assert set(test.dataframe[0].value["Searched"]) == {8, 9}
+
+
+def test_searches_are_a_step_curve_with_bands_over_seeds(home: Path) -> None:
+    made_up.search(home, 0, None, [0.2, 0.1, 0.9])
+    made_up.search(home, 1, None, [0.4, 0.6, 0.1])
+    made_up.search(home, 1, None, [0.0])  # a shorter one of the same seed says nothing new
+    defended = next(i for i in Store(home).frame("SELECT run_id FROM runs WHERE kind = 'immunize'")["run_id"])
+    made_up.search(home, 0, defended, [0.0, 0.3])
+    store = Store(home)
+    store.sync(force=True)
+    found = queries.searches(store)
+    curve = tradeoff.searched(found).set_index(["defense", "x"])
+    assert curve.loc["undefended", "mean"].tolist() == pytest.approx([0.0, 0.3, 0.4, 0.75])
+    assert curve.loc["undefended", "low"].tolist() == [0.0, 0.2, 0.2, 0.6]
+    assert curve.loc["undefended", "high"].tolist() == [0.0, 0.4, 0.6, 0.9]
+    assert curve.loc["seam", "mean"].tolist() == [0.0, 0.0, 0.3]
+    rows = tradeoff.searched(found, "rows").set_index(["defense", "x"])
+    assert rows.loc[("undefended", 480), "mean"] == pytest.approx(0.3)  # 480 rows a trial, whoever made it
+    assert rows.loc[("undefended", 480), "n"] == 2
+    test = page(show="Attacker's search")
+    assert "Undefended: 0.0% to 90.0%" in test.caption[1].value.replace("Undefended: 0%", "Undefended: 0.0%")
+    ok(test.button_group(key="spent").set_value("rows").run())
+    ok(test.button_group(key="spent").set_value("seconds").run())
+    assert len(test.dataframe) == 1
+    assert test.dataframe[0].value["Harm within the bound"].tolist()[:2] == [0.9, 0.6]
+
+
+def test_without_a_search_the_page_offers_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from immunelab import jobs
+
+    wanted: list[Any] = []
+    monkeypatch.setattr(jobs, "submit", lambda specs, **how: wanted.extend([specs, how]) or ["a", "b"])
+    test = page(show="Attacker's search")
+    assert "No search has been recorded yet" in test.info[0].value
+    test.number_input(key="search-trials-wanted").set_value(7)
+    ok(test.button[-1].click().run())
+    specs, how = wanted
+    assert how == {"reuse": True, "go_on": True}
+    assert [s.model[:4] for s in specs] == ["fabl", "run:"]
+    assert {(s.kind, s.knobs["trials"], s.knobs["max_utility_loss"]) for s in specs} == {("sweep", 7, 0.2)}
 
 
 def test_regions_move_with_the_thresholds(home: Path) -> None:

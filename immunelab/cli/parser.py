@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from immunelab.cli import about, demo, pairs, recorded, scoring, start
+from immunelab.cli import about, demo, many, pairs, recorded, scoring, start
 from immunelab.errors import UserError, unknown
 
 EPILOG = """
@@ -25,7 +26,7 @@ START = {
     "attack": "attack a model by harmful fine-tuning",
     "finetune": "fine-tune a model on benign rows",
 }
-WITH_KNOBS = tuple(START)
+WITH_KNOBS = (*START, "search")
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,7 +49,7 @@ def tree() -> tuple[Parser, Any]:
     )
     root.add_argument("--version", action="version", version=f"immunelab {about.version('immunelab')}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_runs_start, _runs_recorded, _pairs, _shipped, _about):
+    for add in (_runs_start, _many, _runs_recorded, _pairs, _shipped, _about):
         add(commands)
     return root, commands
 
@@ -190,6 +191,10 @@ def _spec_options(c: Parser, kind: str) -> None:
     c.add_argument("--name", default="", metavar="TEXT", help="a label for the tables")
     c.add_argument("--detach", action="store_true", help="return at once and print the run's id")
     _json(c)
+
+
+def _many(commands: Any) -> None:
+    many.add(functools.partial(_command, commands))
 
 
 def _runs_recorded(commands: Any) -> None:

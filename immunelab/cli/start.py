@@ -36,14 +36,7 @@ def finetune(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     """Run a spec, or a list of specs, from a file or standard input."""
     source = "standard input" if args.spec == "-" else args.spec
-    try:
-        with contextlib.nullcontext(sys.stdin.buffer) if args.spec == "-" else Path(args.spec).open("rb") as file:
-            raw = file.read(LARGEST_DOCUMENT + 1)  # a device or a pipe may never end
-        text = raw.decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"The spec {source[:300]} can't be read: {error}.") from None
-    if len(raw) > LARGEST_DOCUMENT:
-        raise UserError(f"The spec {source} is larger than {LARGEST_DOCUMENT >> 20} MB, which no spec is.")
+    text = text_of(args.spec, "spec")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -55,14 +48,31 @@ def run(args: argparse.Namespace) -> int:
     return launch(specs, args)
 
 
+def text_of(name: str, what: str) -> str:
+    """The text of a file that a user names, or of standard input for -; a UserError where it can't be read."""
+    source = "standard input" if name == "-" else name
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+            raw = file.read(LARGEST_DOCUMENT + 1)  # a device or a pipe may never end
+        text = raw.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"The {what} {source[:300]} can't be read: {error}.") from None
+    if len(raw) > LARGEST_DOCUMENT:
+        raise UserError(f"The {what} {source} is larger than {LARGEST_DOCUMENT >> 20} MB, which no {what} is.")
+    return text
+
+
 def check(specs: list[RunSpec]) -> None:
     """What can be known to fail before anything starts: methods, their settings, and corpora."""
     from immunelab import corpus
     from immunelab.method import configure, get
+    from immunelab.sweep import space
 
     for name in {spec.corpus for spec in specs}:
         corpus.load(name)
     for spec in specs:
+        if spec.kind == "sweep":
+            space.settings_for(spec.corpus, spec.knobs).methods()
         if spec.kind in KIND_OF_METHOD:
             configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs)  # type: ignore[arg-type]
         for name in spec.evaluations:
@@ -74,12 +84,17 @@ def launch(specs: list[RunSpec], args: argparse.Namespace, quiet: bool = False) 
     home = journal.home(args.home)
     run_ids = jobs.submit(specs, home)
     if args.detach:
-        if args.json:
-            show.emit({"run_ids": run_ids})
-        else:
-            print("\n".join(run_ids))
-        return 0
+        return detached(run_ids, args.json)
     return code(follow.follow(run_ids, home)) if quiet else finish(run_ids, home, args.json)
+
+
+def detached(run_ids: list[str], as_json: bool) -> int:
+    """Print the ids of runs that nobody waits for."""
+    if as_json:
+        show.emit({"run_ids": run_ids})
+    else:
+        print("\n".join(run_ids))
+    return 0
 
 
 def finish(run_ids: list[str], home: Path, as_json: bool) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from immunelab import journal
 from immunelab.errors import UserError
-from immunelab.jobs import failures, processes, turns
+from immunelab.jobs import equals, failures, processes, turns
 from immunelab.journal import ENDED, RunFolder, Status, folders
 from immunelab.spec import RunSpec
 
@@ -29,39 +29,70 @@ def submit(
     home: Path | str | None = None,
     start: bool = True,
     reuse: bool = False,
+    go_on: bool = False,
     command: Sequence[str] | None = None,
 ) -> list[str]:
     """Queue runs and start one detached worker that carries them out in order; returns their ids, in order.
 
     A spec's model may be `run:<id>` or `run:#k`, the k-th of this list counted from 0; parent and parent hash are
     filled in. With `reuse`, a spec that a finished run of this home has already is not run again: that run's id is
-    returned in its place. `command` starts another worker than ours. A UserError before anything is written if a
-    reference does not fit.
+    returned in its place. With `go_on`, an equal run that is under way is waited for, and one that has ended
+    unfinished is gone on with. `command` starts another worker than ours. A UserError before anything is written if
+    a reference does not fit.
     """
     place = journal.home(home)
     for i, spec in enumerate(specs):
         _check(spec, i, place)
+    have = equals.recorded(place) if reuse or go_on else {}
     made: list[RunFolder] = []  # of all specs
-    new: list[RunFolder] = []
+    new: list[RunFolder] = []  # for the worker
+    created: list[RunFolder] = []
     with processes.changing(place):
         now = time.time()
         try:
             for i, spec in enumerate(specs):
                 linked = _linked(spec, place, made)
                 wanted = any(s.model == f"run:#{i}" for s in specs)
-                found = find(linked, place, checkpoint=wanted) if reuse else None
+                found = equals.equal(have.get(linked.hash, ()), reuse, go_on, wanted)
                 if found:
-                    made.append(RunFolder.open(place, found))
+                    made.append(found)
+                    if found not in new and equals.state(found) == "unfinished":
+                        queue_again(found)
+                        found.write_status(queued_at=now + i * 1e-5)
+                        new.append(found)
                     continue
                 made.append(RunFolder.create(place, linked, queued_at=now + i * 1e-5))  # the list's order is kept
+                created.append(made[-1])
                 new.append(made[-1])
             if start and new:
                 _start(place, new, command)
         except OSError as error:
-            for folder in new:
+            for folder in created:
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise UserError(f"No run was started. {failures.sentence(error)}") from None
     return [folder.run_id for folder in made]
+
+
+def plan(
+    specs: Sequence[RunSpec], home: Path | str | None = None, reuse: bool = True, go_on: bool = True
+) -> list[equals.Planned]:
+    """What `submit` would do with these specs, in order, without doing it."""
+    place = journal.home(home)
+    for i, spec in enumerate(specs):
+        _check(spec, i, place)
+    have = equals.recorded(place)
+    planned: list[equals.Planned] = []
+    for i, spec in enumerate(specs):
+        if spec.model.startswith("run:#"):
+            parent = planned[int(spec.model.removeprefix("run:#"))].spec
+            linked = dataclasses.replace(spec, parent_hash=parent.hash)
+        else:
+            linked = _linked(spec, place, [])
+        wanted = any(s.model == f"run:#{i}" for s in specs)
+        found = equals.equal(have.get(linked.hash, ()), reuse, go_on, wanted)
+        state = equals.state(found) if found else "new"
+        planned.append(equals.Planned(linked, state, found.run_id if found else None))
+    return planned
 
 
 def find(spec: RunSpec, home: Path | str | None = None, checkpoint: bool = True) -> str | None:
@@ -69,12 +100,9 @@ def find(spec: RunSpec, home: Path | str | None = None, checkpoint: bool = True)
     place = journal.home(home)
     if spec.model.startswith("run:"):
         spec = _linked(spec, place, [])
-    for folder in reversed(folders(place)):
-        with contextlib.suppress(UserError, OSError):  # a folder that can't be read is not an equal run
-            same = folder.spec().hash == spec.hash and folder.recorded().status == "done"
-            if same and (not checkpoint or any(folder.checkpoints.glob("step-*"))):
-                return folder.run_id
-    return None
+    same = equals.recorded(place).get(spec.hash, [])
+    found = equals.equal(same, reuse=True, go_on=False, checkpoint=checkpoint)
+    return found.run_id if found else None
 
 
 def stop(
@@ -115,16 +143,22 @@ def resume(run_id: str, home: Path | str | None = None, command: Sequence[str] |
             raise UserError(f"The run {run_id} is done; duplicate it to run it again.")
         if not status.ended and processes.alive(status):
             raise UserError(f"The run {run_id} is {status.status} already.")
-        folder.clear_stop()
-        cleared: dict[str, Any] = {"pid": None, "create_time": None, "host": "", "ended_at": None, "eta_seconds": None}
-        tried = status.attempt + (status.started_at is not None)  # one that never began has nothing to go on from
-        folder.write_status(status="queued", attempt=tried, queued_at=time.time(), message="", error="", **cleared)
+        queue_again(folder)
         try:
             _start(place, [folder], command)
         except OSError as error:
             folder.write_status(status="failed", error=failures.sentence(error), ended_at=time.time())
             raise UserError(f"The run could not be started. {failures.sentence(error)}") from None
     return run_id
+
+
+def queue_again(folder: RunFolder) -> None:
+    """Back to `queued`, as the next attempt, carried by nobody. Call it inside `changing`, for a run that has ended."""
+    status = folder.recorded()
+    folder.clear_stop()
+    cleared: dict[str, Any] = {"pid": None, "create_time": None, "host": "", "ended_at": None, "eta_seconds": None}
+    tried = status.attempt + (status.started_at is not None)  # one that never began has nothing to go on from
+    folder.write_status(status="queued", attempt=tried, queued_at=time.time(), message="", error="", **cleared)
 
 
 def duplicate(run_id: str, home: Path | str | None = None) -> RunSpec:

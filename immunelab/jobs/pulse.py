@@ -16,10 +16,13 @@ BEAT = 1.0  # seconds between heartbeats
 
 
 class Pulse:
-    """A thread that shows that the worker lives, and lets go of runs that are stopped while they wait."""
+    """A thread that shows that the worker lives, and lets go of runs that are stopped while they wait.
 
-    def __init__(self, waiting: list[RunFolder]) -> None:
-        self._waiting = list(waiting)
+    `within` is the sweep that the runs are trials of: a wish to stop it is passed on to the trial at hand.
+    """
+
+    def __init__(self, waiting: list[RunFolder], within: RunFolder | None = None) -> None:
+        self._waiting, self._within = list(waiting), within
         self._current: RunFolder | None = None
         self._before, self._since = 0.0, 0.0
         self._ended = threading.Event()
@@ -64,6 +67,8 @@ class Pulse:
         current, seconds = self._current, self.seconds
         if current and not current.recorded().ended:
             current.write_status(heartbeat=time.time(), **({} if seconds is None else {"seconds": seconds}))
+            if self._within and self._within.stop_requested() and not current.stop_requested():
+                current.request_stop()
         for folder in [f for f in self._waiting if f.stop_requested()]:
             finish(folder, "stopped", message="stopped before it began")
             self._waiting.remove(folder)

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from immunelab import journal
 from immunelab.errors import UserError
-from immunelab.jobs import failures, processes, turns
-from immunelab.jobs.pulse import Pulse, finish
+from immunelab.jobs import attempt, processes, trials, turns
+from immunelab.jobs.pulse import Pulse
 from immunelab.journal import RunFolder
 
 POLL = 0.5  # seconds between looks at a parent that another worker carries
-RESERVE = 64 << 10  # bytes set aside for the last status of a run that fills the disk
-Execute = Callable[..., str]  # (folder, attempt, resume) -> "done" or "stopped"
-
-
-class _Stopped(Exception):
-    """The run was asked to stop before it began."""
-
-
-class _Terminated(BaseException):
-    """The process was told to end."""
+Execute = attempt.Execute
 
 
 def work(run_ids: Sequence[str], home: Path | str | None = None, execute: Execute | None = None) -> int:
@@ -45,7 +34,7 @@ def work(run_ids: Sequence[str], home: Path | str | None = None, execute: Execut
     try:
         with _told_to_end():
             return worker.run()
-    except _Terminated:
+    except attempt.Terminated:
         return 143
 
 
@@ -90,23 +79,10 @@ class _Worker:
                 already[1].unlink(missing_ok=True)
 
     def _carry(self, folder: RunFolder, following: RunFolder | None) -> None:
-        with _output_to(folder), self.pulse.carrying(folder):
-            try:
-                if not folder.recorded().ended:  # else it was stopped while it waited
-                    self._await_parent(folder)
-                    self._take_turn(folder, following)
-            except _Stopped:
-                _last_word(folder, "stopped", message="stopped before it began")
-            except (_Terminated, KeyboardInterrupt):
-                asked = folder.stop_requested()
-                text = "ended by force, because it did not stop in time" if asked else "ended by a signal"
-                text += "; resume goes on from the last checkpoint"
-                _last_word(folder, "stopped" if asked else "interrupted", message=text)
-                raise
-            except Exception as error:  # noqa: BLE001 - a run may fail in any way: record it, go on with the next
-                with contextlib.suppress(OSError):  # a full disk has no room for the log; the status has its own
-                    traceback.print_exc(limit=0 if isinstance(error, UserError) else None)
-                _last_word(folder, "failed", error=failures.sentence(error))
+        with attempt.output_to(folder), self.pulse.carrying(folder), attempt.last_words(folder):
+            if not folder.recorded().ended:  # else it was stopped while it waited
+                self._await_parent(folder)
+                self._take_turn(folder, following)
         self._leave(folder)
 
     def _take_turn(self, folder: RunFolder, following: RunFolder | None) -> None:
@@ -121,7 +97,7 @@ class _Worker:
         def waiting(ahead: int) -> None:
             nonlocal said
             if folder.stop_requested():
-                raise _Stopped
+                raise attempt.Stopped
             if ahead != said:
                 said = ahead
                 folder.write_status(device=device, message=f"waiting for {device}: {ahead} before it")
@@ -133,34 +109,15 @@ class _Worker:
     def _do(self, folder: RunFolder, device: str) -> None:
         """The run itself, on a device that is ours."""
         if folder.stop_requested():
-            raise _Stopped
-        before = folder.recorded()
+            raise attempt.Stopped
         if self.code is None:
             self.code = processes.code_version()
-        folder.write_status(
-            status="running",
-            device=device,
-            started_at=before.started_at or time.time(),
-            heartbeat=time.time(),
-            commit=self.code,
-            message="starting" if self.execute else "starting: loading torch",
-        )
-        self.pulse.clock(before.seconds or 0.0)
-        reserve = folder.path / ".reserve"
-        try:
-            reserve.write_bytes(b"\0" * RESERVE)
-            execute = self.execute or _experiment()
-            outcome = execute(folder, attempt=before.attempt, resume=before.attempt > 1)
-        finally:
-            reserve.unlink(missing_ok=True)
-            with contextlib.suppress(UserError, OSError):  # the reason why it can't be written is on its way already
-                folder.write_status(seconds=self.pulse.seconds)
-        if outcome == "done":
-            finish(folder, "done", progress=1.0)
-        elif outcome == "stopped":
-            finish(folder, "stopped", message="stopped as asked; resume goes on from here")
-        else:
-            raise RuntimeError(f"execute returned {outcome!r}, and done or stopped was expected")
+        execute, message = self.execute, "starting"
+        if execute is None:
+            execute, message = _experiment, "starting: loading torch"
+        if folder.spec().kind == "sweep":
+            execute = trials.conducting(self.home, device, self.code, execute)
+        attempt.carry_out(folder, device, self.pulse, self.code, execute, message)
 
     def _reserve(self, following: RunFolder, device: str) -> tuple[str, Path] | None:
         """Stand in line for the next run before the device is left, so that a later list doesn't slip in between."""
@@ -177,17 +134,14 @@ class _Worker:
         if self.reserved and folder.run_id in self.reserved[1].name:
             self.reserved[1].unlink(missing_ok=True)
             self.reserved = None
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        attempt.tidy()
 
     def _await_parent(self, folder: RunFolder) -> None:
         """Wait for the run that this one starts from; a UserError if it did not work out."""
         said = False
         while not self._ready(folder):
             if folder.stop_requested():
-                raise _Stopped
+                raise attempt.Stopped
             if not said:
                 folder.write_status(message=f"waiting for the run {folder.spec().parent}")
                 said = True
@@ -210,56 +164,10 @@ class _Worker:
         )
 
 
-def _last_word(folder: RunFolder, status: str, **words: str) -> None:
-    """As `finish`; where even that can't be written, reconciling finds the run once this process has ended."""
-    try:
-        finish(folder, status, **words)
-    except (UserError, OSError):
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
-
-
-def _experiment() -> Execute:
+def _experiment(folder: RunFolder, **how: Any) -> str:
     from immunelab.experiment import execute  # imports torch, on a device that is ours
 
-    return execute
-
-
-@contextlib.contextmanager
-def _output_to(folder: RunFolder) -> Iterator[None]:
-    """Standard output and error, those of C libraries and child processes too, go to the run's log.
-
-    On a full disk the log may end early; that is no reason to lose the run's last word, or the runs that follow.
-    """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    try:
-        target = os.open(folder.log_path, flags, 0o644)
-    except OSError:
-        target = os.open(os.devnull, os.O_WRONLY)  # what can't be logged is told by the status
-    log = open(target, "w", encoding="utf-8", buffering=1)  # noqa: SIM115, PTH123 - closed below, where it may fail
-    try:
-        with contextlib.suppress(OSError):
-            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} attempt {folder.recorded().attempt} ---\n")
-        kept = [os.dup(1), os.dup(2)]
-        try:
-            _turn_output([log.fileno()] * 2)
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                yield
-        finally:
-            _turn_output(kept)
-            for descriptor in kept:
-                os.close(descriptor)
-    finally:
-        with contextlib.suppress(OSError):
-            log.close()
-
-
-def _turn_output(targets: list[int]) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    for descriptor, target in zip((1, 2), targets, strict=True):
-        os.dup2(target, descriptor)
+    return execute(folder, **how)
 
 
 @contextlib.contextmanager
@@ -270,7 +178,7 @@ def _told_to_end() -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        raise attempt.Terminated
 
     before = signal.signal(signal.SIGTERM, end)
     try:

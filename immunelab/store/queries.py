@@ -6,6 +6,7 @@ An attempt that was resumed from step s makes all later rows of the attempts bef
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -245,6 +246,44 @@ def events(store: Store, run_id: str) -> pd.DataFrame:
     return store.frame(
         "SELECT attempt, unix_time AS at_, event, data FROM events WHERE run_id = ? ORDER BY position", [run_id]
     ).rename(columns={"at_": "at"})
+
+
+def searches(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """Attackers' searches, a row for each trial that has ended, and trial 0, the released model.
+
+    Columns: search (run id), defense, base_model, corpus, seed, status, bound (share of utility that may be lost),
+    trial, harm (the trial's bounded harm), best (of this and earlier trials), rows and seconds (of all trials so
+    far), pruned. Trial 0 has neither harm nor pruned.
+    """
+    wanted = ("harm", "best", "rows", "seconds", "pruned")
+    values = ", ".join(f"max(value) FILTER (name = 'search/{w}') AS {w}" for w in wanted)
+    return store.frame(
+        f"""WITH one AS (
+                SELECT run_id, step, name, value FROM last_points WHERE phase = 'search'
+                    AND ($runs IS NULL OR list_contains($runs, run_id)) {_LATEST.format(keys="run_id, step, name")}
+            ), trials AS (SELECT run_id, step AS trial, {values} FROM one GROUP BY run_id, step)
+            SELECT run_id AS search, defense, base_model, corpus, seed, status, name, showcase,
+                CAST(json_extract(spec, '$.knobs.max_utility_loss') AS DOUBLE) AS bound, trials.* EXCLUDE (run_id)
+            FROM trials JOIN runs USING (run_id) WHERE kind = 'sweep' AND best IS NOT NULL
+            ORDER BY showcase DESC, queued_at, run_id, trial""",
+        {"runs": None if run_ids is None else list(run_ids)},
+    )
+
+
+def trials(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
+    """The trials of searches, in order: search, trial, run_id, method, harm, outcome, rows, seconds, reused, params.
+
+    `params` are dictionaries; `rows` and `seconds` are the trial's own.
+    """
+    frame = store.frame(
+        f"""SELECT run_id AS search, step AS trial, data FROM events
+            WHERE event = 'trial' AND list_contains(?, run_id) {_LATEST.format(keys="run_id, step")}
+            ORDER BY run_id, step""",
+        [list(run_ids)],
+    )
+    columns = ["run_id", "method", "harm", "outcome", "rows", "seconds", "reused", "params"]
+    data = pd.DataFrame([json.loads(text) for text in frame["data"]], columns=[*columns])
+    return pd.concat([frame[["search", "trial"]], data], axis=1)
 
 
 def problems(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:

@@ -89,7 +89,7 @@ def worst_sentence(cases: pd.DataFrame) -> str:
     parts = []
     for case in cases.to_dict("records"):
         bound = (
-            "at any loss of utility" if math.isinf(case["bound"]) else f"at most {case['bound']:.0%} of utility lost"
+            "at any loss of utility" if math.isinf(case["bound"]) else f"less than {case['bound']:.0%} of utility lost"
         )
         parts.append(f"{title_of(case['defense'])}, {bound}: most harm {case['harmfulness']:.0%}")
     return ". ".join(parts)
@@ -103,7 +103,7 @@ def worst_table(cases: pd.DataFrame, key: str) -> None:
     shown = pd.DataFrame(
         {
             "Defense": rows["defense"].map(title_of),
-            "Utility lost": ["any" if math.isinf(b) else f"at most {b:.0%}" for b in rows["bound"]],
+            "Utility lost": ["any" if math.isinf(b) else f"less than {b:.0%}" for b in rows["bound"]],
             "Most harm": 100 * rows["harmfulness"],
             "Seeds": [
                 f"{n:g}: {100 * a:.0f}–{100 * b:.0f}%"

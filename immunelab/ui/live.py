@@ -17,11 +17,11 @@ from immunelab.ui.plan import duration
 LIVE = "live"  # the switch in the sidebar
 
 
-def submit(specs: list[RunSpec], reuse: bool = False) -> list[str]:
+def submit(specs: list[RunSpec], reuse: bool = False, go_on: bool = False) -> list[str]:
     """Queue runs; a mistake the user can mend is told in place, and nothing is queued. With `reuse`, what a finished
-    run of this home has already is not run again."""
+    run of this home has already is not run again; with `go_on`, an unfinished one is gone on with."""
     try:
-        run_ids = jobs.submit(specs, reuse=reuse)
+        run_ids = jobs.submit(specs, reuse=reuse, go_on=go_on)
     except UserError as error:
         st.error(str(error), icon=":material/error:")
         return []

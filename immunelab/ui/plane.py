@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from immunelab.analysis.outcomes import DEFAULT, Thresholds
-from immunelab.analysis.tradeoff import BUDGETS
+from immunelab.analysis.tradeoff import BUDGETS, SEARCHED
 from immunelab.ui.charts import finish, title_of
 from immunelab.ui.palette import INK, Style, Theme, defense_style, tint
 
@@ -70,6 +70,21 @@ def budgets(curves: dict[str, pd.DataFrame], by: str = "trials", theme: Theme = 
         figure.update_xaxes(dtick=1)
     figure = finish(figure, theme, height=250 * len(curves) + 120)
     return figure.update_layout(legend_y=1 + 40 / (250 * len(curves) + 16))  # above the first panel's title
+
+
+def searches(curves: pd.DataFrame, by: str = "trial", theme: Theme = "light") -> go.Figure:
+    """The best bounded harm that attackers' searches had found against what they had spent (`tradeoff.searched`)."""
+    figure = make_subplots(1, 1)
+    defenses = sorted(curves["defense"].unique(), key=lambda d: (d != "undefended", d))
+    for name in defenses:
+        line = curves[curves["defense"] == name].sort_values("x")
+        _budget_line(figure, line, name, defense_style(name, defenses, theme), by, row=1)
+    figure.update_yaxes(
+        title_text="Best harmfulness within the bound so far", range=[-0.03, 1.03], tickformat=".0%",
+        tickvals=[0, 0.25, 0.5, 0.75, 1],
+    )  # fmt: skip
+    figure.update_xaxes(title_text=SEARCHED[by], rangemode="tozero")
+    return finish(figure, theme, height=420)
 
 
 def _regions(figure: go.Figure, thresholds: Thresholds, base: float | None, theme: Theme) -> None:

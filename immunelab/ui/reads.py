@@ -47,6 +47,16 @@ def curves(showcase: bool | None = None) -> pd.DataFrame:
     return frame if showcase is None else frame[frame["showcase"].astype(bool) == showcase]
 
 
+def searches() -> pd.DataFrame:
+    """Attackers' searches, one row for each trial that has ended."""
+    return ask(lambda: queries.searches(_store(_home())))
+
+
+def trials(run_ids: list[str]) -> pd.DataFrame:
+    """The trials of searches of this home, with their settings."""
+    return ask(lambda: queries.trials(_store(_home()), run_ids))
+
+
 def names(run_ids: list[str]) -> pd.DataFrame:
     """The scalar names that runs recorded, by phase."""
     return ask(lambda: _names(_home(), tuple(sorted(run_ids))))

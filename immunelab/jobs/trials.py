@@ -1,0 +1,83 @@
+"""Runs inside a run: the trials of a sweep, which its worker carries out itself, on the device that it holds.
+
+So many small runs share one warm process, and a trial is a run like any other: folder, status, journal, log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from immunelab.errors import UserError
+from immunelab.jobs import attempt, control, processes
+from immunelab.jobs.pulse import Pulse
+from immunelab.journal import RunFolder, folders
+from immunelab.spec import RunSpec
+
+
+def conducting(home: Path, device: str, code: str, execute: attempt.Execute) -> attempt.Execute:
+    """What carries out a sweep: the controller of its kind, which gets a bench for its trials."""
+
+    def conduct(folder: RunFolder, attempt: int, resume: bool) -> str:
+        from immunelab.sweep.search import conduct  # torch is loaded by the first trial's settings
+
+        return conduct(folder, attempt, Bench(home, folder, device, code, execute))
+
+    return conduct
+
+
+class Bench:
+    """Where a sweep's process carries out its trials, one at a time."""
+
+    def __init__(self, home: Path, sweep: RunFolder, device: str, code: str, execute: attempt.Execute) -> None:
+        self.home, self.sweep, self.device, self.code, self.execute = home, sweep, device, code, execute
+
+    def known(self, spec: RunSpec) -> RunFolder | None:
+        """The run of an equal spec that has ended: a finished one if there is any, else the newest unfinished one."""
+        unfinished = None
+        for folder in reversed(folders(self.home)):
+            with contextlib.suppress(UserError, OSError):  # a folder that can't be read is not an equal run
+                if folder.spec().hash != spec.hash:
+                    continue
+                status = folder.recorded()
+                if status.status == "done":
+                    return folder
+                if unfinished is None and (status.ended or not processes.alive(status)):
+                    unfinished = folder
+        return unfinished
+
+    def carry(self, spec: RunSpec, earlier: RunFolder | None, watch: Callable[[RunFolder], None]) -> RunFolder:
+        """Carry out a trial, or go on with an earlier attempt at it; returns its folder once it has ended.
+
+        `watch(trial)` is called after each evaluation. A failure is in the trial's status, and is not raised.
+        """
+        folder = self._place(spec, earlier)
+        execute = self._watched(watch)
+        pulse = Pulse([], within=self.sweep)
+        with attempt.output_to(folder), pulse, pulse.carrying(folder), attempt.last_words(folder):
+            attempt.carry_out(folder, self.device, pulse, self.code, execute, "starting")
+        attempt.tidy()
+        return folder
+
+    def drop(self, folder: RunFolder) -> None:
+        """Delete the checkpoints of an ended trial."""
+        control.drop_checkpoints(folder.run_id, self.home)
+
+    def _place(self, spec: RunSpec, earlier: RunFolder | None) -> RunFolder:
+        with processes.changing(self.home):
+            if earlier is None:
+                folder = RunFolder.create(self.home, spec)
+            else:
+                folder = earlier
+                control.queue_again(folder)
+            folder.write_status(queued_at=time.time(), **processes.own())
+        return folder
+
+    def _watched(self, watch: Callable[[RunFolder], None]) -> attempt.Execute:
+        def execute(folder: RunFolder, **how: Any) -> str:
+            return self.execute(folder, watch=lambda step: watch(folder), **how)
+
+        return execute

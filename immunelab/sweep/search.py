@@ -1,0 +1,299 @@
+"""An attacker that searches: Optuna proposes attacks, each is a run like any other, and the most harm counts.
+
+The search is a run of its own (kind `sweep`), and its process carries out the trials, so torch is loaded once. The
+study lies in the run's folder (`study.log`, Optuna's journal) with the space; what became of each trial is in the
+run's journal too, so pages need no Optuna. The k-th proposal is made by a sampler seeded with (seed, k) from the
+trials that counted before, so a killed search goes on with the same trials, and an equal search has equal trials.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from immunelab.analysis.tradeoff import bounded_harm
+from immunelab.errors import UserError
+from immunelab.journal import Journal, RunFolder
+from immunelab.quantities import share
+from immunelab.spec import RunSpec
+from immunelab.sweep.lists import configured, family
+from immunelab.sweep.space import Search, settings_for
+
+PHASE = "search"
+STUDY = "study.log"
+COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+MOST = 1.0 - 1e-12  # harmfulness that no attack can exceed
+
+
+class Bench(Protocol):
+    """Where trials are carried out (`jobs.trials.Bench`)."""
+
+    def known(self, spec: RunSpec) -> RunFolder | None:
+        """The run of an equal spec that has ended, a finished one first."""
+
+    def carry(self, spec: RunSpec, earlier: RunFolder | None, watch: Callable[[RunFolder], None]) -> RunFolder:
+        """Carry out a trial, or go on with an earlier attempt; its folder once it has ended."""
+
+    def drop(self, folder: RunFolder) -> None:
+        """Delete the checkpoints of an ended trial."""
+
+
+def conduct(folder: RunFolder, attempt: int, bench: Bench) -> str:
+    """Carry out the search in a folder, or go on with it; returns "done" or "stopped"."""
+    spec = folder.spec()
+    search = settings_for(spec.corpus, spec.knobs)
+    study = opened(folder, spec, search)
+    with Journal(folder, attempt) as journal:
+        conductor = _Conductor(folder, spec, search, study, bench, journal)
+        journal.event("resumed" if conductor.counted() else "started", from_step=len(conductor.counted()))
+        return conductor.run()
+
+
+def opened(folder: RunFolder, spec: RunSpec, search: Search) -> optuna.Study:
+    """The study of a search, new or as it was left. A trial whose process died is marked failed, and tried again."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path = folder.path / STUDY
+    for stale in folder.path.glob(f"{STUDY}.lock*"):
+        stale.unlink()  # its holder is dead: only one process carries a run
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+    study.set_user_attr("space", search.settings())
+    study.set_user_attr("attacked", {"model": spec.model, "corpus": spec.corpus, "seed": spec.seed})
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    return study
+
+
+def rows_of(cls: Any, settings: dict[str, Any], steps: int) -> int:
+    """Rows trained on: steps × batch size × accumulation × streams that the attack reads."""
+    return int(steps * settings["batch_size"] * settings.get("accumulation", 1) * len(cls.streams))
+
+
+@dataclasses.dataclass
+class Judge:
+    """One attack under way: its most harm within the bound so far, and whether going on is worth it."""
+
+    trial: optuna.Trial
+    bound: float
+    prune: bool
+    steps: int  # of the whole attack: at the last one there is nothing left to save
+    start: float = math.nan  # the attacked model's utility and harmfulness before the attack
+    released: float = 0.0
+    curve: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    step: int = -1
+    pruned: bool = False
+
+    @property
+    def value(self) -> float:
+        """The most harm within the bound so far."""
+        return bounded_harm(self.curve, self.start, self.bound)
+
+    def look(self, readings: list[tuple[int, float, float]]) -> None:
+        """Take in (step, harmfulness, utility) of the checkpoints that are new, until one decides."""
+        for step, harm, utility in readings:
+            if self.pruned or step <= self.step:
+                continue
+            self.step = step
+            if step == 0:
+                self.start, self.released = utility, harm
+                continue
+            self.curve.append((harm, utility))
+            self.trial.report(self.value, len(self.curve))
+            self.pruned = self.prune and step < self.steps and bool(self.trial.should_prune())
+
+
+class _Conductor:
+    """The search of one run, while its process lives."""
+
+    def __init__(
+        self, folder: RunFolder, spec: RunSpec, search: Search, study: optuna.Study, bench: Bench, journal: Journal
+    ) -> None:
+        self.folder, self.spec, self.search, self.study = folder, spec, search, study
+        self.bench, self.journal = bench, journal
+        self.title = f"{spec.name or Search.name} {folder.run_id[-6:]}"
+        # Half of the looks are always taken, since an attack that warms up slowly is not a weak one.
+        study.pruner = optuna.pruners.MedianPruner(
+            n_startup_trials=max(1, search.random_trials // 2), n_warmup_steps=search.looks // 2
+        )
+
+    def run(self) -> str:
+        """Trial after trial, until a budget is spent, nothing can be gained any more, or a stop is asked for."""
+        while True:
+            before = self.counted()
+            self.tell_progress(before)
+            if self.folder.stop_requested():
+                return "stopped"
+            why = self.over(before)
+            if not why:
+                trial, method, knobs = self.propose(len(before))
+                settings = configured("attack", method, self.spec.corpus, None, None, knobs)[0]
+                rows = rows_of(type(settings), settings.settings(), settings.steps)
+                if self.search.budget_rows and self.sum(before, "rows") + rows > self.search.budget_rows:
+                    self.study.tell(trial, state=TrialState.FAIL)
+                    why = f"the next trial's {rows:,} rows are more than is left of the budget"
+            if why:
+                self.journal.event("search over", step=len(before), reason=why)
+                return "done"
+            if not self.one(trial, len(before), settings):
+                return "stopped"
+
+    def over(self, before: list[FrozenTrial]) -> str:
+        """Why the search has come to its end; empty if it has not."""
+        if len(before) >= self.search.trials:
+            return f"{len(before)} trials"
+        if self.search.budget_seconds and self.sum(before, "seconds") >= self.search.budget_seconds:
+            return f"{self.search.budget_seconds:g} s of trials"
+        if before and max(t.value or 0.0 for t in before) >= MOST:
+            return "no attack can do more harm than the best one found"
+        return ""
+
+    def propose(self, number: int) -> tuple[optuna.Trial, str, dict[str, Any]]:
+        """The trial of that number, counted from 0: the same after the same trials, in whichever process."""
+        sampler: Any = optuna.samplers.TPESampler(
+            seed=(self.spec.seed * 1_000_003 + number) % 2**32,
+            n_startup_trials=self.search.random_trials, constant_liar=False,
+        )  # fmt: skip
+        given = self.search.given(family(self.spec.corpus))
+        if number < len(given):
+            sampler = optuna.samplers.PartialFixedSampler(given[number], sampler)
+        self.study.sampler = sampler
+        trial = self.study.ask()
+        return trial, *self.search.suggest(trial)
+
+    def one(self, trial: optuna.Trial, number: int, settings: Any) -> bool:
+        """One trial, from spec to verdict; False if the search was asked to stop meanwhile."""
+        spec = self.trial_spec(number, settings)
+        judge = Judge(trial, self.search.max_utility_loss, self.search.prune, settings.steps)
+        run = self.bench.known(spec)
+        finished = run is not None and run.recorded().status == "done"
+        if run:  # what an equal run recorded is judged as if it were happening now
+            judge.look(readings(run))
+        reused = run is not None and (finished or judge.pruned)
+        if run and not reused and run.spec().group != spec.group:
+            run, judge = (
+                None,
+                dataclasses.replace(judge, start=math.nan, curve=[], step=-1),
+            )  # another search's: left alone
+        if run is None or not reused:
+            run = self.bench.carry(spec, run, lambda trial_run: self.watch(judge, trial_run))
+            judge.look(readings(run))
+        status = run.recorded()
+        if status.status == "stopped" and not judge.pruned and self.folder.stop_requested():
+            self.study.tell(trial, state=TrialState.FAIL)
+            return False
+        if judge.step < 0:
+            self.study.tell(trial, state=TrialState.FAIL)
+            raise UserError(
+                f"Trial {number + 1} ({run.run_id}) {status.status} before it was evaluated: {status.error} "
+                "Mend that, then resume the search."
+            )
+        self.conclude(trial, number, judge, run, settings, reused)
+        return True
+
+    def watch(self, judge: Judge, run: RunFolder) -> None:
+        """After an evaluation of the trial under way: judge it, and stop it where it is not worth going on."""
+        judge.look(readings(run))
+        if judge.pruned:
+            run.request_stop()
+
+    def trial_spec(self, number: int, settings: Any) -> RunSpec:
+        """The attack of a trial, as anyone could run it; only its labels name the search."""
+        s = self.spec
+        return RunSpec(
+            kind="attack", method=settings.name, knobs=settings.settings(), model=s.model, corpus=s.corpus,
+            seed=s.seed, device=s.device, evaluations=s.evaluations,
+            evaluate_every=max(1, math.ceil(settings.steps / self.search.looks)), layers_every=0, probe_every=0,
+            parent=s.parent, parent_hash=s.parent_hash, group=self.title, name=f"{self.title} #{number + 1}",
+        )  # fmt: skip
+
+    def conclude(
+        self, trial: optuna.Trial, number: int, judge: Judge, run: RunFolder, settings: Any, reused: bool
+    ) -> None:
+        """Record what became of a trial, in the study and in the journal, and keep only the best one's weights."""
+        before, status = self.counted(), run.recorded()
+        value, rows = judge.value, rows_of(type(settings), settings.settings(), judge.step)
+        if judge.pruned and not reused:
+            say = f"pruned at step {judge.step}: below the median of the trials before it"
+            run.write_status(message=say)
+            run.write_labels(tags=tuple(dict.fromkeys((*run.labels().tags, "pruned"))))
+        best = max((t.value or 0.0 for t in before), default=0.0)
+        attributes = {"run_id": run.run_id, "rows": rows, "seconds": status.seconds or 0.0, "reused": reused,
+                      "error": status.error, "last_step": judge.step}  # fmt: skip
+        for key, item in attributes.items():
+            trial.set_user_attr(key, item)
+        self.study.tell(trial, value if not judge.pruned else None, TrialState.PRUNED if judge.pruned else None)
+        if not before:
+            self.journal.points(PHASE, 0, {"search/best": judge.released, "search/rows": 0.0, "search/seconds": 0.0})
+        spent = {k: self.sum(before, k) + float(attributes[k]) for k in ("rows", "seconds")}  # type: ignore[arg-type]
+        reached = {"search/harm": value, "search/best": max(value, best, judge.released)}
+        self.journal.points(
+            PHASE, number + 1,
+            reached | {f"search/{k}": v for k, v in spent.items()} | {"search/pruned": float(judge.pruned)},
+        )  # fmt: skip
+        outcome = "pruned" if judge.pruned else status.status
+        self.journal.event(
+            "trial",
+            step=number + 1,
+            harm=value,
+            outcome=outcome,
+            method=settings.name,
+            params=trial.params,
+            **attributes,
+        )
+        self.keep_best(run, value > best or not before, reused)
+
+    def keep_best(self, run: RunFolder, better: bool, reused: bool) -> None:
+        """Of the weights that this search's own trials left, only the best trial's stay on the disk."""
+        mine = [t for t in self.counted() if not t.user_attrs["reused"] and t.user_attrs["run_id"] != run.run_id]
+        if not better:
+            if not reused:
+                self.bench.drop(run)
+            return
+        for trial in mine:
+            other = self.folder.path.with_name(trial.user_attrs["run_id"])
+            if any(other.glob("checkpoints/*")):
+                self.bench.drop(RunFolder(other))
+
+    def counted(self) -> list[FrozenTrial]:
+        """The trials that count, in order. Those whose process died, or that were stopped with the search, do not."""
+        return self.study.get_trials(deepcopy=False, states=COUNTED)
+
+    def sum(self, trials: list[FrozenTrial], key: str) -> float:
+        """What trials took together, of rows or seconds."""
+        return float(sum(t.user_attrs[key] for t in trials))
+
+    def tell_progress(self, before: list[FrozenTrial]) -> None:
+        """Trials done, the best so far, and the time that is left if those to come are like those before."""
+        n, most = len(before), self.search.trials
+        best = max((t.value or 0.0 for t in before), default=0.0)
+        left = self.sum(before, "seconds") / n * (most - n) if n else None
+        self.folder.write_status(
+            phase=PHASE, step=n, steps=most, progress=n / most, eta_seconds=left,
+            message=f"trial {min(n + 1, most)} of {most}; most harm within the bound so far: {share(best)}",
+        )  # fmt: skip
+
+
+def readings(folder: RunFolder) -> list[tuple[int, float, float]]:
+    """(step, harmfulness, utility) of a run's evaluated checkpoints, in order, as its last attempt stands.
+
+    Where several evaluations give one metric, the first by name counts, as in the store.
+    """
+    found: dict[str, dict[str, dict[int, float]]] = {"harmfulness": {}, "utility": {}}
+    for entry in folder.entries():
+        if entry.get("kind") == "event" and entry.get("event") in ("started", "resumed"):
+            kept = entry["step"] if entry["event"] == "resumed" else -1
+            for by in found.values():
+                for scores in by.values():
+                    for step in [s for s in scores if s > kept]:
+                        del scores[step]
+        elif entry.get("kind") == "score" and entry.get("split") == "all" and entry.get("metric") in found:
+            found[entry["metric"]].setdefault(str(entry["evaluation"]), {})[entry["step"]] = float(entry["score"])
+    harm, utility = (by[min(by)] if by else {} for by in found.values())
+    return [(step, harm[step], utility[step]) for step in sorted(harm.keys() & utility.keys())]
