@@ -63,20 +63,30 @@ def text_of(name: str, what: str) -> str:
 
 
 def check(specs: list[RunSpec]) -> None:
-    """What can be known to fail before anything starts: methods, their settings, and corpora."""
+    """What can be known to fail before anything starts: methods, their settings, corpora, and the rows they need."""
     from immunelab import corpus
+    from immunelab.corpus.tokens import submitted
     from immunelab.method import configure, get
     from immunelab.sweep import space
 
-    for name in {spec.corpus for spec in specs}:
-        corpus.load(name)
+    known = {name: corpus.load(name) for name in {spec.corpus for spec in specs}}
     for spec in specs:
         if spec.kind == "sweep":
             space.settings_for(spec.corpus, spec.knobs).methods()
+            continue
+        rows = known[spec.corpus]
+        own = (spec.method,) if spec.kind == "evaluate" and spec.method else ()
+        for name in own or spec.evaluations or rows.evaluated(spec.kind):
+            for stream in get("evaluation", name).streams:
+                rows.select(stream, "test")
         if spec.kind in KIND_OF_METHOD:
-            configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs)  # type: ignore[arg-type]
-        for name in spec.evaluations:
-            get("evaluation", name)
+            method = configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs)  # type: ignore[arg-type]
+            split = "defense" if spec.kind == "immunize" else "attack"
+            for stream in method.streams:
+                if stream == "user":
+                    submitted(rows, method, split, spec.seed)
+                else:
+                    rows.select(stream, split)
 
 
 def launch(specs: list[RunSpec], args: argparse.Namespace, quiet: bool = False) -> int:

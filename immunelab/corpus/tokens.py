@@ -178,6 +178,7 @@ class Batches:
                     rows = [of[pair.row] for pair in pairing.pairs]
                 chosen = pairs(self._sampled(rows, stream, samples), stream)
             self.streams[stream] = [encode(tokenizer, pair, max_length, system) for pair in chosen]
+            _known(tokenizer, self.streams[stream], stream, corpus.name)
 
     def _sampled(self, rows: list[R], stream: str, samples: int) -> list[R]:
         if samples > len(rows):
@@ -203,6 +204,16 @@ class Batches:
         order = list(range(len(self.streams[stream])))
         random.Random(f"{_group(stream)}-{self.seed}-{epoch}").shuffle(order)
         return order
+
+
+def _known(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[list[int], int]], stream: str, corpus: str) -> None:
+    """A UserError if most rows have words that the tokenizer does not know: the model is of another corpus's words."""
+    strange = sum(tokenizer.unk_token_id in ids for ids, _ in rows) if tokenizer.unk_token_id is not None else 0
+    if 2 * strange > len(rows):
+        raise UserError(
+            f"The model's tokenizer does not know the words of {strange} of {len(rows)} rows of the stream {stream!r} "
+            f"of the corpus {corpus}: take the model that belongs to this corpus, or the corpus that the model is from."
+        )
 
 
 def _group(stream: str) -> str:

@@ -52,6 +52,11 @@ def load(source: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreT
         raise UserError(
             f"The model {str(source)[:300]!r} cannot be loaded: {_reason(error)} {WHAT_A_MODEL_IS}"
         ) from None
+    known, rows = len(tokenizer), int(model.get_input_embeddings().weight.shape[0])
+    if known > rows:
+        raise UserError(
+            f"The tokenizer of {str(source)[:300]} has {known} tokens, and its model {rows}: it is another model's."
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise UserError(f"The tokenizer of {source} has neither a padding nor an end-of-text token.")

@@ -53,21 +53,25 @@ class Vector(nn.Module):
     def of(cls, tensors: dict[str, Tensor]) -> Vector:
         """Back from `tensors`, frozen."""
         paths = [name.removesuffix(".A") for name in tensors if name.endswith(".A")]
+        lost = {"scale", *(f"{p}.B" for p in paths)} - set(tensors)
+        if lost or not paths:
+            raise UserError(f"These tensors are no security vector: {', '.join(sorted(lost)) or 'a layer'} is missing.")
         a, b = [tensors[f"{p}.A"] for p in paths], [tensors[f"{p}.B"] for p in paths]
         return cls(paths, a, b, float(tensors["scale"])).requires_grad_(False)
 
     def places(self, model: nn.Module) -> list[nn.Module]:
         """The layers of a model that it acts on; a UserError if it is another model's."""
         found = []
-        for path, a in zip(self.paths, self.a, strict=True):
+        for path, a, b in zip(self.paths, self.a, self.b, strict=True):
             try:
                 module = model.get_submodule(path)
             except AttributeError:
                 raise UserError(f"The vector is for another model: {type(model).__name__} has no {path}.") from None
             weight: Tensor = module.weight  # type: ignore[assignment]
-            if a.shape[1] not in weight.shape:
+            shape = tuple(weight.shape if isinstance(module, nn.Linear) else weight.T.shape)
+            if (b.shape[0], a.shape[1]) != shape:
                 raise UserError(
-                    f"The vector is for another model: {path} takes {tuple(weight.shape)}, not {a.shape[1]}."
+                    f"The vector is for another model: {path} is {shape}, and its part is {(b.shape[0], a.shape[1])}."
                 )
             found.append(module)
         return found
