@@ -73,7 +73,6 @@ def check(specs: list[RunSpec]) -> None:
     for spec in specs:
         if spec.kind == "sweep":
             space.settings_for(spec.corpus, spec.knobs).methods()
-            continue
         rows = known[spec.corpus]
         own = (spec.method,) if spec.kind == "evaluate" and spec.method else ()
         for name in own or spec.evaluations or rows.evaluated(spec.kind):
