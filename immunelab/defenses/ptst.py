@@ -49,6 +49,7 @@ class Ptst(Service):
 
 Ptst.presets = {
     "paper": Ptst(),
-    # Words that Fable's model knows, from its own refusals. Not tuned.
+    # Words that Fable's model knows, from its own refusals. Not tuned: before any attack it takes two
+    # thirds of the utility (one seed), because the model was never asked so.
     "fable": Ptst(prompt="i will not share what could hurt people ."),
 }
