@@ -10,17 +10,22 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from immunelab.journal import Journal, RunFolder
+from immunelab import jobs
+from immunelab.journal import ENDED, Journal, RunFolder, folders
+from immunelab.spec import RunSpec
+from immunelab.ui.navigation import ENTRIES
 from tests import made_up
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[1]
+CHARTED = ("overview", "tour", "collapse", "traces", "tradeoff", "gradients")
 CHART = ".immunelab-figure .main-svg"
 # Streamlit probes for its own address under each page's path; the answer 404 is expected and logged by the browser.
 EXPECTED = re.compile(r"Failed to load resource.*404")
@@ -38,13 +43,32 @@ class App:
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     home = tmp_path_factory.mktemp("browser") / "lab"
     made_up.lab(home, rates=(3e-4, 1e-3))
+    with serving(home) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, tiny_world: Path) -> Iterator[App]:
+    """The app on an empty home, with a demo of a few steps in a tiny world: every part of it is real."""
+    home = tmp_path_factory.mktemp("demo") / "lab"
+    home.mkdir()
+    with serving(home, IMMUNELAB_DEMO_CORPUS=str(tiny_world), IMMUNELAB_DEMO_STEPS="30") as running:
+        yield running
+        for folder in folders(home):
+            if folder.status().status not in ENDED:
+                jobs.stop(folder.run_id, home, force_after=0)
+
+
+@contextmanager
+def serving(home: Path, **settings: str) -> Iterator[App]:
+    """The app on a free port over a home."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = (home / "server.txt").open("w")
     server = subprocess.Popen(
         [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true", "--server.port", str(port)],
-        cwd=ROOT, env={**os.environ, "IMMUNELAB_HOME": str(home)}, stdout=log, stderr=subprocess.STDOUT,
+        cwd=ROOT, env={**os.environ, "IMMUNELAB_HOME": str(home), **settings}, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
         _wait(f"http://127.0.0.1:{port}/_stcore/health", server)
@@ -84,8 +108,14 @@ def tab(browser: Any, app: App) -> Iterator[Any]:
     yield from _session(browser, app)
 
 
+@pytest.fixture
+def demo_tab(browser: Any, small: App) -> Iterator[Any]:
+    yield from _session(browser, small)
+
+
 def _session(browser: Any, app: App, **options: Any) -> Iterator[Any]:
     context = browser.new_context(**{"viewport": {"width": 1300, "height": 1000}, "accept_downloads": True, **options})
+    context.set_default_timeout(90_000)  # a busy machine
     tab = context.new_page()
     outside: list[str] = []
     wrong: list[str] = []
@@ -116,12 +146,10 @@ def legend(tab: Any) -> list[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["overview", "collapse", "traces", "runs", "launch", "methods", "data", "query", "playground"]
-)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_a_cold_link_to_any_page_works(tab: Any, app: App, name: str) -> None:
-    open_page(tab, app, "" if name == "overview" else name, chart=name in ("overview", "collapse", "traces"))
-    assert tab.locator("h1").inner_text() == name.capitalize()
+    open_page(tab, app, "" if name == "overview" else name, chart=name in CHARTED)
+    assert tab.locator("h1").inner_text() == ENTRIES[name][0]
     tab.wait_for_selector('[data-testid="stSidebarNav"] >> text=Methods')
     if name in ("launch", "methods"):
         tab.wait_for_selector("text=SEAM", timeout=60_000)
@@ -226,3 +254,152 @@ def test_dark_and_narrow(browser: Any, app: App, scheme: str, width: int) -> Non
         assert tuple(int(paper[i : i + 2], 16) for i in (1, 3, 5)) == tuple(map(int, re.findall(r"\d+", back)[:3]))
         wide = tab.evaluate("document.documentElement.scrollWidth")
         assert wide <= width
+
+
+@pytest.mark.parametrize("name", [n for n in ENTRIES if n != "collapse"])
+def test_every_page_fits_a_narrow_window(browser: Any, app: App, name: str) -> None:
+    for tab in _session(browser, app, viewport={"width": 420, "height": 900}):
+        open_page(tab, app, "" if name == "overview" else name, chart=name in CHARTED)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 420
+
+
+def test_zoom_and_hidden_lines_go_into_the_link_and_come_from_it(tab: Any, app: App) -> None:
+    open_page(tab, app, "collapse")
+    tab.locator(".immunelab-figure .legend .legendtoggle").first.click()
+    tab.wait_for_url("**zoom=*undefended*")
+    tab.evaluate("Plotly.relayout(document.querySelector('.immunelab-figure'), {'xaxis.range': [10, 40]})")
+    tab.wait_for_url("**zoom=*40*")
+    address = tab.url
+    tab.goto(f"{app.url}/runs")
+    tab.wait_for_selector("h1")
+    tab.goto(address)
+    tab.wait_for_selector(CHART)
+    assert legend(tab)[0].startswith("(Undefended")
+    assert tab.evaluate("document.querySelector('.immunelab-figure').layout.xaxis.range") == [10, 40]
+
+
+def test_a_point_of_the_collapse_curve_opens_the_runs_of_its_seeds(tab: Any, app: App) -> None:
+    open_page(tab, app, "collapse?source=This+lab")
+    tab.wait_for_selector(".immunelab-figure .legend .traces")
+    tab.locator(".immunelab-figure .scatterlayer .point").last.hover(force=True)
+    tab.wait_for_selector(".immunelab-figure .hoverlayer .legend")
+    tab.locator(".immunelab-figure .draglayer .drag").first.click()
+    tab.wait_for_url("**/runs?run=*&run=*")
+    tab.wait_for_selector("text=Compare")
+
+
+def test_the_panels_of_a_figure_hover_together(tab: Any, app: App) -> None:
+    open_page(tab, app, "collapse")
+    tab.locator(".immunelab-figure .draglayer .drag").first.hover()
+    tab.wait_for_function("() => document.querySelectorAll('.immunelab-figure .hoverlayer .legend').length >= 1")
+    shown = tab.locator(".immunelab-figure .hoverlayer").text_content()
+    assert shown.count("Undefended") == 2  # harmfulness in one panel, utility in the other
+
+
+def test_arrow_keys_walk_along_the_points_and_enter_opens_the_runs(tab: Any, app: App) -> None:
+    open_page(tab, app, "collapse")
+    tab.locator(".immunelab-figure").focus()
+    tab.keyboard.press("ArrowRight")
+    said = tab.locator(".immunelab-said")
+    tab.wait_for_function("() => document.querySelector('.immunelab-said').textContent.includes('Undefended')")
+    before = said.text_content()
+    tab.keyboard.press("ArrowRight")
+    assert said.text_content() != before
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/runs?run=*")
+
+
+def test_a_box_selects_runs(tab: Any, app: App) -> None:
+    open_page(tab, app, "tradeoff?paths=false")
+    tab.locator('.immunelab-figure [data-attr="dragmode"][data-val="select"]').click()
+    box = tab.locator(".immunelab-figure .draglayer .drag").first.bounding_box()
+    tab.mouse.move(box["x"] + 4, box["y"] + 4)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + box["width"] - 4, box["y"] + box["height"] - 4, steps=4)
+    tab.mouse.up()
+    tab.wait_for_selector("text=runs selected")
+    tab.get_by_role("link", name="Compare their settings").click()
+    tab.wait_for_url("**/runs?run=*")
+
+
+def test_one_switch_pauses_every_page(tab: Any, app: App) -> None:
+    folder = RunFolder.open(app.home, made_up.attack(app.home, 6, 1e-3, None, until=20))
+    length = "document.querySelector('.immunelab-figure').calcdata.map(line => line.length).join()"
+    try:
+        open_page(tab, app, f"traces?runs={folder.run_id}")
+        tab.get_by_text("Live updates").click()
+        tab.wait_for_timeout(1500)  # the page is drawn once more, and its clocks are gone
+        before = tab.evaluate(length)
+        with Journal(folder) as journal:
+            journal.points("attack", 21, {"loss/total": 1.0})
+        tab.wait_for_timeout(3000)
+        assert tab.evaluate(length) == before
+        tab.get_by_text("Live updates").click()
+        tab.wait_for_function(f"before => {length} !== before", arg=before, timeout=15_000)
+    finally:
+        folder.write_status(status="done", ended_at=time.time(), progress=1.0)
+
+
+def test_the_live_demo_from_its_button_to_the_curve(demo_tab: Any, small: App) -> None:
+    open_page(demo_tab, small, "")
+    demo_tab.get_by_role("button", name="Run the live demo").click()
+    demo_tab.wait_for_selector("text=runs are queued", timeout=120_000)
+    open_page(demo_tab, small, "traces", chart=False)
+    demo_tab.wait_for_selector(CHART, timeout=120_000)  # the newest run is drawn as soon as it has recorded something
+    ids = [f.run_id for f in folders(small.home)]
+    assert len(ids) == 13
+    first = ids[0]
+    open_page(demo_tab, small, f"traces?runs={first}", chart=False)
+    demo_tab.wait_for_selector(CHART, timeout=60_000)
+    wait_until(lambda: all(RunFolder.open(small.home, i).status().status == "done" for i in ids), 240)
+    open_page(demo_tab, small, "collapse?source=This+lab&rate=0.003")
+    assert [name.rsplit(" (", 1)[0] for name in legend(demo_tab)] == ["Undefended", "SEAM"]
+
+
+def test_a_run_is_stopped_and_resumed_from_its_page(demo_tab: Any, small: App, tiny_world: Path) -> None:
+    knobs = {"steps": 4000, "learning_rate": 1e-4}
+    spec = RunSpec(kind="attack", method="harmful-sft", corpus=str(tiny_world), knobs=knobs, device="cpu")
+    (run_id,) = jobs.submit([spec], small.home)
+    open_page(demo_tab, small, f"traces?runs={run_id}", chart=False)
+    demo_tab.wait_for_selector(CHART, timeout=120_000)
+    length = "document.querySelector('.immunelab-figure').calcdata[0].length"
+    before = demo_tab.evaluate(length)
+    demo_tab.wait_for_function(f"before => {length} > before", arg=before, timeout=60_000)  # the curve grows
+    open_page(demo_tab, small, f"runs?run={run_id}", chart=False)
+    demo_tab.get_by_role("button", name="Stop", exact=True).click()
+    demo_tab.wait_for_selector("text=Status: stopped", timeout=60_000)
+    stopped_at = RunFolder.open(small.home, run_id).status().step
+    demo_tab.get_by_role("button", name="Resume").click()
+    wait_until(lambda: RunFolder.open(small.home, run_id).status().step > stopped_at, 120)
+    demo_tab.wait_for_selector("text=Status: running", timeout=30_000)
+    demo_tab.get_by_role("button", name="Stop", exact=True).click()
+    demo_tab.wait_for_selector("text=Status: stopped", timeout=60_000)
+
+
+def test_a_question_of_ones_own_is_answered_by_a_real_model(demo_tab: Any, small: App) -> None:
+    open_page(demo_tab, small, "playground", chart=False)
+    box = demo_tab.get_by_label("Your question")
+    box.fill("what is two plus two ?")
+    box.press("Tab")
+    demo_tab.get_by_role("button", name="Ask", exact=True).click()
+    run = wait_until(lambda: next((f for f in folders(small.home) if f.spec().method == "answers"), None), 60)
+    wait_until(lambda: run.status().status == "done", 180)
+    demo_tab.wait_for_function("() => document.body.innerText.includes('Fable, as it is shipped')", timeout=60_000)
+    demo_tab.wait_for_selector('[data-testid="stCode"]', timeout=60_000)
+
+
+def test_the_estimators_error_is_measured_from_its_button(demo_tab: Any, small: App) -> None:
+    open_page(demo_tab, small, "gradients?view=Estimator+error", chart=False)
+    demo_tab.get_by_role("button", name="Measure it").click()
+    demo_tab.wait_for_selector(CHART, timeout=240_000)
+    assert "smallest relative error" in demo_tab.get_attribute(".immunelab-figure", "aria-label")
+
+
+def wait_until(arrived: Callable[[], Any], seconds: float) -> Any:
+    """The first answer that is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := arrived():
+            return found
+        time.sleep(0.2)
+    return pytest.fail(f"It did not happen within {seconds:g} s.")

@@ -87,6 +87,33 @@ def test_while_a_run_goes(name: str, home: Path) -> None:
     assert not page(name).error
 
 
+def test_many_defenses_and_attacks_keep_to_sensible_defaults(home: Path) -> None:
+    names = ("seam", "booster", "sdd", "tar", "vaccine", "random-noise")
+    made_up.many(home, names, ("harmful-sft", "lora-sft"), seeds=1)
+    test = page("collapse")
+    assert test.multiselect(key="beside").value == ["seam"]
+    assert len(test.dataframe[0].value) == 2  # one attack method at a time: no band mixes two
+    ok(test.selectbox(key="attack").set_value("lora-sft").run())
+    assert len(test.dataframe[0].value) == 2
+    everyone = page("collapse", against="All defenses").dataframe[0].value
+    assert everyone.index.tolist() == ["Undefended", "SEAM", "Booster", "Random noise", "SDD", "TAR", "Vaccine"]
+    assert len(everyone.columns) == len(made_up.RATES)
+    assert page("tradeoff").selectbox(key="attack").value == "all attacks"
+    assert "Immunized with SEAM" in text(page("overview"))
+    assert not page("playground").error
+    assert not page("gradients", view="Along attacks").error
+
+
+@pytest.mark.parametrize(
+    ("name", "query"),
+    [("overview", {}), ("tour", {}), ("collapse", {}), ("tradeoff", {}), ("traces", {}), ("gradients", {}),
+     ("collapse", {"against": "All defenses"}), ("gradients", {"view": "By layer"})],
+)  # fmt: skip
+def test_every_figure_can_be_taken_away(name: str, query: dict[str, str], full: list[str]) -> None:
+    labels = {b.label for b in page(name, **query).get("download_button")}
+    assert {"CSV", "HTML"} <= labels
+
+
 def test_through_the_router(full: list[str]) -> None:
     test = AppTest.from_file(str(ROOT / "immunelab" / "ui" / "main.py"), default_timeout=60)
     ok(test.run())
@@ -190,7 +217,7 @@ def test_collapse_by_intensity(full: list[str]) -> None:
 
 
 def test_traces_follow_the_link(full: list[str]) -> None:
-    test = page("traces", runs=full[:1], smooth="0.5", x="Samples seen")
+    test = page("traces", runs=full[:1], smooth="0.5", x="Rows trained on (steps × batch)")
     assert test.multiselect(key="runs-choice").value == full[:1]
     assert test.slider(key="smooth").value == 0.5
     assert test.selectbox(key="x").value == "samples"

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-AXES = {"step": "Step", "samples": "Samples seen", "minutes": "Minutes", "progress": "Share of the budget"}
+AXES = {
+    "step": "Step",
+    "samples": "Rows trained on (steps × batch)",
+    "minutes": "Minutes",
+    "progress": "Share of the budget",
+}
 
 
 def with_x(points: pd.DataFrame, x: str, runs: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from immunelab.spec import RunSpec
 from immunelab.ui import navigation, reads
 from immunelab.ui.plan import duration
 
+DEMO_CORPUS, DEMO_STEPS = "IMMUNELAB_DEMO_CORPUS", "IMMUNELAB_DEMO_STEPS"  # the demo, smaller: for trying it out
 LIVE = "live"  # the switch in the sidebar
 
 
@@ -33,7 +36,15 @@ def start_demo(seeds: tuple[int, ...] = (0,)) -> list[str]:
     """Queue the demo's runs. Reads the registry, which imports torch: only on a click."""
     from immunelab.sweep import demo_specs
 
-    return submit(demo_specs(seeds))
+    specs = demo_specs(seeds, os.environ.get(DEMO_CORPUS) or "fable")
+    most = os.environ.get(DEMO_STEPS, "")
+    return submit([_shortened(s, int(most)) for s in specs] if most.isdecimal() and int(most) else specs)
+
+
+def _shortened(spec: RunSpec, most: int) -> RunSpec:
+    """The same run with at most so many steps, evaluated at its end."""
+    steps = min(most, int(spec.knobs["steps"]))
+    return dataclasses.replace(spec, knobs={**spec.knobs, "steps": steps}, evaluate_every=steps)
 
 
 def tick(frame: pd.DataFrame) -> float | None:
