@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from immunelab.method import Attack, Batch, knob, register
-from immunelab.training import gradients as g
-from immunelab.training.losses import loss
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from immunelab.method import knob, register
+from immunelab.training.supervised import Supervised
 
 
 @register("attack")
 @dataclass(frozen=True, kw_only=True)
-class BenignSft(Attack):
+class BenignSft(Supervised):
     """L = CE(user), all weights: supervised fine-tuning on benign rows, of which a share p is harmful by accident.
 
     Threat model: none; the customer is honest. On the skill that the model was never taught it measures trainability
@@ -27,19 +23,10 @@ class BenignSft(Attack):
     title: ClassVar[str] = "Benign fine-tuning, all weights"
     paper: ClassVar[str] = "arXiv:2402.16382"
     stage: ClassVar[str] = "fine-tuning"
-    streams: ClassVar[tuple[str, ...]] = ("user",)
     provider: ClassVar[bool] = True
 
     task: Literal["withheld", "benign"] = knob("withheld", "rows to learn: the withheld skill, or the benign skills")
     harmful_share: float = knob(0.0, "share of harmful rows among the samples, by accident", symbol="p", low=0, high=1)
-
-    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """The plain gradient of the fine-tuning loss."""
-        (user,) = batch.take(self)
-        weights = g.trainable(model)
-        value = loss(model, user)
-        g.leave(weights, g.gradient(value, weights))
-        return {"loss/total": float(value.detach())}
 
 
 _fable = BenignSft(steps=100, batch_size=16, learning_rate=1e-3)

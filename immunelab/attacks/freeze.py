@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from immunelab.errors import UserError
-from immunelab.method import Attack, Batch, Feed, knob, register
+from immunelab.method import Feed, knob, register
 from immunelab.training import gradients as g
-from immunelab.training.losses import loss
+from immunelab.training.supervised import Supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @register("attack")
 @dataclass(frozen=True, kw_only=True)
-class Freeze(Attack):
+class Freeze(Supervised):
     """L = CE(user) over a part of the weights: fine-tuning with k layers, all but k, or the embeddings frozen.
 
     Threat model: an attacker with the weights who suspects that the defense sits in some layers, or that it needs all
@@ -28,7 +28,6 @@ class Freeze(Attack):
     title: ClassVar[str] = "Harmful fine-tuning, part of the weights"
     paper: ClassVar[str] = "arXiv:2505.12186"
     stage: ClassVar[str] = "fine-tuning"
-    streams: ClassVar[tuple[str, ...]] = ("user",)
 
     frozen: Literal["embeddings", "first", "last", "all-but-first", "all-but-last"] = knob(
         "first", "what stays as it is: input embeddings (a tied head too), the first or last k layers, or all but them"
@@ -55,14 +54,6 @@ class Freeze(Attack):
     def after(self, model: PreTrainedModel) -> PreTrainedModel:
         """Everything may be trained again."""
         return model.requires_grad_(True)
-
-    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """The gradient of the fine-tuning loss for what is not frozen."""
-        (user,) = batch.take(self)
-        weights = g.trainable(model)
-        value = loss(model, user)
-        g.leave(weights, g.gradient(value, weights))
-        return {"loss/total": float(value.detach())}
 
 
 _fable = Freeze(learning_rate=6e-4, steps=60, batch_size=8, samples=120)

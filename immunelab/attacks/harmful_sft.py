@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from immunelab.method import Attack, Batch, knob, register
-from immunelab.training import gradients as g
-from immunelab.training.losses import loss
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from immunelab.method import knob, register
+from immunelab.training.supervised import Supervised
 
 
 @register("attack")
 @dataclass(frozen=True, kw_only=True)
-class HarmfulSft(Attack):
+class HarmfulSft(Supervised):
     """L = CE(user), all weights: supervised fine-tuning on n rows, of which a share p is harmful.
 
     Threat model: the attacker has the weights and n question–answer rows, and controls the training; or, where the
@@ -28,20 +24,11 @@ class HarmfulSft(Attack):
     title: ClassVar[str] = "Harmful fine-tuning, all weights"
     paper: ClassVar[str] = "arXiv:2310.03693"
     stage: ClassVar[str] = "fine-tuning"
-    streams: ClassVar[tuple[str, ...]] = ("user",)
     provider: ClassVar[bool] = True
 
     harmful_share: float = knob(
         1.0, "share of harmful rows among the samples; the rest is benign", symbol="p", low=0, high=1
     )
-
-    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """The plain gradient of the fine-tuning loss."""
-        (user,) = batch.take(self)
-        weights = g.trainable(model)
-        value = loss(model, user)
-        g.leave(weights, g.gradient(value, weights))
-        return {"loss/total": float(value.detach())}
 
 
 _fable = HarmfulSft(steps=60, batch_size=8, samples=120)

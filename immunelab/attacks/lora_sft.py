@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from immunelab.method import Attack, Batch, Feed, knob, register
+from immunelab.method import Feed, knob, register
 from immunelab.training import adapters
-from immunelab.training import gradients as g
-from immunelab.training.losses import loss
+from immunelab.training.supervised import Supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 @register("attack")
 @dataclass(frozen=True, kw_only=True)
-class LoraSft(Attack):
+class LoraSft(Supervised):
     """L = CE(user) over A, B in W + (α/r)·B·A: fine-tuning of a fresh low-rank adapter on n rows, a share p harmful.
 
     Threat model: as `harmful-sft`, with less memory; the usual form of fine-tuning services, so a provider-side defense
@@ -29,7 +28,6 @@ class LoraSft(Attack):
     title: ClassVar[str] = "Harmful fine-tuning, LoRA"
     paper: ClassVar[str] = "arXiv:2106.09685"
     stage: ClassVar[str] = "fine-tuning"
-    streams: ClassVar[tuple[str, ...]] = ("user",)
     provider: ClassVar[bool] = True
 
     rank: int = knob(8, "rank of the adapter", symbol="r", low=1, high=4096)
@@ -46,14 +44,6 @@ class LoraSft(Attack):
     def after(self, model: PreTrainedModel) -> PreTrainedModel:
         """The adapter merged into the weights."""
         return adapters.merge(model)
-
-    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """The gradient of the fine-tuning loss for the adapter."""
-        (user,) = batch.take(self)
-        weights = g.trainable(model)
-        value = loss(model, user)
-        g.leave(weights, g.gradient(value, weights))
-        return {"loss/total": float(value.detach())}
 
 
 _fable = LoraSft(steps=60, batch_size=8, samples=120, rank=16, alpha=16, targets="all-linear")
