@@ -42,9 +42,9 @@ def start_demo(seeds: tuple[int, ...] = (0,)) -> list[str]:
 
 
 def _shortened(spec: RunSpec, most: int) -> RunSpec:
-    """The same run with at most so many steps, evaluated at its end."""
+    """The same run with at most so many steps, evaluated at its end, on all the rows that a small corpus has."""
     steps = min(most, int(spec.knobs["steps"]))
-    return dataclasses.replace(spec, knobs={**spec.knobs, "steps": steps}, evaluate_every=steps)
+    return dataclasses.replace(spec, knobs={**spec.knobs, "steps": steps, "samples": 0}, evaluate_every=steps)
 
 
 def tick(frame: pd.DataFrame) -> float | None:
