@@ -21,6 +21,15 @@ if not ((runs["kind"] == "immunize") & (runs["status"] == "done")).any():
     live.waiting(lambda: (reads.runs().query("kind == 'immunize'")["status"] == "done").any())
     st.stop()
 
+view = st.segmented_control(
+    "Show", ["One defense", "All defenses"], default="One defense", required=True, key="view", bind="query-params"
+)
+if view == "All defenses":
+    with st.spinner("Reading the scorecards"):
+        scoring.side_by_side(runs, reads.ask(scoring.limits))
+    live.runs_under_way()
+    st.stop()
+
 with st.container(horizontal=True, vertical_alignment="bottom"):
     chosen = scoring.choose(runs)
 limits = reads.ask(scoring.limits)

@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from immunelab import jobs
 from immunelab.spec import RunSpec
-from immunelab.ui import reads
+from immunelab.ui import reads, scoring
 from tests import made_up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ def test_verdicts_follow_the_thresholds() -> None:
 
 def test_every_table_draws() -> None:
     test = page()
-    for name in ("Capability", "Domains", "Learning"):
+    for name in scoring.TABLES:
         ok(test.button_group(key="table").set_value(name).run())
 
 
@@ -79,3 +79,19 @@ def test_the_missing_runs_are_offered(runs: list[str], monkeypatch: pytest.Monke
     rates = {m: sorted(s.knobs["learning_rate"] for s in seen if s.model == m) for m in ("fable", f"run:{runs[0]}")}
     assert rates["fable"] == rates[f"run:{runs[0]}"]
     assert any(s.knobs["harmful_share"] > 0 for s in seen)
+
+
+def test_all_defenses_side_by_side(runs: list[str]) -> None:
+    test = page(view="All defenses")
+    shown = test.dataframe[0].value
+    assert "SEAM" in list(shown["Defense"])
+    assert len(shown) == len(set(shown["Defense"])) > 0
+    one = page()
+    for heading in [c for c in shown if c not in ("Defense", "Seeds")]:
+        verdict = shown.loc[shown["Defense"] == "SEAM", heading].iloc[0].split(" (n")[0]
+        assert verdict in " ".join(str(b.proto) for b in one.get("markdown")), heading
+
+
+def test_the_link_carries_the_other_limits() -> None:
+    test = page(**{"limit-cost": "7.5"})
+    assert test.number_input(key="limit-cost").value == 7.5
