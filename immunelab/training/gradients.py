@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,23 +32,68 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def gradient(
     loss: Tensor, parameters: Sequence[Tensor], *, keep_graph: bool = False, differentiable: bool = False
 ) -> Gradient:
-    """∇loss for each parameter; zeros where the loss does not depend on one. `.grad` is left alone."""
+    """∇loss for each parameter; zeros where the loss does not depend on one. `.grad` is left alone.
+
+    A UserError for `differentiable` on sharded parameters, which have no second derivative.
+    """
+    if any(_sharded(p) for p in parameters):
+        return _of_shards(loss, parameters, keep_graph, differentiable)
     found = torch.autograd.grad(
         loss, parameters, allow_unused=True, retain_graph=keep_graph or differentiable, create_graph=differentiable
     )
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
+def _of_shards(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool, differentiable: bool) -> Gradient:
+    """FSDP puts gradients into `.grad` by hooks of the backward pass; the graph itself never reaches the shards."""
+    if differentiable:
+        raise UserError("Sharded weights have no second derivative: use estimator=finite-difference, or one device.")
+    before = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        loss.backward(retain_graph=keep_graph)
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    finally:
+        for p, grad in zip(parameters, before, strict=True):
+            p.grad = grad
+
+
 def dots(a: Gradient, b: Gradient) -> Tensor:
     """⟨a_i, b_i⟩ of each parameter as a float64 vector (float32 where the device has no float64)."""
     wide = torch.float32 if a[0].device.type == "mps" else torch.float64
     products = torch._foreach_mul(a, b)
+    if all(_sharded(p) for p in products):
+        return _reduced(products, wide)
     return torch.stack([_whole(p.sum(dtype=wide)) for p in products])
 
 
-def _whole(scalar: Tensor) -> Tensor:
+def _sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor; asked so because not every build of torch has them."""
+    return hasattr(tensor, "full_tensor")
+
+
+def _held(tensor: Any) -> Tensor:
+    """What this process holds of a tensor, in the same memory; `_foreach_copy_` does not know DTensors."""
+    held: Tensor = tensor.to_local() if _sharded(tensor) else tensor
+    return held
+
+
+def _whole(scalar: Any) -> Tensor:
     """A reduction over a DTensor is still sharded or partial; its full value is what every rank needs."""
-    return scalar.full_tensor() if hasattr(scalar, "full_tensor") else scalar
+    full: Tensor = scalar.full_tensor() if _sharded(scalar) else scalar
+    return full
+
+
+def _reduced(shards: Sequence[Any], wide: torch.dtype) -> Tensor:
+    """The sum of each tensor, in one exchange for all that are split in the same way instead of one each."""
+    from torch.distributed.tensor import DTensor, Partial, Shard
+
+    mesh = shards[0].device_mesh
+    if any(s.device_mesh != mesh or not all(isinstance(p, Shard) for p in s.placements) for s in shards):
+        return torch.stack([_whole(s.sum(dtype=wide)) for s in shards])
+    mine = torch.stack([_held(s).sum(dtype=wide) for s in shards])
+    return DTensor.from_local(mine, mesh, [Partial()] * mesh.ndim).full_tensor()
 
 
 def dot(a: Gradient, b: Gradient) -> Tensor:
@@ -116,7 +162,7 @@ def restored(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield copies
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(list(parameters), copies)
+            torch._foreach_copy_([_held(p) for p in parameters], [_held(c) for c in copies])
 
 
 @contextmanager
@@ -134,7 +180,9 @@ def shifted(parameters: Sequence[nn.Parameter], direction: Gradient, by: float) 
 
 @contextmanager
 def cast(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
-    """The weights rounded to `dtype` inside, the originals after."""
+    """The weights rounded to `dtype` inside, the originals after; a UserError for sharded weights."""
+    if any(_sharded(p) for p in parameters):
+        raise UserError("Sharded weights keep their precision: use precision=fp32 or bf16-autocast, or one device.")
     originals = [p.data for p in parameters]
     try:
         for p in parameters:
