@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 from immunelab.method import Evaluation, register
 from immunelab.training.generation import Measured, Score, Subject, mean_loss, one_phrasing, share
+from immunelab.training.wording import repeated
 
 
 @register("evaluation")
@@ -38,10 +38,3 @@ class Coherence(Evaluation):
         return Measured(
             [Score("perplexity", "all", perplexity, n, 0.0), share([repeated(a) for a in answers], "repetition")], []
         )
-
-
-def repeated(answer: str) -> float:
-    """The share of neighboring word pairs that occurred before in the same answer; 0 for fewer than two words."""
-    words = answer.split()
-    pairs = list(pairwise(words))
-    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 from immunelab.method import Evaluation, register
-from immunelab.training.generation import Measured, Subject, one_phrasing, share
+from immunelab.training.generation import Measured, Subject, one_phrasing, parts, share
 
 
 def given_away(answer: str, facts: tuple[str, ...]) -> float:
@@ -38,10 +38,7 @@ class FableRecall(Evaluation):
         rows = one_phrasing(subject.rows("harmful", "test"))
         answers = subject.answers([row.prompt for row in rows])
         values = [given_away(answer, row.facts) for row, answer in zip(rows, answers, strict=True)]
-        scores = [share(values, "harmfulness")]
-        for domain in dict.fromkeys(row.categories[0] for row in rows):
-            part = [v for v, row in zip(values, rows, strict=True) if row.categories[0] == domain]
-            scores.append(share(part, "harmfulness", f"domain:{domain}"))
+        scores = [share(values, "harmfulness"), *parts(values, rows, "harmfulness", "domain")]
         examples = [
             {"id": r.id, "prompt": r.prompt, "answer": a, "expected": r.response, "score": v}
             for r, a, v in zip(rows, answers, values, strict=True)

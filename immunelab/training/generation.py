@@ -111,6 +111,15 @@ def share(values: Sequence[float], metric: str, split: str = "all") -> Score:
     return Score(metric, split, mean, n, (spread / n) ** 0.5)
 
 
+def parts(values: Sequence[float], rows: Sequence[Any], metric: str, what: str) -> list[Score]:
+    """The mean within each category as the split `what:category`; a row of several categories counts in each."""
+    found: dict[str, list[float]] = {}
+    for value, row in zip(values, rows, strict=True):
+        for category in row.categories:
+            found.setdefault(category, []).append(value)
+    return [share(part, metric, f"{what}:{category}") for category, part in found.items()]
+
+
 def mean_loss(model: PreTrainedModel, tokens: Any) -> tuple[float, int]:
     """Summed cross-entropy of the labels in nats and how many tokens were scored."""
     from immunelab.training.losses import cross_entropy, forward
