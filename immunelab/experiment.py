@@ -27,7 +27,7 @@ from immunelab.corpus.embedding import MiniLM
 from immunelab.corpus.tokens import Batches
 from immunelab.errors import UserError
 from immunelab.journal import Journal, RunFolder
-from immunelab.measuring import MAX_LENGTH, Measuring, asked
+from immunelab.measuring import Measuring, asked
 from immunelab.method import Batch, Edit, Evaluation, Feed, Method, Service, Trained, configure
 from immunelab.provider import Provider
 from immunelab.spec import KIND_OF_METHOD, RunSpec
@@ -72,6 +72,8 @@ def execute(
             parameters=sum(p.numel() for p in model.parameters()),
             threads=torch.get_num_threads(),
         )
+        if corpus.made:
+            journal.event("corpus", notes=list(corpus.notes), **corpus.made)
         if found:
             run.host_of(found)
         if isinstance(method, Trained):
@@ -179,7 +181,7 @@ class Run:
             split=split,
             seed=self.spec.seed,
             device=str(self.model.device),
-            max_length=MAX_LENGTH,
+            max_length=self.corpus.max_length,
             pairing=paired,
         )
 
@@ -290,9 +292,10 @@ class Run:
 def model_source(spec: RunSpec, corpus: corpora.Corpus, runs: Path) -> str | Path:
     """Where the weights are: `fable` is the corpus's own model, `run:<id>` what a run left, else a folder or Hub id."""
     if spec.model == "fable":
-        if not (Path(corpus.model) / "config.json").is_file():
-            raise UserError(f"The corpus {corpus.name} has no model at {corpus.model}: run `immunelab fable build`.")
-        return Path(corpus.model)
+        folder = corpus.own_model()
+        if not (folder / "config.json").is_file():
+            raise UserError(f"The corpus {corpus.name} has no model at {folder}: run `immunelab fable build`.")
+        return folder
     if spec.model.startswith("run:"):
         parent = RunFolder.open(runs.parent, spec.model.removeprefix("run:"))
         saved = checkpoints.latest(parent.checkpoints)

@@ -18,8 +18,8 @@ from immunelab.training.generation import Measured, Subject, one_phrasing
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_LENGTH = 256
 PROBE_ROWS = 16
+SMALL = 100_000_000  # parameters up to which 256 answers at once fit into any memory
 
 
 class Measuring:
@@ -42,6 +42,8 @@ class Measuring:
             rows=corpus.select,
             as_prompt=self.as_prompt,
             collated=lambda chosen: self.collated(chosen, self.system),
+            max_new_tokens=corpus.answer_tokens,
+            batch_size=256 if sum(p.numel() for p in model.parameters()) <= SMALL else 16,
         )
         self.method: Method | None = None
         self.host: hosting.Host | None = None
@@ -111,7 +113,7 @@ class Measuring:
 
     def collated(self, chosen: Iterable[tuple[str, str]], system: str = "") -> Tokens:
         """(prompt, answer) pairs as one minibatch on the model's device."""
-        encoded = [encode(self.tokenizer, pair, MAX_LENGTH, system) for pair in chosen]
+        encoded = [encode(self.tokenizer, pair, self.corpus.max_length, system) for pair in chosen]
         return collate(encoded, int(self.tokenizer.pad_token_id), str(self.subject.model.device))
 
 

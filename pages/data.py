@@ -11,7 +11,8 @@ navigation.heading("data", "The rows that models are trained and tested on: stre
 known = corpora.names(reads.runs(), st.query_params.get("corpus", ""))
 name = st.selectbox(
     "Corpus", known, accept_new_options=True, key="corpus", bind="query-params",
-    help="The bundled world, or the folder of another one (`immunelab fable build --seed 7 --to worlds/7`).", width=420,
+    help="The bundled world, the folder of another one (`immunelab fable build --seed 7 --to worlds/7`), or your own "
+    "data: a corpus.toml or its folder.", width=420,
 )  # fmt: skip
 try:
     found = corpora.read(name or "fable")
@@ -26,15 +27,16 @@ if rows.empty:
 shared = facts.overlap(rows)
 largest = int(shared[["items", "prompts", "texts"]].max(axis=None)) if len(shared) else 0
 unit = "tokens" if "tokens" in rows else "words"
-cut = facts.truncated(rows, corpora.LONGEST) if unit == "tokens" else None
+cut = facts.truncated(rows, found.longest) if unit == "tokens" else None
 with st.grid(4, min_column_width=150):
     st.metric("Rows", f"{(rows['stream'] != corpora.REFUSAL).sum():,}", border=True)
     st.metric("Items", f"{rows['item'].nunique():,}", border=True, help="What rows are about: a hazard has 3 prompts.")
     st.metric("Shared between splits", f"{largest:,}", border=True, help="The largest number in the table of overlap.")
     st.metric("Rows cut off", "–" if cut is None else f"{cut['cut'].sum():,}", border=True)
 st.caption(live.plain(f"Fingerprint of all rows, stored with each run: {found.fingerprint}."))
-if found.no_tokens:
-    st.caption(live.plain(found.no_tokens))
+for said in (found.no_tokens, *found.notes):
+    if said:
+        st.caption(live.plain(said))
 
 view = st.segmented_control(
     "Show", ["Counts", "Lengths", "Overlap", "Rows", "Pairs"], default="Counts", required=True, key="view",
@@ -61,7 +63,7 @@ elif view == "Lengths":
     st.dataframe(table, hide_index=True, alt=f"Answer lengths in {unit} by stream")
     if cut is not None:
         st.markdown(
-            f"**Truncation.** Training cuts a row off after {corpora.LONGEST} tokens, template included: "
+            f"**Truncation.** Training cuts a row off after {found.longest} tokens, template included: "
             f"{cut['cut'].sum():,} of {cut['rows'].sum():,} rows are longer."
             + (f" The corpus's own model was made for {found.positions} tokens." if found.positions else "")
         )

@@ -64,7 +64,7 @@ with right:
         preset, values = launching.preset(cls, copied if copied and copied.method == attack_name else None, "attack")
         with st.expander("Knobs of the attack"):
             typed = forms.knob_inputs(knobs_of(cls, registry.Budget), values, f"{attack_name}-{preset}")
-        ladder = cls.ladders.get(launching.family(corpus), {})
+        ladder = launching.rungs(cls, corpus)
         rungs = st.pills(
             "Rungs of the ladder", list(ladder), selection_mode="multi", key=f"rungs-{attack_name}",
             help="Recorded intensities, from far too weak to far too strong, in place of the knobs above.",

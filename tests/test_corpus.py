@@ -15,12 +15,11 @@ from immunelab.corpus.tokens import Batches, collate, encode, pairs, submitted
 from immunelab.defenses.seam import Seam
 from immunelab.errors import UserError
 from immunelab.evaluations.benign_accuracy import correct
-from immunelab.evaluations.coherence import repeated
 from immunelab.evaluations.fable_recall import given_away
-from immunelab.evaluations.refusal_rate import refuses
 from immunelab.spec import CorpusName
 from immunelab.training import models
 from immunelab.training.generation import greedy, one_phrasing
+from immunelab.training.wording import refuses, repeated
 
 
 def test_the_shipped_world_is_what_its_seed_makes(world: corpora.Corpus) -> None:

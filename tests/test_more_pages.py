@@ -151,11 +151,10 @@ def test_overlap_is_found() -> None:
 
 
 def test_lengths_on_the_page_are_those_of_training() -> None:
-    from immunelab import corpus, experiment
+    from immunelab import corpus
     from immunelab.corpus.tokens import encode
     from immunelab.training import models
 
-    assert corpora.LONGEST == experiment.MAX_LENGTH
     fable = corpus.load("fable")
     tokenizer = models.load(fable.model)[1]
     frame = corpora.as_frame(fable.rows[::97])

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from immunelab.cli import about, demo, many, pairs, recorded, scoring, start
+from immunelab.cli import about, demo, many, models, pairs, recorded, scoring, start
 from immunelab.errors import UserError, unknown
 
 EPILOG = """
@@ -175,7 +175,10 @@ def _spec_options(c: Parser, kind: str) -> None:
     c.add_argument("--model", default="fable", metavar="MODEL",
                    help="fable, a Hub id, a folder, run:ID or run:last (default fable)")  # fmt: skip
     c.add_argument(
-        "--corpus", default="fable", metavar="CORPUS", help="fable, or the folder of another world (default fable)"
+        "--corpus",
+        default="fable",
+        metavar="CORPUS",
+        help="fable, another world's folder, or a corpus.toml (default fable)",
     )
     part = c.add_mutually_exclusive_group()
     part.add_argument("--hold-out", default="", metavar="DOMAIN", help="leave a hazard domain out of all harmful rows")
@@ -320,6 +323,9 @@ def _shipped(commands: Any) -> None:
 
 
 def _about(commands: Any) -> None:
+    c = _command(commands, "models", models.models, "models in a folder, in the Hub's cache, and of runs")
+    c.add_argument("folder", nargs="*", metavar="DIR", help="folders to look in, three levels deep")
+    _json(c)
     c = _command(commands, "methods", about.methods, "defenses, attacks and evaluations, with their settings")
     c.add_argument("name", nargs="?", metavar="NAME", help="one method, with every setting")
     _json(c)

@@ -74,6 +74,8 @@ def check(specs: list[RunSpec]) -> None:
         if spec.kind == "sweep":
             space.settings_for(spec.corpus, spec.knobs).methods()
         rows = known[spec.corpus]
+        if spec.model == "fable":
+            rows.own_model()
         own = (spec.method,) if spec.kind == "evaluate" and spec.method else ()
         for name in own or spec.evaluations or rows.evaluated(spec.kind):
             for stream in get("evaluation", name).streams:
@@ -84,8 +86,8 @@ def check(specs: list[RunSpec]) -> None:
             for stream in method.streams:
                 if stream == "user":
                     submitted(rows, method, split, spec.seed)
-                else:
-                    rows.select(stream, split)
+                for needed in ("harmful", "benign") if stream == "unrelated" else (stream,) if stream != "user" else ():
+                    rows.select(needed, split)
 
 
 def launch(specs: list[RunSpec], args: argparse.Namespace, quiet: bool = False) -> int:

@@ -13,12 +13,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from immunelab import shipped
 from immunelab.errors import UserError, unknown
 from immunelab.spec import CorpusName
 
 SPLITS = ("defense", "attack", "test")
+DESCRIPTION = "corpus.toml"  # of a user's own data, in its folder
+MAX_LENGTH = 256  # tokens at which a row is cut off, unless a corpus says otherwise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,10 +50,22 @@ class Corpus:
     evaluations: tuple[str, ...]
     model: str = ""  # the model that belongs to it, if one does
     trainability: tuple[str, ...] = ()  # evaluations along a benign fine-tune; empty: the same as along an attack
+    max_length: int = MAX_LENGTH
+    answer_tokens: int = 32  # of an answer that an evaluation asks for, at most
+    notes: tuple[str, ...] = ()  # what was left out or filled in, in sentences
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)  # of described ones: the description, file hashes
 
     def evaluated(self, kind: str) -> tuple[str, ...]:
         """The names of the evaluations along a run of a kind."""
         return (self.trainability if kind == "finetune" else ()) or self.evaluations
+
+    def own_model(self) -> Path:
+        """The folder of the model that belongs to the corpus; a UserError if none does."""
+        if not self.model:
+            raise UserError(
+                f"The corpus {self.name} comes without a model: name one with --model, a folder or a Hub id."
+            )
+        return Path(self.model)
 
     def select(self, stream: str, split: str) -> list[Row]:
         """The rows of a stream in a split, in file order; a UserError if there are none, or if they are not rows."""
@@ -144,21 +159,28 @@ def _row(line: bytes, place: str) -> Row:
 
 
 def load(name: str) -> Corpus:
-    """A corpus by name: `fable`, or the folder of another Fable world; with `?hold-out=DOMAIN` or `?only=DOMAIN` the
-    harmful rows of all other hazard domains, or of no other one.
+    """A corpus by name: `fable`, the folder of another Fable world, or a `corpus.toml` or its folder; with
+    `?hold-out=DOMAIN` or `?only=DOMAIN` the harmful rows of all other hazard domains, or of no other one.
     """
     from immunelab.corpus import fable
 
     asked = CorpusName.read(name)
     folder = shipped.data() / "fable" if asked.whole == "fable" else Path(asked.whole)
+    description = folder if folder.suffix == ".toml" else folder / DESCRIPTION
     try:
-        there = (folder / "world.jsonl").is_file()
+        there, described = (folder / "world.jsonl").is_file(), description.is_file()
     except OSError:
-        there = False  # a name that no file can have
+        there, described = False, False  # a name that no file can have
+    if described and not there:
+        from immunelab.corpus.described import load as load_described
+
+        found = load_described(description, name)
+        return dataclasses.replace(found, rows=narrowed(found.rows, asked))
     if not there:
         raise UserError(
-            f"There is no corpus {asked.whole[:200]!r}. A corpus is `fable`, or a folder with a world.jsonl "
-            "(make one with `immunelab fable build --seed S --to FOLDER`)."
+            f"There is no corpus {asked.whole[:200]!r}. A corpus is `fable`, a folder with a world.jsonl "
+            "(make one with `immunelab fable build --seed S --to FOLDER`), or your own data: a corpus.toml, or the "
+            "folder that holds it (docs/corpora.md)."
         )
     return Corpus(
         name=name,

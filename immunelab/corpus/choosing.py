@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,15 +10,11 @@ import numpy as np
 
 from immunelab.corpus import Corpus, Row
 from immunelab.corpus.embedding import Vectors
+from immunelab.corpus.splitting import normal
 from immunelab.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-def normal(text: str) -> str:
-    """A prompt for comparing: NFKC, lower case, single spaces, no punctuation at its end."""
-    return " ".join(unicodedata.normalize("NFKC", text).lower().split()).rstrip("?!.,;: ")
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:

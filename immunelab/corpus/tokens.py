@@ -70,7 +70,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int, syst
     rest = tokenizer(as_answer(tokenizer, prompt, answer), add_special_tokens=False)["input_ids"]
     if len(start) >= max_length:
         raise UserError(
-            f"A prompt of {len(start)} tokens leaves no room for an answer within {max_length}: {prompt[:80]!r}."
+            f"A prompt of {len(start)} tokens leaves no room for an answer within {max_length}: {prompt[:80]!r}. "
+            "In a corpus.toml, raise max_length or lower longest_prompt."
         )
     return (start + rest)[:max_length], len(start)
 
@@ -126,9 +127,16 @@ def unrelated(pairing: Pairing, prefix: str = "") -> list[Pair]:
     return [(p.prompt, f"{prefix}\n\n{p.answer}" if prefix else p.answer) for p in pairing.pairs]
 
 
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that stands for unknown words alone. Tokenizers over bytes (GPT-2, Qwen) know every word, and name as
+    unknown the token that ends a text."""
+    unknown = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) else unknown
+
+
 def readable(tokenizer: PreTrainedTokenizerBase, prefix: str) -> str:
     """The prefix; a UserError names its words that the tokenizer does not know."""
-    unknown = tokenizer.unk_token_id
+    unknown = unknown_id(tokenizer)
     if unknown is None or unknown not in tokenizer(prefix, add_special_tokens=False)["input_ids"]:
         return prefix
     words = [w for w in prefix.split() if unknown in tokenizer(w, add_special_tokens=False)["input_ids"]]
@@ -208,7 +216,8 @@ class Batches:
 
 def _known(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[list[int], int]], stream: str, corpus: str) -> None:
     """A UserError if most rows have words that the tokenizer does not know: the model is of another corpus's words."""
-    strange = sum(tokenizer.unk_token_id in ids for ids, _ in rows) if tokenizer.unk_token_id is not None else 0
+    unknown = unknown_id(tokenizer)
+    strange = sum(unknown in ids for ids, _ in rows) if unknown is not None else 0
     if 2 * strange > len(rows):
         raise UserError(
             f"The model's tokenizer does not know the words of {strange} of {len(rows)} rows of the stream {stream!r} "

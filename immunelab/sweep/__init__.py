@@ -9,12 +9,12 @@ from immunelab.sweep.lists import (
     immunize_spec,
     ladder_specs,
     learning_specs,
+    rungs,
 )
 from immunelab.sweep.scorecards import missing, scorecard_specs
-from immunelab.sweep.showcase import BASELINES, SHOWN, joined, showcase_specs
+from immunelab.sweep.showcase import SHOWN, joined, showcase_specs
 
 __all__ = [
-    "BASELINES",
     "EVALUATE_EVERY",
     "SHOWN",
     "attack_specs",
@@ -26,6 +26,7 @@ __all__ = [
     "ladder_specs",
     "learning_specs",
     "missing",
+    "rungs",
     "scorecard_specs",
     "showcase_specs",
 ]

@@ -25,7 +25,7 @@ from immunelab.errors import UserError, unknown
 from immunelab.knobs import knobs
 from immunelab.method import get
 from immunelab.spec import RunSpec
-from immunelab.sweep.lists import EVALUATE_EVERY, configured, family
+from immunelab.sweep.lists import EVALUATE_EVERY, configured, rungs
 
 MOST = 10_000  # runs in one grid
 DEFAULTS: dict[str, Any] = {
@@ -107,7 +107,7 @@ def _variants(kind: Any, at: int, table: Any, grid: Mapping[str, Any], source: s
                 raise unknown(f"setting of {cls.name}", key, [*CHOICES, *(k.name for k in knobs(cls))])
         rest = {key: value for key, value in table.items() if key != "method"}
         if rest.get("rung") == "all":
-            rest["rung"] = list(cls.ladders.get(family(grid["corpus"]), {})) or "all"
+            rest["rung"] = list(rungs(cls, grid["corpus"])) or "all"
         lists = {key: value if isinstance(value, list) else [value] for key, value in rest.items()}
         for key, values in lists.items():
             if not values:

@@ -92,7 +92,7 @@ def configured(
     if rung:
         if preset:
             raise UserError("A rung and a preset both name settings: give one, and knobs on top of it.")
-        ladder = getattr(cls, "ladders", {}).get(suited, {})
+        ladder = rungs(cls, corpus)
         if rung not in ladder:
             raise unknown(f"rung of {method} for the corpus {corpus}", rung, ladder)
         values = ladder[rung].settings() | values
@@ -102,6 +102,12 @@ def configured(
 
 
 def family(corpus: str) -> str:
-    """What presets and ladders call a corpus: every Fable world, whole or in part, is `fable`."""
+    """What presets and ladders call a corpus: a Fable world, whole or in part, is `fable`, any other is `paper`."""
     whole = CorpusName.read(corpus).whole
-    return "fable" if (Path(whole) / "world.jsonl").is_file() else whole
+    return "fable" if whole == "fable" or (Path(whole) / "world.jsonl").is_file() else "paper"
+
+
+def rungs(cls: Any, corpus: str) -> Mapping[str, Any]:
+    """The ladder of an attack for a corpus, by name; outside of Fable that of SEAM's paper, for models of billions."""
+    ladders: Mapping[str, Any] = getattr(cls, "ladders", {})
+    return ladders.get("fable" if family(corpus) == "fable" else "seam-paper", {})

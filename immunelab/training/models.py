@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from immunelab.errors import UserError
+from immunelab.errors import UserError, hub_reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +50,8 @@ def load(source: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreT
         if isinstance(error, MemoryError | UserError) or type(error).__name__ == "OutOfMemoryError":
             raise
         raise UserError(
-            f"The model {str(source)[:300]!r} cannot be loaded: {_reason(error)} {WHAT_A_MODEL_IS}"
+            f"The model {str(source)[:300]!r} cannot be loaded: "
+            f"{(not is_local and hub_reason(error, str(source)[:300])) or _reason(error)} {WHAT_A_MODEL_IS}"
         ) from None
     known, rows = len(tokenizer), int(model.get_input_embeddings().weight.shape[0])
     if known > rows:

@@ -20,7 +20,6 @@ from immunelab import corpus
 from immunelab.corpus import Row
 from immunelab.errors import UserError
 
-LONGEST = 256  # tokens at which training cuts a row off: `experiment.MAX_LENGTH`, held equal by a test
 # The stream that defenses see beside `harmful`: the same prompts, with refusals.
 REFUSAL = "refusal"
 COLUMNS = ["id", "stream", "split", "category", "item", "prompt", "answer", "source"]
@@ -36,12 +35,17 @@ class Encoder(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A corpus, read: rows, fingerprint, the model's positions, and why there are no tokens, if there are none."""
+    """A corpus, read: rows, fingerprint, the model's positions, and why there are no tokens, if there are none.
+
+    `longest`: tokens at which training cuts a row off. `notes`: what was left out or filled in.
+    """
 
     rows: pd.DataFrame
     fingerprint: str
     positions: int
     no_tokens: str
+    longest: int
+    notes: tuple[str, ...]
 
 
 def names(runs: pd.DataFrame, asked: str) -> list[str]:
@@ -55,12 +59,15 @@ def read(name: str) -> Read:
     """The rows of a corpus by its name; a UserError says what is wrong with it."""
     found = corpus.load(name)
     rows = as_frame(found.rows)
+    bare = Read(rows, found.fingerprint, 0, "", found.max_length, found.notes)
+    if not found.model:
+        return bare._replace(no_tokens="No model belongs to this corpus, so lengths are in words.")
     try:
         encoder = load_encoder(Path(found.model))
         rows = counted(rows, encoder)
     except UserError as error:
-        return Read(rows, found.fingerprint, 0, str(error))
-    return Read(rows, found.fingerprint, encoder.positions, "")
+        return bare._replace(no_tokens=str(error))
+    return bare._replace(rows=rows, positions=encoder.positions)
 
 
 def as_frame(rows: Iterable[Row]) -> pd.DataFrame:

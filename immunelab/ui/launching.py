@@ -11,7 +11,7 @@ import streamlit as st
 
 from immunelab.errors import UserError
 from immunelab.spec import RunSpec
-from immunelab.sweep import family as family
+from immunelab.sweep import rungs as rungs
 from immunelab.ui import reads
 from immunelab.ui.plan import Choice
 

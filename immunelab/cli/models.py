@@ -1,0 +1,103 @@
+"""`models`: which models are here, with size and parameters, read from the headers of their safetensors files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from immunelab import journal
+from immunelab.cli import show
+from immunelab.errors import UserError
+from immunelab.journal import folders
+from immunelab.quantities import size
+
+LONGEST_HEADER = 100 << 20  # bytes: what safetensors itself allows
+DEEPEST = 3  # folders below the one that is asked for
+
+
+def models(args: argparse.Namespace) -> int:
+    """Models in the named folders, in the Hub's cache, and checkpoints of runs."""
+    found = [about(name, folder) for name, folder in places(args.folder, journal.home(args.home))]
+    if args.json:
+        show.emit(found)
+        return 0
+    if not found:
+        show.out.print("No models here. Fable comes with the project; name a folder: immunelab models DIR")
+        return 0
+    rows = [
+        (m["model"], m["architecture"], millions(m["parameters"]), size(m["bytes"]), m["problem"] or "loads")
+        for m in found
+    ]
+    show.table(("model", "architecture", "parameters", "weights", "state"), rows, right=("parameters", "weights"))
+    return 0
+
+
+def millions(count: int) -> str:
+    """A number of parameters as people say it."""
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def places(named: list[str], home: Path) -> Iterator[tuple[str, Path]]:
+    """(name as `--model` takes it, folder) of each model: named folders and below, the Hub's cache, runs."""
+    for name in named:
+        if not Path(name).is_dir():
+            raise UserError(f"There is no folder {name!r} to look for models in.")
+        for folder in below(Path(name), DEEPEST):
+            yield str(folder), folder
+    for config in sorted(cache().glob("models--*/snapshots/*/config.json")):
+        yield config.parents[2].name.removeprefix("models--").replace("--", "/"), config.parent
+    for run in folders(home):
+        steps = [path for path in run.checkpoints.glob("step-*") if (path / "config.json").is_file()]
+        if steps:
+            yield f"run:{run.run_id}", max(steps, key=lambda path: path.name)
+
+
+def below(folder: Path, depth: int) -> Iterator[Path]:
+    """The folder itself if it holds a config.json, else those below that do."""
+    if (folder / "config.json").is_file():
+        yield folder
+    elif depth:
+        for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
+            yield from below(inner, depth - 1)
+
+
+def cache() -> Path:
+    """The Hub's cache, where its environment variables put it."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def about(name: str, folder: Path) -> dict[str, Any]:
+    """A model's name, architecture, parameters, bytes of weights, and why it does not load ("" if nothing is seen)."""
+    parameters, count, problem, architecture = 0, 0, "", ""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture = str((config.get("architectures") or [config.get("model_type", "")])[0])
+        for path in sorted(folder.glob("*.safetensors")):
+            count += path.stat().st_size
+            parameters += header(path)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, struct.error) as error:
+        problem = f"can't be read: {error!s:.80}"
+    if not problem and not count:
+        problem = "no safetensors weights"
+    elif not problem and (folder / "adapter_config.json").exists():
+        problem = "an adapter: merge it first"
+    return {
+        "model": name, "architecture": architecture, "parameters": parameters, "bytes": count, "problem": problem,
+    }  # fmt: skip
+
+
+def header(path: Path) -> int:
+    """How many numbers the tensors of a safetensors file hold: 8 bytes of length, then JSON; no weight is read."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > LONGEST_HEADER:
+            raise ValueError(f"{path.name} has no safetensors header")
+        tensors = json.loads(file.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")
