@@ -44,12 +44,25 @@ ARROWS: dict[str, set[str]] = {
     "experiment": {"defenses", "attacks", "evaluations", "corpus", "training", "journal", "hosting", "measuring"},
     "sweep": {"journal", "analysis"},
     "jobs": {"journal", "experiment", "sweep"},  # the latter two only inside `work`, when its process starts a run
+    "cluster": {"jobs", "journal"},
     "store": {"journal"},
     "analysis": set(),
     "card": {"store", "analysis"},
     "ui": {"store", "analysis", "journal", "jobs", "sweep", "corpus", "card"},
     "report": {"store", "analysis", "ui"},
-    "cli": {"experiment", "sweep", "jobs", "store", "journal", "analysis", "report", "card", "corpus", "pretrain"},
+    "cli": {
+        "experiment",
+        "sweep",
+        "jobs",
+        "cluster",
+        "store",
+        "journal",
+        "analysis",
+        "report",
+        "card",
+        "corpus",
+        "pretrain",
+    },
     "lab": {"store", "analysis", "ui", "card", "jobs", "journal", "sweep", "cli"},
     "__init__": {"lab"},
     "__main__": {"cli"},
@@ -61,9 +74,10 @@ FOREIGN: dict[str, set[str]] = {
     "training": {"torch", "transformers", "peft", "safetensors"},
     "store": {"duckdb", "pandas", "pyarrow", "filelock", "psutil"},
     "jobs": {"psutil", "filelock"},
+    "cluster": set(),  # its packages are extras, imported by name when they are asked for
     "analysis": {"pandas", "numpy"},
 }
-NO_TORCH = LEAVES | {"journal", "store", "jobs", "analysis", "ui", "report", "card", "cli", "sweep", "lab"}
+NO_TORCH = LEAVES | {"journal", "store", "jobs", "cluster", "analysis", "ui", "report", "card", "cli", "sweep", "lab"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors"}
 
 

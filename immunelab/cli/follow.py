@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -53,8 +53,11 @@ def newest(home: Path) -> Iterator[RunFolder]:
         yield from sorted(group, key=lambda run: run.status().queued_at or 0.0, reverse=True)
 
 
-def follow(run_ids: list[str], home: Path) -> dict[str, Status]:
-    """Draw progress until every run has ended, and return how. Ctrl-C stops them, each with a checkpoint."""
+def follow(run_ids: list[str], home: Path, also: Callable[[], object] | None = None) -> dict[str, Status]:
+    """Draw progress until every run has ended, and return how. Ctrl-C stops them, each with a checkpoint.
+
+    `also` is called every few seconds.
+    """
     mine = {i: RunFolder.open(home, i) for i in run_ids}
     asked = False
     with Bars(mine) as bars:
@@ -66,6 +69,8 @@ def follow(run_ids: list[str], home: Path) -> dict[str, Status]:
                     return statuses
                 if time.monotonic() - bars.reconciled > RECONCILE:
                     jobs.reconcile(home)  # a run whose process is gone must not be waited for
+                    if also:
+                        also()
                     bars.reconciled = time.monotonic()
                 time.sleep(POLL)
             except KeyboardInterrupt:

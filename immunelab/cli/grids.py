@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immunelab import jobs, journal
+from immunelab import cluster, jobs, journal
 from immunelab.cli import follow, show, start
 from immunelab.errors import UserError
 from immunelab.quantities import duration, share
@@ -32,11 +33,16 @@ def sweep(args: argparse.Namespace) -> int:
     planned = jobs.plan(specs, home)
     if args.dry_run:
         return _dry_run(planned, home, args.json)
+    using = _executor(args)
     _announce(planned)
-    run_ids = jobs.submit(specs, home, reuse=True, go_on=True)
-    if args.detach:
-        return start.detached(run_ids, args.json)
-    ended = follow.follow(run_ids, home)
+    try:
+        run_ids = jobs.submit(specs, home, reuse=True, go_on=True, begin=using.begin if using else None)
+        if args.detach:
+            return start.detached(run_ids, args.json)
+        ended = follow.follow(run_ids, home, also=functools.partial(cluster.settle, using, home) if using else None)
+    finally:
+        if using:
+            using.close()
     rows = table(run_ids, home)
     if args.csv:
         try:
@@ -45,6 +51,17 @@ def sweep(args: argparse.Namespace) -> int:
             raise UserError(f"The table {args.csv} can't be written: {error.strerror}.") from None
     _print(rows, args.json)
     return start.code(ended)
+
+
+def _executor(args: argparse.Namespace) -> cluster.Executor | None:
+    options = cluster.Options(
+        partition=args.partition, minutes=args.minutes, cpus=args.cpus, gpus=args.gpus, at_once=args.at_once,
+        address=args.address,
+    )  # fmt: skip
+    using = cluster.executor(args.executor, options)
+    if using and args.detach and not using.outlives:
+        raise UserError(f"Runs on {args.executor} end with this command, so leave out --detach.")
+    return using
 
 
 def read(name: str, home: Path) -> list[RunSpec]:

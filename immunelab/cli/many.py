@@ -18,12 +18,22 @@ def add(command: Callable[..., Any]) -> None:
         examples:
           immunelab sweep docs/grid.toml --dry-run
           immunelab sweep grid.toml --csv results.csv
+          immunelab sweep grid.toml --executor slurm --partition gpu --gpus 1 --minutes 240
         """)  # fmt: skip
     c.add_argument("grid", metavar="GRID", help="a TOML file, or - for standard input")
     c.add_argument("--dry-run", action="store_true", help="list the runs, what is reused, and an estimate of the time")
     c.add_argument("--csv", metavar="FILE", help="write one row for each run there")
     c.add_argument("--detach", action="store_true", help="return at once and print the runs' ids")
     c.add_argument("--json", action="store_true", help="print JSON on standard output")
+
+    c.add_argument("--executor", default="local", metavar="NAME",
+                   help="local (default), slurm or ray; nodes of a cluster share the disk of --home")  # fmt: skip
+    c.add_argument("--partition", default="", metavar="NAME", help="Slurm's partition (default: the cluster's)")
+    c.add_argument("--minutes", type=int, default=1440, metavar="M", help="Slurm's time limit of a run (default 1440)")
+    c.add_argument("--cpus", type=int, default=1, metavar="N", help="CPU cores of a run on a cluster (default 1)")
+    c.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs of a run on a cluster (default 0)")
+    c.add_argument("--at-once", type=int, default=0, metavar="N", help="runs at one time at most (default: no limit)")
+    c.add_argument("--address", default="", metavar="HOST:PORT", help="of a Ray cluster (default: one started here)")
 
     c = command("search", searching.search, "search for the worst attack on a model, and on the undefended",
                  """

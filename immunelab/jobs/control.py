@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ def submit(
     reuse: bool = False,
     go_on: bool = False,
     command: Sequence[str] | None = None,
+    begin: Callable[[Path, Sequence[RunFolder]], None] | None = None,
 ) -> list[str]:
     """Queue runs and start one detached worker that carries them out in order; returns their ids, in order.
 
     A spec's model may be `run:<id>` or `run:#k`, the k-th of this list counted from 0; parent and parent hash are
     filled in. With `reuse`, a spec that a finished run of this home has already is not run again: that run's id is
     returned in its place. With `go_on`, an equal run that is under way is waited for, and one that has ended
-    unfinished is gone on with. `command` starts another worker than ours. A UserError before anything is written if
+    unfinished is gone on with. `command` starts another worker than ours, and `begin` hands the runs to a cluster
+    instead. A UserError before anything is written if
     a reference does not fit.
     """
     place = journal.home(home)
@@ -64,7 +66,9 @@ def submit(
                 made.append(RunFolder.create(place, linked, queued_at=now + i * 1e-5))  # the list's order is kept
                 created.append(made[-1])
                 new.append(made[-1])
-            if start and new:
+            if begin and new:
+                begin(place, new)
+            elif start and new:
                 _start(place, new, command)
         except OSError as error:
             for folder in created:
@@ -125,7 +129,7 @@ def stop(
         if status.ended:
             return status
         folder.request_stop(force_after)
-        if not processes.alive(status):
+        if processes.in_line(status) or not processes.alive(status):
             _bury(folder)
     while wait and not folder.status().ended:
         time.sleep(0.1)
@@ -244,7 +248,8 @@ def _start(place: Path, folders: Sequence[RunFolder], command: Sequence[str] | N
 def _bury(folder: RunFolder) -> str:
     """The last word on a run whose process is gone, if it is. Call it inside `changing`."""
     status = folder.recorded()
-    if status.ended or processes.alive(status):
+    recalled = folder.stop_requested() and processes.in_line(status)  # its job will find that it is not wanted
+    if status.ended or (processes.alive(status) and not recalled):
         return ""
     if folder.stop_requested():
         end, message = "stopped", "stopped"

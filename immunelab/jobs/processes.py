@@ -22,6 +22,7 @@ from immunelab.journal import RunFolder, Status
 
 SAME = 2.0  # seconds by which two readings of one process's start may differ (the boot time is an estimate)
 SILENT = 120.0  # seconds without a heartbeat after which a run on another machine counts as gone
+PATIENCE = 14 * 86400.0  # seconds for which a run may wait in the line of a cluster
 GRACE = 3.0  # seconds between asking a process to end and ending it
 HOST = socket.gethostname()
 WORKER = (sys.executable, "-P", "-m", "immunelab.jobs")  # -P: a file in the working directory can't pose as a module
@@ -49,10 +50,17 @@ def process(pid: int | None, create_time: float | None) -> psutil.Process | None
 
 def alive(status: Status) -> bool:
     """Whether the worker that a status names is living. On another machine the heartbeat has to tell."""
+    if in_line(status):
+        return time.time() - (status.queued_at or 0.0) < PATIENCE
     if status.host and status.host != HOST:
         last = status.heartbeat or status.queued_at or 0.0
         return time.time() - last < SILENT
     return process(status.pid, status.create_time) is not None
+
+
+def in_line(status: Status) -> bool:
+    """Whether a run waits in the line of a cluster: its host is then `slurm:<job>` or `ray:…`, which no machine is."""
+    return status.status == "queued" and status.pid is None and ":" in status.host
 
 
 @contextlib.contextmanager
@@ -92,9 +100,6 @@ def start(home: Path, folders: Sequence[RunFolder], command: Sequence[str] | Non
 def detached(line: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own that imports this very package; its output is added to `log_path`."""
     reap()
-    package = str(Path(immunelab.__file__).resolve().parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
@@ -104,13 +109,20 @@ def detached(line: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=environment(),
             start_new_session=True,
             creationflags=flags,
         )
     with _children_lock:
         _children.append(child)
     return child
+
+
+def environment() -> dict[str, str]:
+    """Of a process that imports this very package."""
+    package = str(Path(immunelab.__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
 
 
 def _no_link(path: str, flags: int) -> int:

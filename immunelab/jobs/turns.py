@@ -24,6 +24,7 @@ from immunelab.jobs import processes
 from immunelab.status import replace_file
 
 POLL = 0.2  # seconds
+LINE = "IMMUNELAB_LINE"  # set in a cluster's job: it has its devices to itself, and stands in a line of its own
 DEVICE = re.compile(r"^(cpu|mps|cuda(:\d{1,2})?)$")
 # What torch/version.py says of a build that can use a GPU; reading it takes no import.
 CUDA_BUILD = re.compile(r"^(?:cuda|hip)\b[^=\n]*=\s*['\"]", re.MULTILINE)
@@ -92,7 +93,7 @@ def queue(home: Path, device: str, run_id: str, since: float, holder: tuple[int,
 
 def standing(home: Path, run_id: str) -> tuple[str, Path] | None:
     """The device and the ticket with which a run stands in line already."""
-    for ticket in (home / "locks").glob(f"device-*/*-{run_id}.json"):
+    for ticket in lines(home).glob(f"device-*/*-{run_id}.json"):
         return ticket.parent.name.removeprefix("device-").replace("-", ":"), ticket
     return None
 
@@ -118,7 +119,13 @@ def turn(home: Path, device: str, ticket: Path, waiting: Callable[[int], None]) 
 
 
 def _place(home: Path, device: str) -> Path:
-    return home / "locks" / f"device-{device.replace(':', '-')}"
+    return lines(home) / f"device-{device.replace(':', '-')}"
+
+
+def lines(home: Path, job: str | None = None) -> Path:
+    """Where the lines for devices are kept: of this machine, or of a cluster's job (None: the one that this is in)."""
+    job = os.environ.get(LINE, "") if job is None else job
+    return home / "locks" / "lines" / job if job else home / "locks"
 
 
 def _torch_has_cuda() -> bool:

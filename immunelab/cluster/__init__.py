@@ -1,0 +1,44 @@
+"""Runs of a sweep on the nodes of a cluster. The unit is the same as on one machine: a run's folder and its worker.
+
+A cluster decides when and where a run is carried out. Everything else (status, journal, stop, resume, what is on
+record) are the files of the home, which therefore lies on a disk that all nodes share.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from immunelab.cluster.carrying import Executor, Options
+from immunelab.cluster.on_ray import Ray
+from immunelab.cluster.on_slurm import Slurm
+from immunelab.errors import unknown
+from immunelab.jobs import processes
+
+__all__ = ["EXECUTORS", "Executor", "Options", "Ray", "Slurm", "executor", "settle"]
+
+EXECUTORS: dict[str, Callable[[Options], Executor] | None] = {"local": None, "slurm": Slurm, "ray": Ray}
+
+
+def executor(name: str, options: Options) -> Executor | None:
+    """What carries runs out: None is a worker process here. A UserError where its package or its cluster is missing."""
+    if name not in EXECUTORS:
+        raise unknown("executor", name, EXECUTORS)
+    make = EXECUTORS[name]
+    return make(options) if make else None
+
+
+def settle(using: Executor, home: Path) -> list[str]:
+    """Runs whose job is over although no worker ever took them up are `interrupted`; returns their ids.
+
+    A job that was cancelled, or a node that was lost, leaves no last word itself.
+    """
+    lost = []
+    for folder in using.over():
+        with processes.changing(home):
+            if folder.path.exists() and processes.in_line(folder.recorded()):
+                text = "its job ended before a worker came up; the same command again hands it over anew"
+                folder.write_status(status="interrupted", message=text, host="", ended_at=time.time())
+                lost.append(folder.run_id)
+    return lost
