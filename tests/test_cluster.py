@@ -19,21 +19,22 @@ from immunelab.journal import RunFolder
 from immunelab.spec import RunSpec
 
 WORKER = (sys.executable, str(Path(__file__).parent / "pretend_worker.py"))
-NO_SUBMITIT = "submitit is an extra (pip install submitit) and not installed."
-NO_RAY = "ray is an extra (pip install ray) and not installed."
+CHILDREN = ("child", "boom")
+NO_SUBMITIT = "submitit is not installed: make clusters"
+NO_RAY = "ray is not installed: make clusters"
 
 
 def family(steps: int = 2) -> list[RunSpec]:
     """A defense, an attack on it, one that fails, and an attack on the undefended model."""
     guard = spec(kind="immunize", method="seam", name="guard", knobs={"steps": steps})
-    children = [spec(name=name, model="run:#0", knobs={"steps": steps}) for name in ("child", "boom")]
+    children = [spec(name=name, model="run:#0", seed=i, knobs={"steps": steps}) for i, name in enumerate(CHILDREN)]
     return [guard, *children, spec(name="alone", knobs={"steps": steps})]
 
 
 def ended(home: Path, ids: list[str], using: Any, seconds: float = 90) -> list[str]:
     end = time.monotonic() + seconds
     runs = [RunFolder.open(home, i) for i in ids]
-    while not all(r.status().ended for r in runs) or len(using.over()) < len(ids):
+    while not all(r.status().ended for r in runs) or len(using.over(home)) < len(ids):
         assert time.monotonic() < end, [
             (r.status(), r.log_path.exists() and r.log_path.read_text()[-900:]) for r in runs
         ]
@@ -42,7 +43,7 @@ def ended(home: Path, ids: list[str], using: Any, seconds: float = 90) -> list[s
     return [r.status().status for r in runs]
 
 
-@pytest.fixture(params=["slurm", "ray"])
+@pytest.fixture(params=["slurm", "ray", "ray-apart"])
 def using(request: pytest.FixtureRequest) -> Iterator[Any]:
     made: cluster.Executor
     if request.param == "slurm":
@@ -50,7 +51,7 @@ def using(request: pytest.FixtureRequest) -> Iterator[Any]:
         made = cluster.Slurm(cluster.Options(minutes=5), cluster="local", command=WORKER)
     else:
         pytest.importorskip("ray", reason=NO_RAY)
-        made = cluster.Ray(cluster.Options(at_once=2), command=WORKER)
+        made = cluster.Ray(cluster.Options(at_once=2, apart=request.param == "ray-apart"), command=WORKER)
     yield made
     made.close()
 
@@ -94,8 +95,8 @@ class Held:
         for folder in folders:
             carrying.in_line(folder, "slurm:7_0")
 
-    def over(self) -> list[RunFolder]:
-        return self.folders if self.lost else []
+    def over(self, home: Path) -> list[cluster.Over]:
+        return [cluster.Over(folder, "node lost") for folder in self.folders] if self.lost else []
 
     def close(self) -> None: ...
 

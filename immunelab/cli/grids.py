@@ -30,12 +30,13 @@ def sweep(args: argparse.Namespace) -> int:
     home = journal.home(args.home)
     specs = read(args.grid, home)
     start.check(specs)
-    planned = jobs.plan(specs, home)
     if args.dry_run:
-        return _dry_run(planned, home, args.json)
+        return _dry_run(jobs.plan(specs, home), home, args.json)
     using = _executor(args)
-    _announce(planned)
     try:
+        if using:
+            cluster.settle(using, home)  # jobs of an earlier command that were lost are handed over anew
+        _announce(jobs.plan(specs, home))
         run_ids = jobs.submit(specs, home, reuse=True, go_on=True, begin=using.begin if using else None)
         if args.detach:
             return start.detached(run_ids, args.json)
@@ -56,7 +57,7 @@ def sweep(args: argparse.Namespace) -> int:
 def _executor(args: argparse.Namespace) -> cluster.Executor | None:
     options = cluster.Options(
         partition=args.partition, minutes=args.minutes, cpus=args.cpus, gpus=args.gpus, at_once=args.at_once,
-        address=args.address,
+        address=args.address, apart=args.apart,
     )  # fmt: skip
     using = cluster.executor(args.executor, options)
     if using and args.detach and not using.outlives:

@@ -28,11 +28,18 @@ def add(command: Callable[..., Any]) -> None:
 
     c.add_argument("--executor", default="local", metavar="NAME",
                    help="local (default), slurm or ray; nodes of a cluster share the disk of --home")  # fmt: skip
+    c.add_argument("--apart", action="store_true", help="Ray's nodes share no disk: send run folders, and back")
     c.add_argument("--partition", default="", metavar="NAME", help="Slurm's partition (default: the cluster's)")
     c.add_argument("--minutes", type=int, default=1440, metavar="M", help="Slurm's time limit of a run (default 1440)")
     c.add_argument("--cpus", type=int, default=1, metavar="N", help="CPU cores of a run on a cluster (default 1)")
     c.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs of a run on a cluster (default 0)")
-    c.add_argument("--at-once", type=int, default=0, metavar="N", help="runs at one time at most (default: no limit)")
+    c.add_argument(
+        "--at-once",
+        type=int,
+        default=0,
+        metavar="N",
+        help="runs of a Slurm array, or a Ray started here, at a time",
+    )
     c.add_argument("--address", default="", metavar="HOST:PORT", help="of a Ray cluster (default: one started here)")
 
     c = command("search", searching.search, "search for the worst attack on a model, and on the undefended",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 from immunelab.cluster import carrying
 from immunelab.errors import UserError
-from immunelab.journal import RunFolder
+from immunelab.jobs import processes
+from immunelab.journal import RunFolder, folders
 
 FOLDER = "slurm"  # within the lab's home: submitit's scripts and outputs
+LONGEST = 1000  # jobs of one array: Slurm's usual limit (MaxArraySize = 1001)
 
 
 class Slurm:
@@ -24,31 +27,50 @@ class Slurm:
         if cluster == "slurm" and not shutil.which("sbatch"):
             raise UserError("There is no sbatch here: run this where jobs are submitted to Slurm, or --executor local.")
         self.options, self.cluster, self.command = options, cluster, command
-        self.jobs: dict[str, tuple[RunFolder, Any]] = {}
+        self.jobs: dict[str, tuple[RunFolder, Any]] | None = None  # None: those of earlier commands are not known yet
 
     def begin(self, home: Path, folders: Sequence[RunFolder]) -> None:
         """Children are held back until their parent's job has ended; a parent that failed is told by the child."""
-        for parent, members in carrying.by_parent(folders).items():
-            after = self.jobs[parent][1].job_id if parent else ""
-            try:
-                n = len(members)
-                made = self._executor(home, after).map_array(
-                    carrying.carry, [f.run_id for f in members], [str(home)] * n, [self.command] * n
-                )
-            except (self.submitit.core.utils.FailedSubmissionError, self.submitit.core.utils.FailedJobError) as error:
-                raise UserError(
-                    f"Slurm did not take the runs: {error!s:.300}. The same command again hands over what is left."
-                ) from None
-            for folder, job in zip(members, made, strict=True):
-                self.jobs[folder.run_id] = (folder, job)
-                carrying.in_line(folder, f"slurm:{job.job_id}")
+        known = self._known(home)
+        for parent, members in carrying.by_parent(folders, list(known)).items():
+            after = known[parent][1].job_id if parent else ""
+            for first in range(0, len(members), LONGEST):
+                self._array(home, members[first : first + LONGEST], after)
 
-    def over(self) -> list[RunFolder]:
+    def over(self, home: Path) -> list[carrying.Over]:
         """As Slurm's accounting says, which submitit asks at most every few seconds."""
-        return [folder for folder, job in self.jobs.values() if job.done()]
+        return [carrying.Over(folder, _words(job)) for folder, job in self._known(home).values() if job.done()]
 
     def close(self) -> None:
         """Nothing: the jobs are Slurm's."""
+
+    def _array(self, home: Path, members: Sequence[RunFolder], after: str) -> None:
+        n = len(members)
+        errors = self.submitit.core.utils
+        try:
+            made = self._executor(home, after).map_array(
+                carrying.carry, [f.run_id for f in members], [str(home)] * n, [self.command] * n
+            )
+        except (errors.FailedSubmissionError, errors.FailedJobError) as error:
+            raise UserError(
+                f"Slurm did not take the runs: {error!s:.300}. The same command again hands over what is left."
+            ) from None
+        for folder, job in zip(members, made, strict=True):
+            self._known(home)[folder.run_id] = (folder, job)
+            carrying.in_line(folder, f"slurm:{job.job_id}")
+
+    def _known(self, home: Path) -> dict[str, tuple[RunFolder, Any]]:
+        """The runs in Slurm's line by their ids, those that earlier commands put there too."""
+        if self.jobs is None:
+            self.jobs = {}
+            made = self._executor(home, "")._executor.job_class
+            for folder in folders(home):
+                with contextlib.suppress(UserError, OSError):  # what can't be read is not ours to judge
+                    status = folder.recorded()
+                    where, _, job = status.host.partition(":")
+                    if processes.in_line(status) and where == "slurm":
+                        self.jobs[folder.run_id] = (folder, made(folder=home / FOLDER, job_id=job))
+        return self.jobs
 
     def _executor(self, home: Path, after: str) -> Any:
         options = self.options
@@ -63,3 +85,12 @@ class Slurm:
         }  # fmt: skip
         made.update_parameters(**{name: value for name, value in wanted.items() if value})
         return made
+
+
+def _words(job: Any) -> str:
+    """The last line that a job wrote to its standard error, if there is one."""
+    try:
+        said = (job.stderr() or "").strip().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return said[-1] if said else ""

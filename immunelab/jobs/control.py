@@ -39,8 +39,7 @@ def submit(
     filled in. With `reuse`, a spec that a finished run of this home has already is not run again: that run's id is
     returned in its place. With `go_on`, an equal run that is under way is waited for, and one that has ended
     unfinished is gone on with. `command` starts another worker than ours, and `begin` hands the runs to a cluster
-    instead. A UserError before anything is written if
-    a reference does not fit.
+    instead. A UserError before anything is written if a reference does not fit.
     """
     place = journal.home(home)
     for i, spec in enumerate(specs):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import filelock
@@ -51,6 +51,8 @@ def process(pid: int | None, create_time: float | None) -> psutil.Process | None
 def alive(status: Status) -> bool:
     """Whether the worker that a status names is living. On another machine the heartbeat has to tell."""
     if in_line(status):
+        if status.pid is not None and status.host.endswith(f":{HOST}"):
+            return process(status.pid, status.create_time) is not None
         return time.time() - (status.queued_at or 0.0) < PATIENCE
     if status.host and status.host != HOST:
         last = status.heartbeat or status.queued_at or 0.0
@@ -59,8 +61,12 @@ def alive(status: Status) -> bool:
 
 
 def in_line(status: Status) -> bool:
-    """Whether a run waits in the line of a cluster: its host is then `slurm:<job>` or `ray:…`, which no machine is."""
-    return status.status == "queued" and status.pid is None and ":" in status.host
+    """Whether a run waits in the line of a cluster, untouched by any worker.
+
+    Its host is then `slurm:<job>`, or `ray:<machine>` with the process there that holds the line; no machine is called
+    so.
+    """
+    return status.status == "queued" and ":" in status.host
 
 
 @contextlib.contextmanager
@@ -91,15 +97,29 @@ def start(home: Path, folders: Sequence[RunFolder], command: Sequence[str] | Non
     """
     line = [*(command or WORKER), *(f.run_id for f in folders), "--home", str(home)]
     child = detached(line, folders[0].log_path)
-    with contextlib.suppress(psutil.NoSuchProcess):  # ended at once: it reads as queued by nobody, which is the truth
-        born = psutil.Process(child.pid).create_time()
+    since = born(child.pid)
+    if since is not None:  # else it ended at once, and the runs read as queued by nobody, which is the truth
         for folder in folders:
-            folder.write_status(pid=child.pid, create_time=born, host=HOST)
+            folder.write_status(pid=child.pid, create_time=since, host=HOST)
 
 
-def detached(line: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own that imports this very package; its output is added to `log_path`."""
+def born(pid: int) -> float | None:
+    """When a process started; None if there is none of that id."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def detached(line: Sequence[str], log_path: Path, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own that imports this very package; its output is added to `log_path`.
+
+    `more` are further environment variables.
+    """
     reap()
+    package = str(Path(immunelab.__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
@@ -109,20 +129,13 @@ def detached(line: Sequence[str], log_path: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment(),
+            env=environment | dict(more or {}),
             start_new_session=True,
             creationflags=flags,
         )
     with _children_lock:
         _children.append(child)
     return child
-
-
-def environment() -> dict[str, str]:
-    """Of a process that imports this very package."""
-    package = str(Path(immunelab.__file__).resolve().parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
 
 
 def _no_link(path: str, flags: int) -> int:

@@ -62,7 +62,8 @@ class _Worker:
                     continue
                 # A process that started this one may stand for it: the launcher of a Windows environment does.
                 ours = status.host == processes.HOST and status.pid in (os.getpid(), os.getppid())
-                if status.pid is not None and not ours and processes.alive(status):
+                held = status.pid is not None and not processes.in_line(status)  # a cluster's line is for us to take
+                if held and not ours and processes.alive(status):
                     continue
                 folder.write_status(status="queued", ended_at=None, **processes.own())
                 mine.append(folder)
