@@ -2,9 +2,10 @@
 
 import streamlit as st
 
+from immunelab import export
 from immunelab.analysis import rows as facts
 from immunelab.errors import UserError
-from immunelab.ui import corpora, export, figure, lengths, live, navigation, pairs, reads
+from immunelab.ui import corpora, figure, lengths, live, navigation, pairs, reads
 
 navigation.heading("data", "The rows that models are trained and tested on: streams, splits, lengths and overlap.")
 

@@ -2,8 +2,9 @@
 
 import streamlit as st
 
+from immunelab import export
 from immunelab.analysis import collapse
-from immunelab.ui import charts, export, intensity, live, navigation, playing, reads, scope
+from immunelab.ui import charts, intensity, live, navigation, playing, reads, scope
 
 navigation.heading(
     "playground", "Watch what an attack does to the answers: a refusal turns into a recipe, or into word salad."

@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from immunelab.ui import asking, export, live, navigation
+from immunelab import export
+from immunelab.ui import asking, live, navigation
 
 navigation.heading("query", "Ask the record yourself: DuckDB SQL over every run, score, scalar and answer. Read-only.")
 

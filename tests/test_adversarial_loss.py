@@ -57,7 +57,7 @@ def test_the_layerwise_variant_is_seams_ascent(llama: PreTrainedModel) -> None:
 
 def test_identical_pairs_are_refused(llama: PreTrainedModel) -> None:
     with pytest.raises(UserError, match="the same text"):
-        AdversarialLoss().step(llama, Batch(harmful=tokens(1), refusal=tokens(1)))
+        AdversarialLoss().step(llama, Batch(harmful=tokens(1), refusal=tokens(1), benign=tokens(2)))
 
 
 def test_noise_has_the_asked_norm_and_none_is_the_identity(llama: PreTrainedModel) -> None:

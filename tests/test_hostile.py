@@ -16,14 +16,14 @@ import pytest
 from recorded import record, spec
 from streamlit.testing.v1 import AppTest
 
-from immunelab import corpus, jobs, journal
+from immunelab import corpus, export, jobs, journal
 from immunelab.cli import main
 from immunelab.errors import UserError
 from immunelab.journal import Journal, RunFolder
 from immunelab.spec import RunSpec
 from immunelab.status import Labels, Status
 from immunelab.store import Store, ingest, queries
-from immunelab.ui import export, reads, tables
+from immunelab.ui import reads, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "the-secret-of-another-place"
@@ -562,7 +562,7 @@ def test_every_csv_goes_through_one_door() -> None:
             calls = [
                 n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute) and n.attr == "to_csv"
             ]
-            assert not calls, f"{path.name} writes CSV by itself: use immunelab.ui.export.csv"
+            assert not calls, f"{path.name} writes CSV by itself: use immunelab.export.csv"
 
 
 # Deep links

@@ -46,8 +46,10 @@ def sweep(args: argparse.Namespace) -> int:
             using.close()
     rows = table(run_ids, home)
     if args.csv:
+        from immunelab import export
+
         try:
-            rows.to_csv(args.csv, index=False)
+            Path(args.csv).write_bytes(export.csv(rows))
         except OSError as error:
             raise UserError(f"The table {args.csv} can't be written: {error.strerror}.") from None
     _print(rows, args.json)

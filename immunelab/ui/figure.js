@@ -106,7 +106,21 @@ function walk(Plotly, host, key) {
   return true;
 }
 
+// Plotly shows the hovered panel alone when panels have x axes of their own, though these move together.
+function hoverAll(Plotly, host, event) {
+  const full = host._fullLayout;
+  const panels = full._subplots.cartesian;
+  if (host.immunelabHovering || panels.length < 2 || full.hovermode !== "x unified" || !event?.xvals) return;
+  host.immunelabHovering = true; // what follows is told as a hover, too
+  try {
+    Plotly.Fx.hover(host, { xval: event.xvals[0] }, panels);
+  } finally {
+    host.immunelabHovering = false;
+  }
+}
+
 function bind(Plotly, host) {
+  host.on("plotly_hover", (event) => hoverAll(Plotly, host, event));
   host.on("plotly_click", (event) => {
     const point = nearest(event);
     if (point) host.immunelabSend("clicked", said(point.customdata));

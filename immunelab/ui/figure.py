@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from immunelab.ui import export
+from immunelab import export
 from immunelab.ui.charts import to_html
 from immunelab.ui.navigation import PLOTLY_PATH
 from immunelab.ui.palette import Theme

@@ -11,12 +11,12 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from immunelab import jobs, journal
+from immunelab import export, jobs, journal
 from immunelab.analysis import rows as facts
 from immunelab.corpus import pairing
 from immunelab.corpus.pairing import Kept, Pairing
 from immunelab.quantities import share
-from immunelab.ui import actions, export, figure, lengths, live, navigation
+from immunelab.ui import actions, figure, lengths, live, navigation
 
 EVERY = 1.0  # seconds between two looks at a process that builds
 COLUMNS = ["cosine", "tries", "fallback", "category", "prompt", "answer", "source"]

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import pandas as pd
 import streamlit as st
 
-from immunelab import card, journal
+from immunelab import card, export, journal
 from immunelab.analysis.scorecard import Scorecard
 from immunelab.analysis.verdicts import FAILS, HOLDS, INVALID, OPEN, UNMEASURED, VACUOUS, Condition, Limits
 from immunelab.spec import CorpusName, RunSpec
 from immunelab.store import Store
-from immunelab.ui import export, intensity, live, navigation, reads
+from immunelab.ui import intensity, live, navigation, reads
 from immunelab.ui.charts import title_of
 
 # verdict → icon and color; the word always stands beside them

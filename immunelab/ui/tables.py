@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from immunelab import journal
+from immunelab import export, journal
 from immunelab.errors import UserError
-from immunelab.ui import export, picks, reads
+from immunelab.ui import picks, reads
 
 COLUMNS = {
     "words": "Run",
