@@ -111,11 +111,13 @@ def cell(row: dict[Any, Any], bands: bool = False) -> str:
 def markdown(table: pd.DataFrame, x: str = "learning_rate") -> str:
     """The table as Markdown: for each attack method one table with a row a defense and a column a value of `x`.
 
-    Only the `ladder` along `x` is written. Broken is bold; "(1 of 3)" counts the seeds with the worst outcome.
+    Only the `ladder` along `x` is written, the attack that most defenses faced first. Broken is bold; "(1 of 3)"
+    counts the seeds with the worst outcome.
     """
     parts = []
     along = ladder(table, x)
-    for key, section in along.groupby([k for k in WORLD if k in along], dropna=False, sort=True):
+    sections = list(along.groupby([k for k in WORLD if k in along], dropna=False, sort=True))
+    for key, section in sorted(sections, key=lambda section: -section[1]["defense"].nunique()):
         rungs = wide(section, x)
         heads = [_rung(v) for v in rungs.columns]
         lines = [f"Attack `{key[-1]}`{_fixed(section, x)}; columns: {x.replace('_', ' ')}.", ""]

@@ -25,8 +25,8 @@ def markdown(*cards: Scorecard) -> str:
         parts += [f"# Immunization card: {_cell(card.defense)}", _about(card), _md(VERDICTS, _verdicts(card))]
         for title, head, rows in _tables(card):
             parts += [f"## {title}", _md(head, rows)]
-        parts += ["## Runs behind it"]
-        parts += [f"- {c.title}: {_ids(c.runs)}; control: {_ids(c.controls)}" for c in card.conditions]
+        behind = [f"- {c.title}: {_ids(c.runs)}; control: {_ids(c.controls)}" for c in card.conditions]
+        parts += ["## Runs behind it", "<details><summary>by condition</summary>", *behind, "</details>"]
         parts += ["## Limits", _md(("setting", "value"), _limits(card))]
     return "\n\n".join(parts) + "\n"
 
