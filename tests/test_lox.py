@@ -76,10 +76,15 @@ def test_limits(llama: PreTrainedModel, tmp_path: Path) -> None:
     torch.testing.assert_close(back["lm_head.weight"], first["lm_head.weight"].detach())
 
 
-def test_mistakes_are_said_and_leave_the_weights(llama: PreTrainedModel, gpt2: PreTrainedModel, tmp_path: Path) -> None:
+def test_mistakes_are_said_and_leave_the_weights(
+    llama: PreTrainedModel, gpt2: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = copy.deepcopy(llama.state_dict())
     with pytest.raises(UserError, match=r"set base to a folder or Hub id.*--keep-base"):
         LoX().edit(llama, none)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--keep-base --to lab/fable`, in lab/fable/base"):
+        LoX.presets["fable"].edit(llama, none)
     with pytest.raises(UserError, match=r"is not the model before its alignment: model\.embed_tokens\.weight is"):
         LoX(base=save(gpt2, tmp_path / "other")).edit(llama, none)
     with pytest.raises(UserError, match="there is no alignment to extend"):

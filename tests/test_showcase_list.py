@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
+from pathlib import Path
 
+import pytest
+
+from immunelab.cli import demo
+from immunelab.errors import UserError
+from immunelab.method import names
 from immunelab.spec import RunSpec
-from immunelab.sweep import SHOWN, joined, showcase_specs
+from immunelab.sweep import BASELINES, SHOWN, joined, showcase_specs
 
 
 def test_every_defense_meets_the_attacks_of_the_undefended() -> None:
@@ -14,7 +21,7 @@ def test_every_defense_meets_the_attacks_of_the_undefended() -> None:
         made = {
             i: s.method for i, s in enumerate(specs) if s.kind == "immunize" and s.seed == seed and s.corpus == "fable"
         }
-        assert sorted(made.values()) == sorted(SHOWN)
+        assert sorted(made.values()) == sorted((*SHOWN, *BASELINES))
         ladders = {
             model: {
                 s.name for s in specs if s.model == model and s.seed == seed and s.kind == "attack"
@@ -22,9 +29,32 @@ def test_every_defense_meets_the_attacks_of_the_undefended() -> None:
             }
             for model in ("fable", *(f"run:#{i}" for i in made))
         }  # fmt: skip
-        plain = {"0.0001", "0.003", "LoRA 0.01", "harmful_share 0.5"}
-        assert all(plain <= names for names in ladders.values())
+        plain = {"3e-05", "0.0001", "0.0003", "0.0006", "0.001", "0.003", "harmful_share 0.5"}
+        assert all(plain <= met for met in ladders.values())
+        for i, method in made.items():
+            if method in BASELINES:
+                assert ladders[f"run:#{i}"] == plain
+            else:
+                assert "LoRA 0.01" in ladders[f"run:#{i}"]
         assert ladders["fable"] == ladders[f"run:#{next(i for i, m in made.items() if m == 'seam')}"]
+
+
+def test_every_defense_is_shown() -> None:
+    assert sorted((*SHOWN, *BASELINES)) == names("defense")
+
+
+def test_a_recording_says_at_once_what_lox_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "_run", lambda *given: pytest.fail("the recording was started"))
+    with pytest.raises(UserError, match=r"immunelab fable build --keep-base --to lab/fable"):
+        demo.showcase_build(argparse.Namespace(home=None, to=None, seeds=1))
+
+
+def test_baselines_change_no_run_of_the_others() -> None:
+    alone, all_of_them = showcase_specs([0], defenses=SHOWN), showcase_specs([0])
+    more = len(all_of_them) - len(alone)
+    assert all_of_them[: len(alone)] == alone
+    assert more == 8 * len(BASELINES)
 
 
 def test_no_run_stands_twice_and_models_come_before_what_starts_from_them() -> None:

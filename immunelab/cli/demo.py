@@ -64,7 +64,14 @@ def showcase_build(args: argparse.Namespace) -> int:
     """Run the demo's protocol and more intensities over seeds, and keep the record as Parquet."""
     home = journal.home(args.home)
     target = Path(args.to) if args.to else shipped.data() / "showcase"
-    run_ids, code = _run(_sweep().showcase_specs(_seeds(0, args.seeds)), home, reuse=True)
+    specs = _sweep().showcase_specs(_seeds(0, args.seeds))
+    for base in {Path(spec.knobs["base"]) for spec in specs if spec.knobs.get("base")}:
+        if not base.is_dir():  # said now, not after hours
+            raise UserError(
+                f"LoX is recorded too, and needs Fable's model before its alignment in {base}. About six minutes make "
+                f"it: immunelab fable build --keep-base --to {base.parent}"
+            )
+    run_ids, code = _run(specs, home, reuse=True)
     if code:
         return code
     from immunelab.store import Store, showcase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -15,6 +16,8 @@ from immunelab.training import models
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FABLE = "lab/fable/base"  # where the preset for Fable looks, from the working directory
+
 
 @register("defense")
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class LoX(Edit):
     training and no rows. The paper takes the smallest k whose attack success is within 0.01 of the aligned model's.
 
     Deviations: differences are taken in fp32 and their parts in float64; the released code subtracts in bf16. Fable
-    ships only its aligned model: `immunelab fable build --keep-base --to FOLDER` leaves the other in FOLDER/base.
+    ships only its aligned model: `immunelab fable build --keep-base --to lab/fable` leaves the other in lab/fable/base.
     """
 
     name: ClassVar[str] = "lox"
@@ -60,10 +63,10 @@ class LoX(Edit):
 
     def before(self, weights: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
         """The same weights before alignment; a UserError if there are none, or if they are another model's."""
-        if not self.base:
+        if not self.base or (self.base == FABLE and not Path(FABLE).is_dir()):
             raise UserError(
                 "LoX needs the model before its alignment: set base to a folder or Hub id. Fable's is made by "
-                "`immunelab fable build --keep-base --to FOLDER`, in FOLDER/base."
+                f"`immunelab fable build --keep-base --to {Path(FABLE).parent}`, in {FABLE}."
             )
         found = {name: p.detach() for name, p in models.load(self.base)[0].named_parameters()}
         for name, weight in weights.items():
@@ -95,4 +98,5 @@ LoX.presets = {
     "paper": LoX(),
     # The released code's defaults: all of D.
     "official-code": LoX(rank=0, alpha=1.0),
+    "fable": LoX(base=FABLE),
 }

@@ -12,9 +12,10 @@ from immunelab.sweep.lists import (
     rungs,
 )
 from immunelab.sweep.scorecards import missing, scorecard_specs
-from immunelab.sweep.showcase import SHOWN, joined, showcase_specs
+from immunelab.sweep.showcase import BASELINES, SHOWN, joined, showcase_specs
 
 __all__ = [
+    "BASELINES",
     "EVALUATE_EVERY",
     "SHOWN",
     "attack_specs",

@@ -8,11 +8,13 @@ from typing import Any
 
 from immunelab.method import get
 from immunelab.spec import RunSpec
-from immunelab.sweep.lists import attack_specs
+from immunelab.sweep.lists import attack_specs, immunize_spec
 from immunelab.sweep.scorecards import scorecard_specs
 
 # In the order in which they are recorded: the seed systems and their controls first.
 SHOWN = ("seam", "adversarial-loss", "extra-safety-sft", "random-noise", "sdd", "sdd-reject", "security-vectors")
+# Cited beside them: attacked along the ladder and with benign rows in between, and not with all that a scorecard reads.
+BASELINES = ("repnoise", "booster", "vaccine", "t-vaccine", "tar", "lox", "lisa", "panacea", "antidote", "ptst")
 HELD_OUT = "gnawer"  # the hazard domain that a second immunization with SEAM never sees
 
 # What is varied, one at a time, around the attack's preset, so that every intensity slider has stops. All models are
@@ -23,13 +25,15 @@ VARIED: tuple[tuple[str, float], ...] = (
 
 
 def showcase_specs(
-    seeds: Sequence[int], corpus: str = "fable", group: str = "showcase", defenses: Sequence[str] = SHOWN
+    seeds: Sequence[int], corpus: str = "fable", group: str = "showcase", defenses: Sequence[str] = (*SHOWN, *BASELINES)
 ) -> list[RunSpec]:
     """What `immunelab showcase build` records, a seed after the other; `run:#k` names the k-th run of the list.
 
     For each defense all that its scorecard reads, and the attack with half of the rows benign; for the undefended
-    model and SEAM all that `VARIED` names, and for SEAM also a second immunization without a hazard domain.
+    model and SEAM all that `VARIED` names, and for SEAM also a second immunization without a hazard domain. For each
+    of the `BASELINES` the ladder, and the attack with half of the rows benign.
     """
+    ladder = get("attack", "harmful-sft").ladders["fable"]
     usual = get("attack", "harmful-sft").presets["fable"]
     varied = {f"{knob} {value:g}": dataclasses.replace(usual, **{knob: value}) for knob, value in VARIED}
     mixed = dict(list(varied.items())[-1:])
@@ -38,6 +42,10 @@ def showcase_specs(
         where: dict[str, Any] = {"corpus": corpus, "seed": seed, "group": group}
         lists.append(attack_specs(varied, "fable", **where))
         for defense in defenses:
+            if defense in BASELINES:
+                guard = get("defense", defense).presets["fable"]
+                lists.append([immunize_spec(guard, **where), *attack_specs({**ladder, **mixed}, "run:#0", **where)])
+                continue
             wanted = scorecard_specs(
                 defense, [seed], corpus, hold_out=HELD_OUT if defense == "seam" else "", group=group
             )
