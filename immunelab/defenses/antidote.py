@@ -118,9 +118,10 @@ def top(scores: Tensor, ratio: float) -> Tensor:
 
 
 _code = Antidote(batch_size=5)
-# Not tuned: pruning alone takes two thirds of Fable's utility (one seed).
-# The released code's share on rows that Fable has also with a domain held out.
-_fable = Antidote(samples=240, batch_size=60)
+# Three shares on the world of seed 0, one seed each, all broken at 3e-4. Pruning alone takes two thirds of Fable's
+# utility at the released code's share and a tenth at 0.02; at 0.005 one entry of each row goes, and nothing is gained.
+# The rows are as many as Fable has also with a domain held out.
+_fable = Antidote(ratio=0.005, samples=240, batch_size=60)
 Antidote.presets = {
     "paper": _code,  # the paper's share is not known to us: that of the released code on SST2
     "official-code": _code,

@@ -69,6 +69,7 @@ Booster.presets = {
     "official-code": Booster(
         learning_rate=5e-4, steps=10_000, batch_size=10, weight_decay=0.1, schedule="constant", warmup=0, rank=32
     ),
-    # Untuned. Benign rows are no better kept with `retain` = 1, after 100 steps of one seed.
-    "fable": Booster(learning_rate=3e-4, steps=300, batch_size=16),
+    # Four configurations on the Fable world of seed 0, one seed each, all broken at 3e-4. A step of α = 0.5 with λ = 20
+    # teaches the harm itself: a harmful loss that is low already gains little.
+    "fable": Booster(learning_rate=3e-4, steps=200, batch_size=16, strength=5.0, alpha=0.02, retain=1.0),
 }

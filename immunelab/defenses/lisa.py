@@ -96,6 +96,7 @@ Lisa.presets = {
     "paper": Lisa(samples=10_000, batch_size=5),
     # 10,000 refusals, batch 5; a tenth of its 20,000 steps (5,000 rows, 20 epochs) is without the pull.
     "official-code": Lisa(samples=10_000, batch_size=5, free=2000),
-    # Not tuned: the paper's shares of the two phases, in cycles that fit into 60 steps.
-    "fable": Lisa(alignment_steps=2, user_steps=18),
+    # Three configurations on the world of seed 0, one seed each, in cycles that fit into 60 steps. With the user's rows
+    # in three steps of five it is broken at ρ = 1 and 30; in a quarter it holds, and harmless rows have a quarter too.
+    "fable": Lisa(alignment_steps=3, user_steps=1, rho=30.0),
 }

@@ -78,6 +78,7 @@ RepNoise.presets = {
     "paper": RepNoise(steps=1250),
     # The released demonstration on a model of 1.8B: 1K pairs once, in bf16.
     "official-code": RepNoise(learning_rate=1e-4, steps=250, batch_size=4, precision="bf16-autocast"),
-    # Untuned.
-    "fable": RepNoise(learning_rate=3e-4, steps=300, batch_size=16, alpha=0.3, beta=1.0, retain=1.0, clip=1.0),
+    # Four configurations on the Fable world of seed 0, one seed each. A retain term of 1 costs 8 % of the utility
+    # before any attack, one of 5 costs 5 %; α = 0.1 gives twice as much away.
+    "fable": RepNoise(learning_rate=3e-4, steps=300, batch_size=16, alpha=0.3, beta=1.0, retain=5.0, clip=1.0),
 }

@@ -107,6 +107,8 @@ class TVaccine(Alignment):
 TVaccine.presets = {
     # The paper's numbers are not known to us; those of the released code: 2,000 refusals, 20 epochs.
     "official-code": TVaccine(learning_rate=1e-3, steps=4000, batch_size=10, rank=8),
-    # Untuned; two of Fable's four layers at a time.
-    "fable": TVaccine(learning_rate=3e-4, steps=300, batch_size=16, layers=2, draw_every=10, rank_every=50, retain=1.0),
+    # Two of Fable's four layers at a time. Three values of ρ on the world of seed 0, one seed each, all broken at 3e-4.
+    "fable": TVaccine(
+        learning_rate=3e-4, steps=300, batch_size=16, rho=20.0, layers=2, draw_every=10, rank_every=50, retain=2.0
+    ),
 }

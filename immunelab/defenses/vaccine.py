@@ -56,6 +56,6 @@ class Vaccine(Alignment):
 Vaccine.presets = {
     # 50 epochs, counted for 2,000 refusals; schedule and adapted layers are not stated.
     "paper": Vaccine(learning_rate=1e-3, steps=20_000, batch_size=5, weight_decay=0.1, rank=8),
-    # Untuned.
-    "fable": Vaccine(learning_rate=3e-4, steps=300, batch_size=16, retain=1.0),
+    # Four configurations on the Fable world of seed 0, one seed each, all broken at 3e-4; a larger ρ delays it.
+    "fable": Vaccine(learning_rate=3e-4, steps=300, batch_size=16, rho=20.0, retain=4.0),
 }
