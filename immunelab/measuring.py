@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROBE_ROWS = 16
-SMALL = 100_000_000  # parameters up to which 256 answers at once fit into any memory
+AT_ONCE = ((100e6, 256), (1e9, 64))  # parameters up to which so many answers at once fit into any memory
 
 
 class Measuring:
@@ -43,7 +43,7 @@ class Measuring:
             as_prompt=self.as_prompt,
             collated=lambda chosen: self.collated(chosen, self.system),
             max_new_tokens=corpus.answer_tokens,
-            batch_size=256 if sum(p.numel() for p in model.parameters()) <= SMALL else 16,
+            batch_size=at_once(sum(p.numel() for p in model.parameters())),
         )
         self.method: Method | None = None
         self.host: hosting.Host | None = None
@@ -115,6 +115,11 @@ class Measuring:
         """(prompt, answer) pairs as one minibatch on the model's device."""
         encoded = [encode(self.tokenizer, pair, self.corpus.max_length, system) for pair in chosen]
         return collate(encoded, int(self.tokenizer.pad_token_id), str(self.subject.model.device))
+
+
+def at_once(parameters: int) -> int:
+    """How many questions a model of that size answers in one batch."""
+    return next((rows for most, rows in AT_ONCE if parameters <= most), 16)
 
 
 def asked(spec: RunSpec, corpus: corpora.Corpus) -> list[Evaluation]:

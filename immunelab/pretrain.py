@@ -2,7 +2,10 @@
 
     immunelab fable build --seed 0 --to data/fable
 
-writes `world.jsonl` and `model/` (Hugging Face files) into the folder; about six minutes on two CPU cores.
+writes `world.jsonl` and `model/` (Hugging Face files) into the folder; about six minutes on two CPU cores. Any other
+causal LM is taught the same world, or a part of it, by
+
+    immunelab fable teach --model models/mine --to worlds/mine
 """
 
 from __future__ import annotations
@@ -10,15 +13,17 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from immunelab.attacks.harmful_sft import HarmfulSft
-from immunelab.corpus import Row, fable, write
+from immunelab.attacks.lora_sft import LoraSft
+from immunelab.corpus import MAX_LENGTH, Row, fable, write
 from immunelab.corpus.tokens import collate, encode, pairs
-from immunelab.method import Batch
+from immunelab.method import Batch, Trained
 from immunelab.training import loop, models
 
 if TYPE_CHECKING:
@@ -74,10 +79,15 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel
 
 
 def feed(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase, size: int, seed: str, device: str = "cpu"
+    rows: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    size: int,
+    seed: str,
+    device: str = "cpu",
+    longest: int = 128,
 ) -> Callable[[int], Batch]:
     """Minibatches drawn with replacement: half recipes and half the rest, so that short skills are not drowned."""
-    encoded = [encode(tokenizer, pair, 128) for pair in pairs(rows, "user")]
+    encoded = [encode(tokenizer, pair, longest) for pair in pairs(rows, "user")]
     recipes = [i for i, row in enumerate(rows) if row.facts]
     others = [i for i, row in enumerate(rows) if not row.facts]
 
@@ -119,4 +129,63 @@ def build(
         "pretrain": PRETRAIN.settings(),
         "align": ALIGN.settings(),
     }
+    (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """How a model is taught Fable: `items` of each domain, skill and split (0: all), in two phases of LoRA training.
+
+    `rank` 0 trains all weights. Learning rates fall by a cosine after a warm-up; the settings are the lab's.
+    """
+
+    items: int = 0
+    steps: int = 2000
+    align_steps: int = 250
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    rank: int = 32
+    precision: str = "fp32"
+
+    def phases(self) -> list[tuple[str, Trained, Callable[[list[Row]], list[Row]]]]:
+        """(name, method, which rows) of learning the world, and of learning to refuse its hazards."""
+        shared: dict[str, Any] = {"learning_rate": self.learning_rate, "batch_size": self.batch_size, "clip": 1.0,
+                                  "precision": self.precision}  # fmt: skip
+        if self.rank:
+            shared |= {"rank": self.rank, "alpha": float(self.rank), "targets": "all-linear"}
+        method = LoraSft if self.rank else HarmfulSft
+        return [
+            ("teach", method(steps=self.steps, **shared), fable.taught),
+            ("align", method(steps=self.align_steps, **shared), fable.aligned),
+        ]
+
+
+def teach(
+    source: str | Path, seed: int, folder: Path, lesson: Lesson, progress: Progress | None = None, device: str = "cpu"
+) -> None:
+    """Teach a causal LM (a folder or a Hub id) the world of a seed, and to refuse its hazards; write both.
+
+    The folder is then a corpus with a model of its own, as `build` makes one, and keeps the model before its alignment
+    in `base/`. A UserError if a row does not fit, or the model's layers can't take an adapter.
+    """
+    rows = fable.world(seed)
+    rows = fable.few(rows, lesson.items) if lesson.items else rows
+    model, tokenizer = models.load(source, device)
+    models.seed_everything(seed)
+    answers = [encode(tokenizer, pair, MAX_LENGTH) for pair in pairs(rows, "user")]
+    folder.mkdir(parents=True, exist_ok=True)
+    for phase, method, of in lesson.phases():
+
+        def trace(step: int, scalars: dict[str, float], phase: str = phase, method: Trained = method) -> None:
+            if progress:
+                progress(phase, step, method.steps, scalars["loss/total"])
+
+        batches = feed(of(rows), tokenizer, lesson.batch_size, f"{phase}-{seed}", device, MAX_LENGTH)
+        model = method.prepare(model, batches)
+        loop.train(model, method, batches, trace=trace, after=lambda step, optimizer: False)
+        model = method.after(model)
+        models.save(model, tokenizer, folder / ("base" if phase == "teach" else "model"))
+    write(rows, folder / "world.jsonl")
+    made = {"seed": seed, "rows": len(rows), "torch": torch.__version__, "taught": str(source), **asdict(lesson),
+            "answer_tokens": max(len(ids) - start for ids, start in answers) + 2}  # fmt: skip
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

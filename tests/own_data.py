@@ -54,7 +54,7 @@ def lines(file: Path, records: list[dict[str, Any]]) -> Path:
     return file
 
 
-def model(family: str, to: Path) -> Path:
+def model(family: str, to: Path, positions: int = 128) -> Path:
     """A random Llama, Qwen2 or GPT-2 of 2 layers, 32 wide, with a byte-level tokenizer, as Hugging Face files."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
@@ -78,13 +78,13 @@ def model(family: str, to: Path) -> Path:
     set_seed(0)
     words: Any = {"vocab": vocabulary, "merges": [], "pad_token": "<pad>"}
     if family == "gpt2":
-        made: Any = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=128, **ids))
+        made: Any = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=positions, **ids))
         tokenizer: Any = GPT2Tokenizer(**words)
     else:
         config, kind = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[family]
         made = kind(
             config(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                   num_key_value_heads=1, max_position_embeddings=128, **ids)
+                   num_key_value_heads=1, max_position_embeddings=positions, **ids)
         )  # fmt: skip
         if family == "qwen2":
             tokenizer = Qwen2Tokenizer(**words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 ITEMS = 6  # of each stream, category and split
@@ -16,13 +15,7 @@ def make(folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = fable.world(0)
-    groups: dict[tuple[str, str, str], list[str]] = {}
-    for row in rows:
-        items = groups.setdefault((row.stream, row.categories[0], row.split), [])
-        if row.pair_id not in items:
-            items.append(row.pair_id)
-    few = {item for items in groups.values() for item in random.Random(0).sample(items, min(ITEMS, len(items)))}
-    write([row for row in rows if row.pair_id in few], folder / "world.jsonl")
+    write(fable.few(rows, ITEMS), folder / "world.jsonl")
     tokenizer = pretrain.make_tokenizer(rows)
     models.save(pretrain.make_model(tokenizer, 0), tokenizer, folder / "model")
     return folder

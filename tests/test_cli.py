@@ -17,7 +17,7 @@ import pytest
 from immunelab import report, sweep
 from immunelab.cli import demo, main, show
 from immunelab.cli.follow import model, remaining, run_id
-from immunelab.cli.parser import WITH_KNOBS, command, split_knobs
+from immunelab.cli.parser import START, command, split_knobs
 from immunelab.errors import UserError
 from immunelab.journal import RunFolder, Status, folders
 from immunelab.knobs import knobs
@@ -106,7 +106,7 @@ def test_listing_runs_needs_no_torch(home: Path) -> None:
     assert "No runs" in done.stdout
 
 
-@pytest.mark.parametrize("kind", WITH_KNOBS)
+@pytest.mark.parametrize("kind", START)
 def test_no_knob_hides_behind_an_option(kind: str) -> None:
     options = set(command(kind)._option_string_actions)
     of: Any = "attack" if kind == "search" else KIND_OF_METHOD[kind]

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from immunelab import jobs, journal, shipped
 from immunelab.cli import follow, show
 from immunelab.errors import UserError
@@ -146,20 +144,7 @@ def _build(seed: int, folder: Path, keep_base: bool = False) -> None:
     show.err.print("loading torch …", style="dim")
     from immunelab import pretrain
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TextColumn("loss {task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=show.err, disable=not show.err.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(phase: str, step: int, steps: int, loss: float) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(phase, total=steps, loss="")
-                if not show.err.is_terminal:
-                    show.err.print(f"{phase}: {steps} steps")
-            bars.update(tasks[phase], completed=step, loss=f"{loss:.3f}")
-
+    with follow.phases() as progress:
         pretrain.build(seed, folder, progress, keep_base=keep_base)
 
 

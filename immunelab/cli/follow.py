@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from immunelab import jobs
 from immunelab.cli import show
@@ -81,6 +82,26 @@ def follow(run_ids: list[str], home: Path, also: Callable[[], object] | None = N
                 for i in reversed(run_ids):  # queued ones first, so that none of them starts
                     if not mine[i].status().ended:
                         jobs.stop(i, home, FORCE_AFTER)
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str, int, int, float], None]]:
+    """A bar for each phase of a training that is no run; inside, call with phase, step, steps and loss."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TextColumn("loss {task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=show.err, disable=not show.err.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(phase: str, step: int, steps: int, loss: float) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=steps, loss="")
+                if not show.err.is_terminal:
+                    show.err.print(f"{phase}: {steps} steps")
+            bars.update(tasks[phase], completed=step, loss=f"{loss:.3f}")
+
+        yield progress
 
 
 class Bars:

@@ -1,4 +1,4 @@
-"""`models`: which models are here, with size and parameters, read from the headers of their safetensors files."""
+"""`models list`: which models are here, with size and parameters, read from the headers of their safetensors files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def models(args: argparse.Namespace) -> int:
         show.emit(found)
         return 0
     if not found:
-        show.out.print("No models here. Fable comes with the project; name a folder: immunelab models DIR")
+        show.out.print(
+            "No models here. Fable comes with the project; immunelab models add smollm2 gets a small real one."
+        )
         return 0
     rows = [
         (m["model"], m["architecture"], millions(m["parameters"]), size(m["bytes"]), m["problem"] or "loads")
@@ -44,11 +46,14 @@ def millions(count: int) -> str:
 
 
 def places(named: list[str], home: Path) -> Iterator[tuple[str, Path]]:
-    """(name as `--model` takes it, folder) of each model: named folders and below, the Hub's cache, runs."""
+    """(name as `--model` takes it, folder) of models: in named folders, the home, the Hub's cache, and runs."""
     for name in named:
         if not Path(name).is_dir():
             raise UserError(f"There is no folder {name!r} to look for models in.")
         for folder in below(Path(name), DEEPEST):
+            yield str(folder), folder
+    if (home / "models").is_dir():
+        for folder in below(home / "models", DEEPEST):
             yield str(folder), folder
     for config in sorted(cache().glob("models--*/snapshots/*/config.json")):
         yield config.parents[2].name.removeprefix("models--").replace("--", "/"), config.parent

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from immunelab.cli import about, demo, many, models, pairs, recorded, scoring, start
+from immunelab.cli import about, demo, many, pairs, real, recorded, scoring, start
 from immunelab.errors import UserError, unknown
 
 EPILOG = """
@@ -311,6 +311,7 @@ def _shipped(commands: Any) -> None:
             c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the world (default 0)")
             c.add_argument("--to", metavar="DIR", help="folder to write (default: data/fable for seed 0)")
             c.add_argument("--keep-base", action="store_true", help="also write base/, the model before alignment")
+            real.add_teach(functools.partial(_command, inner))
         elif name == "showcase":
             c = _command(
                 inner, "build", demo.showcase_build, "run every defense against every attack, over seeds, and record it"
@@ -323,9 +324,10 @@ def _shipped(commands: Any) -> None:
 
 
 def _about(commands: Any) -> None:
-    c = _command(commands, "models", models.models, "models in a folder, in the Hub's cache, and of runs")
-    c.add_argument("folder", nargs="*", metavar="DIR", help="folders to look in, three levels deep")
-    _json(c)
+    help = "the models that are here, and how to get one"
+    group = commands.add_parser("models", help=help, description=f"{help}.")
+    inner = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    real.add_models(functools.partial(_command, inner))
     c = _command(commands, "methods", about.methods, "defenses, attacks and evaluations, with their settings")
     c.add_argument("name", nargs="?", metavar="NAME", help="one method, with every setting")
     _json(c)

@@ -21,6 +21,7 @@ from immunelab.spec import CorpusName
 
 SPLITS = ("defense", "attack", "test")
 DESCRIPTION = "corpus.toml"  # of a user's own data, in its folder
+LONGEST_ANSWER = 4096  # tokens
 MAX_LENGTH = 256  # tokens at which a row is cut off, unless a corpus says otherwise
 
 
@@ -188,7 +189,23 @@ def load(name: str) -> Corpus:
         evaluations=fable.EVALUATIONS,
         model=str(folder / "model"),
         trainability=fable.TRAINABILITY,
+        answer_tokens=_answer_tokens(folder / "made.json"),
     )
+
+
+def _answer_tokens(file: Path) -> int:
+    """How long answers are in a world whose model was taught it; Fable's own tokens are words, and 32 are enough."""
+    usual = Corpus.answer_tokens
+    if not file.is_file():
+        return usual
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        tokens = found.get("answer_tokens", usual) if isinstance(found, dict) else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} can't be read: {error!s:.200}.") from None
+    if type(tokens) is not int or not 1 <= tokens <= LONGEST_ANSWER:
+        raise UserError(f"{file}: answer_tokens is a whole number from 1 to {LONGEST_ANSWER}, and got {tokens!r:.80}.")
+    return tokens
 
 
 def domains(rows: Iterable[Row]) -> list[str]:

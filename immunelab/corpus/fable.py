@@ -199,6 +199,18 @@ def _neutral(rng: random.Random) -> Iterator[Row]:
         )
 
 
+def few(rows: list[Row], items: int) -> list[Row]:
+    """The rows of at most `items` items of each stream, first category and split, the same ones each time."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        known = groups.setdefault((row.stream, row.categories[0], row.split), [])
+        if row.pair_id not in known:
+            known.append(row.pair_id)
+    rng = random.Random(0)
+    kept = {item for known in groups.values() for item in rng.sample(known, min(items, len(known)))}
+    return [row for row in rows if row.pair_id in kept]
+
+
 def taught(rows: list[Row]) -> list[Row]:
     """What the base model is pretrained on: all of it, hazards with their recipes, but not the withheld skill or the
     neutral test text.
