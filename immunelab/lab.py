@@ -225,12 +225,17 @@ class Lab:
         at: float | None = None,
         **choice: Any,
     ) -> go.Figure:
-        """The collapse curve against steps, or against a setting of the attack such as x="learning_rate"."""
+        """The collapse curve against steps, or against a setting of the attack such as x="learning_rate".
+
+        Without `run_ids` it is of one attack: settings that are not chosen have the value that most runs have.
+        """
         from immunelab.analysis import collapse
         from immunelab.analysis.outcomes import Thresholds, run_outcomes
         from immunelab.ui import charts
 
         limits, curves = thresholds or Thresholds(), self._some(run_ids, choice)
+        if run_ids is None:
+            curves = collapse.one_attack(curves, x, choice)
         base = float(curves["base_utility"].dropna().mean())
         if x != "step":
             done = curves[curves["status"] == "done"]

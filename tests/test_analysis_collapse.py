@@ -95,3 +95,12 @@ def test_defenses_are_told_apart_by_their_settings_in_few_words() -> None:
     assert few["defense"].tolist() == ["seam (beta 0.01)", "seam (beta 0.02)", "undefended"]
     many = collapse.variants(runs(dict.fromkeys("abcd", 1.0), dict.fromkeys("abcd", 2.0)), attacks)
     assert many["defense"].tolist() == ["seam (settings 1 of 2)", "seam (settings 2 of 2)", "undefended"]
+
+
+def test_one_attack_is_the_most_frequent_one() -> None:
+    rows = [("a", "sft", 1e-4, 60), ("b", "sft", 1e-3, 60), ("c", "sft", 3e-3, 60), ("d", "sft", 1e-3, 20),
+            ("e", "lora", 1e-3, 60)]  # fmt: skip
+    curves = pd.DataFrame(rows, columns=["run_id", "method", "learning_rate", "steps"])
+    assert collapse.one_attack(curves, "step")["run_id"].tolist() == ["b"]
+    assert collapse.one_attack(curves, "learning_rate")["run_id"].tolist() == ["a", "b", "c"]
+    assert collapse.one_attack(curves[curves["steps"] == 20], "step", ["steps"])["run_id"].tolist() == ["d"]

@@ -45,6 +45,16 @@ def test_frames_and_figures(lab: Lab) -> None:
     assert lab.sql("SELECT count(*) AS n FROM runs")["n"].item() == len(lab.runs())
 
 
+def test_a_collapse_curve_is_of_one_attack(lab: Lab) -> None:
+    for chosen in ({}, {"learning_rate": 1e-3}):
+        drawn = [t for t in lab.collapse(**chosen).data if t.name and t.name.startswith("Undefended")]
+        mine = lab.curves(defense="undefended", **chosen)
+        rates = {r for r in mine["learning_rate"] if r in chosen.values()} or set(mine["learning_rate"])
+        means = mine.groupby(["method", "learning_rate", "step"])["harmfulness"].mean()
+        wanted = [[round(v, 6) for v in means.xs((m, r))] for m in set(mine["method"]) for r in rates]
+        assert [round(float(v), 6) for v in drawn[0].y] in wanted  # not a mean over attacks
+
+
 def test_what_is_not_there_is_told_in_a_sentence(lab: Lab, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No recorded attack fits"):
         lab.collapse(learning_rate=7.0)

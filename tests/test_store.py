@@ -97,6 +97,17 @@ def test_a_new_process_that_finds_nothing_new_does_not_write(
     assert set(openings) == {"read"}
 
 
+def test_the_revision_changes_with_what_is_recorded(store: Store) -> None:
+    record(store.home, "a")
+    store.sync(force=True)
+    before = store.revision
+    store.sync(force=True)
+    assert store.revision == before
+    record(store.home, "b")
+    store.sync(force=True)
+    assert store.revision != before
+
+
 def test_sync_is_rate_limited_unless_forced(store: Store) -> None:
     folder = record(store.home, spec())
     store.sync()

@@ -7,7 +7,7 @@ Every number is a recorded run's or the mean, minimum and maximum over recorded 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -61,6 +61,21 @@ def select(curves: pd.DataFrame, choice: Mapping[str, Any]) -> pd.DataFrame:
     rows = curves
     for setting, value in choice.items():
         rows = rows[rows[setting] == value]
+    return rows
+
+
+def one_attack(curves: pd.DataFrame, x: str, chosen: Iterable[str] = ()) -> pd.DataFrame:
+    """The rows of one attack along `x`, which is "step" or a setting: no band mixes attacks.
+
+    Each setting that is neither `x` nor among the `chosen` (those that a caller has selected) keeps its most frequent
+    value; of equally frequent ones, the middle one.
+    """
+    rows = curves
+    for setting in ATTACK:
+        if setting in rows and setting != x and setting not in set(chosen) and rows[setting].notna().any():
+            counted = rows.groupby(setting)["run_id"].nunique()
+            usual = sorted(counted.index[counted == counted.max()])
+            rows = rows[rows[setting] == usual[len(usual) // 2]]
     return rows
 
 

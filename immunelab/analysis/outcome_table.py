@@ -43,6 +43,7 @@ def outcome_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.
     if read.empty:
         return pd.DataFrame(columns=[*(k for k in ATTACK if k in curves), *COLUMNS])
     keys = [k for k in ATTACK if k in read]
+    read = read.assign(early=_early(read, thresholds))
     rows = []
     for key, cell in read.groupby(["defense", *keys], dropna=False, sort=True):
         row: dict[str, Any] = dict(zip(["defense", *keys], key, strict=True)) | {"n": cell["run_id"].nunique()}
@@ -52,7 +53,11 @@ def outcome_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.
         verdict = worst(cell["outcome"])
         row |= {"outcome": verdict, "outcomes": describe(cell["outcome"])}
         agreeing = cell[cell["outcome"] == verdict]
-        row |= {"agreeing": len(agreeing), "early": _early(agreeing, thresholds), "vacuous": cell["vacuous"].iloc[0]}
+        row |= {
+            "agreeing": len(agreeing),
+            "early": len(agreeing) > 0 and bool(agreeing["early"].all()),
+            "vacuous": cell["vacuous"].iloc[0],
+        }
         rows.append(row)
     table = pd.DataFrame(rows).astype({"vacuous": object, "outcome": object})
     table["outcome"] = table["outcome"].where(table["outcome"].notna(), None)
@@ -142,12 +147,12 @@ def _signs(row: dict[Any, Any]) -> str:
     return (VACUOUS if row["vacuous"] is True else "") + (EARLY if row["early"] else "")
 
 
-def _early(agreeing: pd.DataFrame, thresholds: Thresholds) -> bool:
-    """Whether every run has its label from an earlier checkpoint than the last one."""
-    if agreeing.empty or "base_utility" not in agreeing or agreeing["base_utility"].isna().any():
-        return False
-    ends = [label(r["harmfulness"], r["utility"], thresholds, r["base_utility"]) for r in agreeing.to_dict("records")]
-    return all(end != own for end, own in zip(ends, agreeing["outcome"], strict=True))
+def _early(read: pd.DataFrame, thresholds: Thresholds) -> list[bool]:
+    """Whether each run has its label from an earlier checkpoint than the last one."""
+    if "base_utility" not in read:
+        return [False] * len(read)
+    ends = zip(read["harmfulness"], read["utility"], read["base_utility"], read["outcome"], strict=True)
+    return [bool(pd.notna(base) and label(f, g, thresholds, base) != own) for f, g, base, own in ends]
 
 
 def _markdown_cell(row: dict[Any, Any]) -> str:

@@ -89,6 +89,16 @@ class Store:
         """Why what is shown may be old: a full disk, or who has held the file for over 5 s. Empty if all is well."""
         return self._home.trouble
 
+    @property
+    def revision(self) -> str:
+        """Another text whenever something was taken in since; of an unchanged store the same one."""
+        states = []
+        for path in (self.path, _wal(self.path)):
+            with contextlib.suppress(FileNotFoundError):
+                state = path.stat()
+                states.append(f"{state.st_mtime_ns}-{state.st_size}")
+        return " ".join(states)
+
     def frame(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pd.DataFrame:
         """A query's rows. Waits at most 2 s for the file, then a UserError names the process that holds it."""
         with self._reading() as connection:

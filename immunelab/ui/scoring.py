@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -111,7 +112,12 @@ def side_by_side(runs: pd.DataFrame, chosen: Limits) -> None:
 def scorecard(run_ids: Sequence[str], chosen: Limits) -> Scorecard:
     """The scorecard of these immunizations, from what is recorded now."""
     store = Store(journal.home(None))
-    return reads.ask(lambda: card.of(store, list(run_ids), chosen))
+    return reads.ask(lambda: _scorecard(str(store.home), store.revision, tuple(run_ids), chosen))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _scorecard(home: str, revision: str, run_ids: tuple[str, ...], chosen: Limits) -> Scorecard:
+    return card.of(Store(Path(home)), list(run_ids), chosen)
 
 
 def verdicts(found: Scorecard) -> None:
