@@ -98,12 +98,12 @@ def test_a_new_process_that_finds_nothing_new_does_not_write(
 
 
 def test_the_revision_changes_with_what_is_recorded(store: Store) -> None:
-    record(store.home, "a")
+    record(store.home, spec())
     store.sync(force=True)
     before = store.revision
     store.sync(force=True)
     assert store.revision == before
-    record(store.home, "b")
+    record(store.home, spec())
     store.sync(force=True)
     assert store.revision != before
 
