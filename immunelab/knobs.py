@@ -24,6 +24,7 @@ class Knob:
     log: bool
     choices: tuple[str, ...]
     group: str  # "method" for a method's own knobs, "budget" for those every trained method has
+    saving: bool = False  # trades time or rounding for memory: no part of a run's identity while at its default
 
     def parse(self, value: Any) -> Any:
         """The value as this knob's type, from a form, JSON or a command line; a UserError names the knob."""
@@ -74,10 +75,15 @@ def knob(
     low: float | None = None,
     high: float | None = None,
     log: bool = False,
+    saving: bool = False,
 ) -> Any:
-    """A dataclass field that is a setting; `symbol` is the paper's letter, `log` asks for a logarithmic slider."""
+    """A dataclass field that is a setting; `symbol` is the paper's letter, `log` asks for a logarithmic slider.
+
+    A `saving` one says how to compute and not what, so a spec holds it only where it differs from its default.
+    """
     return dataclasses.field(
-        default=default, metadata={"help": help, "symbol": symbol, "low": low, "high": high, "log": log}
+        default=default,
+        metadata={"help": help, "symbol": symbol, "low": low, "high": high, "log": log, "saving": saving},
     )
 
 
@@ -103,6 +109,7 @@ def knobs(cls: type, shared: type | None = None) -> list[Knob]:
                 log=meta.get("log", False),
                 choices=choices,
                 group="budget" if field.name in budget else "method",
+                saving=meta.get("saving", False),
             )
         )
     return sorted(found, key=lambda k: k.group != "method")

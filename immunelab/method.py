@@ -89,8 +89,9 @@ class Method:
             object.__setattr__(self, k.name, k.parse(getattr(self, k.name)))
 
     def settings(self) -> dict[str, Any]:
-        """Every knob's value, as plain JSON scalars."""
-        return dataclasses.asdict(self)
+        """Every knob's value, as plain JSON scalars; one that only saves memory where it is not at its default."""
+        usual = {f.name: f.default for f in dataclasses.fields(self) if f.metadata.get("saving")}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in usual or v != usual[k]}
 
     def template(self, text: str, harmful: bool) -> str:
         """What the model reads in place of `text` when asked after this method; `harmful`: the question is."""
@@ -113,6 +114,8 @@ class Budget(Method):
     clip: float = knob(0.0, "largest global norm of the direction; 0 is off", low=0, high=1e6)
     accumulation: int = knob(1, "minibatches averaged into one step", low=1, high=4096)
     precision: Literal["fp32", "bf16-autocast"] = knob("fp32", "arithmetic of the passes; weights stay in fp32")
+    recompute: bool = knob(False, "compute activations again instead of keeping them (checkpointing)", saving=True)
+    loss_chunk: int = knob(0, "scored tokens whose logits are held at a time; 0: all", low=0, high=10**9, saving=True)
 
 
 class Trained(Budget):

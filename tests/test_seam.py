@@ -178,10 +178,11 @@ def test_scaling_a_loss_by_a_power_of_two_changes_no_bit(
 ) -> None:
     from immunelab.training import coupling
 
-    plain = direction(gpt2, batch(), **ONLY_COUPLING)
+    knobs = {**ONLY_COUPLING, "ascent": "final-logit"}  # layer-wise, g_a comes with L_ul and not from `loss`
+    plain = direction(gpt2, batch(), **knobs)
     original = coupling.loss
     monkeypatch.setattr(coupling, "loss", lambda model, scored: 4 * original(model, scored))
-    assert all(torch.equal(x, y) for x, y in zip(direction(gpt2, batch(), **ONLY_COUPLING), plain, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(direction(gpt2, batch(), **knobs), plain, strict=True))
 
 
 def test_equal_batches_have_cosine_one_and_no_pull(llama: PreTrainedModel) -> None:
@@ -208,7 +209,7 @@ def test_weights_are_left_bit_identical_when_an_exception_passes(
 
     before = {k: v.clone() for k, v in llama.state_dict().items()}
     calls = {"n": 0}
-    original = coupling.value_and_gradient
+    original = coupling.loss
 
     def third_fails(*args: object) -> object:
         calls["n"] += 1
@@ -218,9 +219,9 @@ def test_weights_are_left_bit_identical_when_an_exception_passes(
             raise MemoryError
         return original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(coupling, "value_and_gradient", third_fails)
+    monkeypatch.setattr(coupling, "loss", third_fails)
     with pytest.raises(MemoryError):
-        Seam().step(llama, batch())
+        Seam(ascent="final-logit").step(llama, batch())
     assert all(torch.equal(llama.state_dict()[k], v) for k, v in before.items())
 
 

@@ -9,7 +9,7 @@ import torch
 
 from immunelab.method import Attack, Batch, knob, register
 from immunelab.training import gradients as g
-from immunelab.training.coupling import coupling
+from immunelab.training.coupling import add, coupling
 from immunelab.training.losses import Scored
 from immunelab.training.models import deterministic
 
@@ -46,10 +46,17 @@ class SeamUndo(Attack):
         harmful, benign = (Scored(tokens) for tokens in batch.take(self))
         weights = g.trainable(model)
         with deterministic(model), torch.autocast(model.device.type, enabled=False):
-            coupled = coupling(model, weights, harmful, benign, epsilon=self.epsilon, needed=self.beta != 0)
-        direction = g.clipped(g.scale(coupled.gradient, -self.beta), self.coupling_clip)
-        g.accumulate(direction, coupled.benign, self.mu)
-        g.accumulate(direction, coupled.harmful, self.harm)
+            coupled = coupling(
+                model,
+                weights,
+                harmful,
+                benign,
+                epsilon=self.epsilon,
+                needed=self.beta != 0,
+                share=lambda trace: (self.harm, self.mu),
+            )
+        direction = coupled.rest or [torch.zeros_like(w) for w in weights]
+        add(direction, coupled.gradient, -self.beta, self.coupling_clip)
         g.leave(weights, direction)
         traced = coupled.trace
         total = -self.beta * traced["cosine/harmful-benign"] + self.mu * traced["loss/benign"]

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from immunelab.method import Batch, Defense, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.activations import layerwise
-from immunelab.training.coupling import Coupled, coupling
+from immunelab.training.coupling import Thrift, add, coupling
 from immunelab.training.losses import Scored, differing, loss
 from immunelab.training.models import deterministic
 
@@ -56,6 +57,8 @@ class Seam(Defense):
     ascent_weight: float = knob(1.0, "weight of L_ul (extension)", low=0, high=100)
     retain: float = knob(0.0, "weight of a benign loss term (extension)", low=0, high=100)
     coupling_clip: float = knob(0.0, "largest norm of β·∇L_sd; 0 is off (extension)", low=0, high=1e6)
+    buffers: Literal["fp32", "bf16"] = knob("fp32", "precision of gradients that wait for other passes", saving=True)
+    offload: bool = knob(False, "keep what waits, and the copy of the weights, in main memory", saving=True)
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
         """One direction from one minibatch each of `harmful`, `refusal` (paired with it) and `benign`."""
@@ -63,48 +66,58 @@ class Seam(Defense):
         if self.mask == "official":
             harmful, refusal = differing(harmful.tokens, refusal.tokens)
         weights = g.trainable(model)
+        layered, l_ul = self.ascent == "layerwise", 0.0
 
+        def ascending() -> tuple[Tensor, Tensor]:
+            nonlocal l_ul
+            final, ascent = layerwise(model, harmful)
+            l_ul = float(ascent.detach())
+            return final, self.ascent_weight * ascent
+
+        def share(trace: dict[str, float]) -> tuple[float, float]:
+            # Of final logits alone L_ul is −log(1 + CE), so ∇L_ul = −g_a/(1 + CE) costs nothing.
+            return 0.0 if layered else -self.ascent_weight / (1 + trace["loss/harmful"]), self.retain
+
+        together = layered and self.one_forward(weights)
         with deterministic(model):
             with self.arithmetic(model):
-                coupled = coupling(
+                pull, rest, trace = coupling(
                     model,
                     weights,
                     harmful,
                     benign,
                     epsilon=None if self.estimator == "exact" else self.epsilon,
                     needed=self.beta != 0,
+                    share=share,
+                    beside=ascending if together else None,
+                    thrift=Thrift(torch.bfloat16 if self.buffers == "bf16" else None, self.offload),
                 )
-            l_ul, ascending = self.ascending(model, weights, harmful, coupled)
+            direction = g.near(rest, weights) if rest else [torch.zeros_like(w) for w in weights]
+            del rest
+            if layered and not together:
+                g.gather(ascending()[1], weights, direction)
             l_up = loss(model, refusal)
-            direction = g.combine(
-                (self.ascent_weight, ascending), (self.alpha, g.gradient(l_up, weights)), (self.retain, coupled.benign)
-            )
-            rest = float(g.norm(direction))
-            pull = g.clipped(g.scale(coupled.gradient, self.beta), self.coupling_clip)
-            g.accumulate(direction, pull)
+            g.gather(l_up, weights, direction, self.alpha)
+        others = float(g.norm(direction))
+        pulled = add(direction, pull, self.beta, self.coupling_clip)
         g.leave(weights, direction)
 
-        l_sd, l_up_value = coupled.trace["cosine/harmful-benign"], float(l_up.detach())
+        l_ul = l_ul if layered else -math.log1p(trace["loss/harmful"])
+        l_sd, l_up_value = trace["cosine/harmful-benign"], float(l_up.detach())
         weighted = self.ascent_weight * l_ul + self.alpha * l_up_value + self.beta * l_sd
         return {
-            "loss/total": weighted + self.retain * coupled.trace["loss/benign"],
+            "loss/total": weighted + self.retain * trace["loss/benign"],
             "loss/ascent": l_ul,
             "loss/refusal": l_up_value,
             "loss/coupling": l_sd,
-            "norm/coupling": float(g.norm(pull)),
-            "norm/rest": rest,
-            **coupled.trace,
+            "norm/coupling": pulled,
+            "norm/rest": others,
+            **trace,
         }
 
-    def ascending(
-        self, model: PreTrainedModel, weights: list[Parameter], harmful: Scored, coupled: Coupled
-    ) -> tuple[float, g.Gradient]:
-        """L_ul and its gradient; of final logits alone it is −log(1 + CE), so ∇L_ul = −g_a/(1 + CE) costs nothing."""
-        if self.ascent == "final-logit":
-            value = coupled.trace["loss/harmful"]
-            return -math.log1p(value), g.scale(coupled.harmful, -1 / (1 + value))
-        l_ul = layerwise(model, harmful)[1]
-        return float(l_ul.detach()), g.gradient(l_ul, weights)
+    def one_forward(self, weights: list[Parameter]) -> bool:
+        """Whether g_a and ∇L_ul may come from one forward pass: in one arithmetic, and FSDP goes back only once."""
+        return self.estimator == "finite-difference" and self.precision == "fp32" and not g.sharded(weights)
 
     @contextmanager
     def arithmetic(self, model: PreTrainedModel) -> Iterator[None]:

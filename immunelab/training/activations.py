@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from immunelab.errors import UserError
-from immunelab.training import losses
+from immunelab.training import chunks, losses
+from immunelab.training.chunks import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,22 +38,12 @@ class Lens:
                 f"The layer-wise term needs the model's final norm, and {kind} has {len(found)} candidates ({names}). "
                 f"Known names: {', '.join(FINAL_NORMS)}. Use ascent=final-logit for this architecture."
             )
-        head = inner.get_output_embeddings()
-        if not isinstance(head, nn.Module):
-            raise UserError(f"The layer-wise term needs an output head, and {kind} has none.")
         self.norm: nn.Module = found[0][1]
-        self.head: nn.Module = head
-        self.cap: float | None = getattr(inner.config, "final_logit_softcapping", None)
-        self.kind = kind
-
-    def project(self, normalized: Tensor) -> Tensor:
-        """Logits (…, vocabulary) of hidden states (…, width) that already went through the final norm."""
-        logits = self.head(normalized)
-        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
+        self.head = Head(model)
 
     def read(self, hidden: Tensor) -> Tensor:
         """Logits (…, vocabulary) of hidden states (…, width)."""
-        return self.project(self.norm(hidden))
+        return self.head(self.norm(hidden))
 
     def losses(self, logits: Tensor, hidden: tuple[Tensor, ...], scored: losses.Scored) -> list[Tensor]:
         """Cross-entropy of every hidden state read as logits: |H| = layers + 1 scalars, the embedding output first.
@@ -61,20 +51,21 @@ class Lens:
         The last hidden state that transformers returns has been normalized already, so the norm acts on it twice, as
         in the released code of SEAM and RepNoise. For the same reason the head alone must turn it into `logits`.
         """
-        with torch.no_grad():
-            mine = self.project(hidden[-1][:1, :1])
-            if not torch.allclose(mine.float(), logits[:1, :1].float(), rtol=1e-2, atol=1e-3):
-                raise UserError(
-                    f"The layer-wise term reads hidden states through {self.kind}'s output head, but that head does "
-                    "not reproduce the model's logits (a scaled or factored head). Use ascent=final-logit."
-                )
-        labels = scored.tokens.labels
-        at = losses.scored_positions(labels)  # the head is the dear part: only where a token is scored
-        return [losses.scored_loss(self.read(h[:, :-1][at]), labels, scored.constant) for h in hidden]
+        if not self.head.agrees(hidden[-1], logits):
+            raise UserError(
+                f"The layer-wise term reads hidden states through {self.head.kind}'s output head, but that head does "
+                "not reproduce the model's logits (a scaled or factored head). Use ascent=final-logit."
+            )
+        return [losses.read_loss(self.read, h, scored) for h in hidden]
 
 
 def layerwise(model: PreTrainedModel, scored: losses.Scored) -> tuple[Tensor, Tensor]:
     """The final cross-entropy of a minibatch, and L_ul = −log(1 + S/|H|) over all hidden states: one forward pass."""
-    logits, hidden = losses.forward(model, scored.tokens, hidden=True)
-    final = losses.cross_entropy(logits, scored.tokens.labels, scored.constant)
-    return final, losses.ascent(final, Lens(model).losses(logits, hidden, scored))
+    lens = Lens(model)
+    if chunks.size():
+        head, last, out = chunks.before_head(model, lambda: losses.output(model, scored.tokens, hidden=True))
+        final, logits, hidden = losses.read_loss(head, last, scored), out.logits, tuple(out.hidden_states)
+    else:
+        logits, hidden = losses.forward(model, scored.tokens, hidden=True)
+        final = losses.cross_entropy(logits, scored.tokens.labels, scored.constant)
+    return final, losses.ascent(final, lens.losses(logits, hidden, scored))

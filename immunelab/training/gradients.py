@@ -19,6 +19,7 @@ from immunelab.errors import UserError
 
 Gradient = list[Tensor]
 LAYER = re.compile(r"\.(\d+)\.")
+BUCKET = 64 << 20  # bytes of temporary tensors at a time, where an operation needs some
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -36,7 +37,7 @@ def gradient(
 
     A UserError for `differentiable` on sharded parameters, which have no second derivative.
     """
-    if any(_sharded(p) for p in parameters):
+    if sharded(parameters):
         return _of_shards(loss, parameters, keep_graph, differentiable)
     found = torch.autograd.grad(
         loss, parameters, allow_unused=True, retain_graph=keep_graph or differentiable, create_graph=differentiable
@@ -59,13 +60,97 @@ def _of_shards(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool, dif
             p.grad = grad
 
 
+def gather(loss: Tensor, parameters: Sequence[Tensor], into: Gradient, weight: float = 1.0) -> None:
+    """Into += weight·∇loss, tensor by tensor as the backward pass gets there: no second whole gradient exists.
+
+    `.grad` is left alone. Sharded parameters get their gradient whole first, and in one exchange.
+    """
+    if sharded(parameters):
+        return accumulate(into, gradient(loss, parameters), weight)
+    before = [p.grad for p in parameters]
+
+    def consume(total: Tensor) -> Any:
+        def hook(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                total.add_(parameter.grad, alpha=weight)
+                parameter.grad = None
+
+        return hook
+
+    hooks = [p.register_post_accumulate_grad_hook(consume(t)) for p, t in zip(parameters, into, strict=True)]
+    try:
+        for p in parameters:
+            p.grad = None
+        loss.backward(inputs=list(parameters))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for p, grad in zip(parameters, before, strict=True):
+            p.grad = grad
+
+
+def buckets(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Slices of a list of tensors that hold at most `BUCKET` bytes each, or one tensor."""
+    start, held = 0, 0
+    for i, tensor in enumerate(tensors):
+        size = tensor.numel() * tensor.element_size()
+        if held and held + size > BUCKET:
+            yield slice(start, i)
+            start, held = i, 0
+        held += size
+    if tensors:
+        yield slice(start, len(tensors))
+
+
 def dots(a: Gradient, b: Gradient) -> Tensor:
-    """⟨a_i, b_i⟩ of each parameter as a float64 vector (float32 where the device has no float64)."""
-    wide = torch.float32 if a[0].device.type == "mps" else torch.float64
-    products = torch._foreach_mul(a, b)
-    if all(_sharded(p) for p in products):
-        return _reduced(products, wide)
-    return torch.stack([_whole(p.sum(dtype=wide)) for p in products])
+    """⟨a_i, b_i⟩ of each parameter as a float64 vector (float32 where the device has no float64).
+
+    `a` may wait in main memory; `b` says where to compute.
+    """
+    wide = torch.float32 if b[0].device.type == "mps" else torch.float64
+    found = []
+    for part in buckets(b):
+        here = [x.to(y.device, non_blocking=True) for x, y in zip(a[part], b[part], strict=True)]
+        products = torch._foreach_mul(here, b[part])
+        if all(_sharded(p) for p in products):
+            found.append(_reduced(products, wide))
+        else:
+            found.append(torch.stack([_whole(p.sum(dtype=wide)) for p in products]))
+    return torch.cat(found)
+
+
+def aside(tensors: Sequence[Tensor], *, dtype: torch.dtype | None = None, host: bool = False) -> Gradient:
+    """Tensors that are not needed for a while: rounded to `dtype`, and in (pinned) main memory if `host`.
+
+    On a CPU, or if nothing is asked for, they are the same tensors. A UserError for shards in main memory.
+    """
+    found = [t if dtype is None else t.to(dtype) for t in tensors]
+    if not host:
+        return found
+    if sharded(tensors):
+        raise UserError("Sharded weights stay on their devices: use offload=false, or one device.")
+    return [t if t.device.type == "cpu" else _pinned(t) for t in found]
+
+
+def on_device(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are somewhere else than in main memory."""
+    return all(t.device.type != "cpu" for t in tensors)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy in main memory, page-locked so that it travels at the bus's full rate and beside computation."""
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+    return there.copy_(tensor, non_blocking=tensor.device.type == "cuda")
+
+
+def near(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> Gradient:
+    """Tensors that were put aside, on the device and in the dtype of `like`; the same tensors if they are there."""
+    return [t.to(device=x.device, dtype=x.dtype, non_blocking=True) for t, x in zip(tensors, like, strict=True)]
+
+
+def sharded(parameters: Sequence[Tensor]) -> bool:
+    """Whether any of them is split over processes (DTensor)."""
+    return any(_sharded(p) for p in parameters)
 
 
 def _sharded(tensor: Tensor) -> bool:
@@ -134,8 +219,15 @@ def combine(*terms: tuple[float, Gradient]) -> Gradient:
 
 
 def accumulate(total: Gradient, term: Gradient, weight: float = 1.0) -> None:
-    """Total += weight·term, in place."""
-    torch._foreach_add_(total, term, alpha=weight)
+    """Total += weight·term, in place; `term` may wait in main memory."""
+    for part in buckets(total):
+        moved = [x.to(t.device, non_blocking=True) for x, t in zip(term[part], total[part], strict=True)]
+        torch._foreach_add_(total[part], moved, alpha=weight)
+
+
+def rescale(a: Gradient, by: float) -> None:
+    """A := by·a, in place."""
+    torch._foreach_mul_(a, by)
 
 
 def clipped(a: Gradient, largest: float) -> Gradient:
@@ -151,37 +243,52 @@ def leave(parameters: Sequence[nn.Parameter], direction: Gradient) -> None:
 
 
 @contextmanager
-def restored(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def restored(parameters: Sequence[Tensor], *, host: bool = False) -> Iterator[list[Tensor]]:
     """Yields a copy of the weights; whatever happens inside, they are that copy again afterwards, bit for bit.
 
     A copy is put back instead of the step being undone: adding and subtracting leaves about 4 % of fp32 weights one
-    rounding unit off.
+    rounding unit off. `host` keeps it in (pinned) main memory.
     """
-    copies = [p.detach().clone() for p in parameters]
+    apart = host and on_device(parameters)
+    copies = aside([p.detach() for p in parameters], host=True) if apart else [p.detach().clone() for p in parameters]
     try:
         yield copies
     finally:
-        with torch.no_grad():
-            torch._foreach_copy_([_held(p) for p in parameters], [_held(c) for c in copies])
+        put_back(parameters, copies)
+
+
+def put_back(parameters: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    """The weights are the copies again, bit for bit."""
+    with torch.no_grad():
+        torch._foreach_copy_([_held(p) for p in parameters], [_held(c) for c in copies])
+
+
+def shift(parameters: Sequence[Tensor], direction: Gradient, by: float) -> tuple[float, float]:
+    """θ := θ + by·direction, in place. ‖θ′−θ‖² and ‖by·direction‖², which differ by what rounding has swallowed."""
+    with torch.no_grad():
+        before = [p.detach().clone() for p in parameters]
+        torch._foreach_add_(list(parameters), direction, alpha=by)
+        moved = list(torch._foreach_sub(list(parameters), before))
+        return float(dot(moved, moved)), by * by * float(dot(direction, direction))
+
+
+def displacement(lengths: Sequence[tuple[float, float]]) -> float:
+    """‖θ′−θ‖/(by·‖direction‖) of a shift made in parts: 1 if it survived rounding, 0 if nothing was to be moved."""
+    moved, wanted = (sum(each) ** 0.5 for each in zip(*lengths, strict=True))
+    return moved / wanted if wanted else 0.0
 
 
 @contextmanager
 def shifted(parameters: Sequence[nn.Parameter], direction: Gradient, by: float) -> Iterator[float]:
     """θ + by·direction inside, θ again after. Yields ‖θ′−θ‖/(by·‖direction‖): 1 if the shift survived rounding."""
-    with restored(parameters) as before:
-        with torch.no_grad():
-            torch._foreach_add_(list(parameters), direction, alpha=by)
-            moved = list(torch._foreach_sub(list(parameters), before))
-            wanted = abs(by) * float(norm(direction))
-            displacement = float(norm(moved)) / wanted if wanted else 0.0
-            del moved
-        yield displacement
+    with restored(parameters):
+        yield displacement([shift(parameters[part], direction[part], by) for part in buckets(parameters)])
 
 
 @contextmanager
 def cast(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
     """The weights rounded to `dtype` inside, the originals after; a UserError for sharded weights."""
-    if any(_sharded(p) for p in parameters):
+    if sharded(parameters):
         raise UserError("Sharded weights keep their precision: use precision=fp32 or bf16-autocast, or one device.")
     originals = [p.data for p in parameters]
     try:

@@ -17,7 +17,9 @@ import torch
 from immunelab.errors import UserError
 from immunelab.method import Batch, Budget, Step, Tokens, Trained
 from immunelab.training import gradients as g
+from immunelab.training.chunks import loss_in_chunks
 from immunelab.training.losses import loss
+from immunelab.training.models import recomputing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -142,7 +144,7 @@ def train(
         k = method.accumulation
         minibatches = [batches((step - 1) * k + i) for i in range(k)]
         optimizer.zero_grad(set_to_none=True)
-        with mixed:
+        with mixed, recomputing(model, method.recompute), loss_in_chunks(method.loss_chunk):
             scalars = dict(direct(step_of, model, minibatches))
             if probes and probe_every and (step - 1) % probe_every == 0:
                 scalars |= probe(model, probes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from immunelab.errors import UserError
 from immunelab.method import Tokens
+from immunelab.training import chunks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,13 +29,18 @@ class Scored(NamedTuple):
 
 def forward(model: PreTrainedModel, tokens: Tokens, *, hidden: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Logits (rows, length, vocabulary) and, if asked for, all hidden states, the embedding output first."""
-    out = model(
+    out = output(model, tokens, hidden=hidden)
+    return out.logits, tuple(out.hidden_states) if hidden else ()
+
+
+def output(model: PreTrainedModel, tokens: Tokens, *, hidden: bool = False) -> Any:
+    """What the model returns for a minibatch, without a cache."""
+    return model(
         input_ids=tokens.input_ids,
         attention_mask=tokens.attention_mask,
         output_hidden_states=hidden,
         use_cache=False,
     )
-    return out.logits, tuple(out.hidden_states) if hidden else ()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, constant: Tensor | None = None) -> Tensor:
@@ -59,9 +66,24 @@ def scored_loss(logits: Tensor, labels: Tensor, constant: Tensor | None = None) 
     return torch.where(constant[:, 1:][at], each.new_tensor(math.log(logits.shape[-1])), each).mean()
 
 
+def read_loss(read: Callable[[Tensor], Tensor], hidden: Tensor, scored: Scored) -> Tensor:
+    """As `cross_entropy`, of hidden states (rows, length, width) that `read` turns into logits: only where a token is
+    scored, because the head is the dear part, and in chunks if that was asked for.
+    """
+    labels = scored.tokens.labels
+    at = scored_positions(labels)
+    if not chunks.size():
+        return scored_loss(read(hidden[:, :-1][at]), labels, scored.constant)
+    constant = None if scored.constant is None else scored.constant[:, 1:][at]
+    return chunks.cross_entropy(read, hidden[:, :-1][at], labels[:, 1:][at], constant)
+
+
 def loss(model: PreTrainedModel, tokens: Tokens | Scored) -> Tensor:
     """Mean cross-entropy of the model on a minibatch."""
     scored = tokens if isinstance(tokens, Scored) else Scored(tokens)
+    if chunks.size():
+        head, hidden, _ = chunks.before_head(model, lambda: output(model, scored.tokens))
+        return read_loss(head, hidden, scored)
     return cross_entropy(forward(model, scored.tokens)[0], scored.tokens.labels, scored.constant)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,6 +178,29 @@ def deterministic(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def recomputing(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
+    """Inside, layers in training mode keep only their inputs and compute activations again in the backward pass.
+
+    To be left before anything is generated: a layer that recomputes has no key-value cache. A UserError if the
+    architecture can't.
+    """
+    if not wanted:
+        yield
+        return
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(f"{type(model).__name__} can't recompute activations: use recompute=false.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the newer name does not exist in transformers 5.0
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_disable()
 
 
 @contextmanager
