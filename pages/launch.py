@@ -6,7 +6,7 @@ import streamlit as st
 
 from immunelab import jobs
 from immunelab.errors import UserError
-from immunelab.ui import forms, launching, live, navigation, plan, reads
+from immunelab.ui import forms, gridding, launching, live, navigation, plan, reads
 
 navigation.heading(
     "launch", "Start runs: each is its own process, goes on when this page is closed, and records everything."
@@ -97,6 +97,9 @@ with st.container(border=True, horizontal=True, vertical_alignment="center", hor
 if specs:
     with st.expander("The specs, as `immunelab run` takes them"):
         st.code(json.dumps([json.loads(s.to_json()) for s in specs], indent=1), language="json")
+
+with st.expander("Many runs from a grid file", icon=":material/grid_on:"):
+    gridding.section(runs)
 
 st.subheader("Queue", anchor=False)
 live.runs_under_way(limit=20, idle="Nothing is running.")

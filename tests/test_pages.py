@@ -162,6 +162,21 @@ def test_launch_queues_what_was_chosen(submitted: list[RunSpec]) -> None:
     assert submitted[2].knobs["learning_rate"] == 1e-3
 
 
+def test_launch_carries_out_a_grid(submitted: list[RunSpec], home: Path) -> None:
+    test = page("launch")
+    assert "run-grid" not in [b.key for b in test.button]
+    test.text_area(key="grid").set_value('[[attack]]\nmethod = "harmful-sft"\nlearning_rates = [1e-3]').run()
+    assert "learning_rate" in test.error[0].value
+    grid = 'seeds = [3, 4]\n[[defense]]\nmethod = "sdd"\n[[attack]]\nmethod = "harmful-sft"\nrung = ["0.001"]'
+    ok(test.text_area(key="grid").set_value(grid).run())
+    shown = next(d.value for d in test.dataframe if "on record" in d.value)
+    assert list(shown["kind"]) == ["immunize", "attack", "attack"] * 2
+    assert set(shown["on record"]) == {"new"}
+    assert submitted == []
+    ok(test.button(key="run-grid").click().run())
+    assert [(s.kind, s.seed) for s in submitted] == list(zip(shown["kind"], shown["seed"], strict=True))
+
+
 def test_launch_names_a_knob_that_does_not_fit(submitted: list[RunSpec]) -> None:
     test = page("launch")
     ok(test.text_input(key="harmful-sft-fable-learning_rate").set_value("fast").run())

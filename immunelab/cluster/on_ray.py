@@ -38,7 +38,7 @@ class Ray:
 
     def begin(self, home: Path, folders: Sequence[RunFolder]) -> None:
         """A child's task takes its parent's result, so Ray holds it back without holding a slot for it."""
-        self._join()
+        self.join()
         wanted = {"num_cpus": self.options.cpus, "num_gpus": self.options.gpus, "max_retries": 0}
         task = self.ray.remote(**wanted)(mail.carry_apart if self.options.apart else _carry)
         sent: dict[str, Any] = {}  # ancestors on record that were put into the store
@@ -75,7 +75,8 @@ class Ray:
             shutil.rmtree(self.folder or os.devnull, ignore_errors=True)
             self.joined = False
 
-    def _join(self) -> None:
+    def join(self) -> None:
+        """Enter the cluster, or start one here; a UserError where that fails. `begin` does it by itself."""
         if not self.ray.is_initialized():
             address, more = self.options.address, dict[str, Any]()
             os.environ.update(QUIET)
