@@ -46,8 +46,10 @@ def by_step() -> None:
 
 
 def one_run(having: set[str], key: str) -> str | None:
-    """A choice among the runs that recorded something, the newest immunization first."""
+    """A choice among the runs that recorded something, the one to show first at the top."""
     mine = runs[runs["run_id"].isin(having)].sort_values("kind", key=lambda k: k != "immunize", kind="stable")
+    first = picks.latest(mine, most=1)
+    mine = mine.sort_values("run_id", key=lambda i: ~i.isin(first), kind="stable")
     if mine.empty:
         st.caption("No run has recorded this yet: it appears with the first immunization.")
         return None

@@ -50,8 +50,14 @@ def runs(frame: pd.DataFrame, words: dict[str, str], key: str, default: Sequence
 
 
 def latest(frame: pd.DataFrame, most: int = 4) -> list[str]:
-    """What to show first: what is running, else the newest immunizations, else the newest runs."""
-    for part in (frame[frame["status"] == "running"], frame[frame["kind"] == "immunize"], frame):
+    """What to show first: what is running, else the newest immunizations, else the newest runs.
+
+    Of a lab that holds only shipped runs, those of SEAM: their gradients are what the pages are about.
+    """
+    immunized = frame[frame["kind"] == "immunize"]
+    shipped = frame["showcase"].astype(bool).all()
+    seam = immunized[immunized["method"] == "seam"] if shipped else immunized.iloc[:0]
+    for part in (frame[frame["status"] == "running"], seam, immunized, frame):
         if len(part):
             return part["run_id"].head(most).tolist()
     return []

@@ -10,6 +10,7 @@ import pandas as pd
 from immunelab.analysis.collapse import INTENSITY, METRICS, describe, select
 from immunelab.analysis.outcomes import BROKEN, Thresholds, run_outcomes, worst
 from immunelab.ui.charts import title_of
+from immunelab.ui.reads import USUAL
 
 SAME = [*INTENSITY, "method", "base_model", "corpus"]  # what the two models must share to be compared
 
@@ -32,23 +33,25 @@ def tell(curves: pd.DataFrame, thresholds: Thresholds) -> Story | None:
     """The story of the attack that does the undefended model most harm, told for SEAM, or else for the defense with
     most recorded runs.
 
-    The attack is chosen by what it does to the undefended model alone, never by how the defense fares. None where no
-    attack is recorded for a defended and an undefended model alike.
+    The attack is chosen by what it does to the undefended model alone, never by how the defense fares; fine-tuning of
+    all weights comes before other attacks that break it. None where no attack is recorded for a defended and an
+    undefended model alike.
     """
     if curves.empty:
         return None
     read = run_outcomes(curves, thresholds).dropna(subset=["outcome"])
     counts = read.loc[read["defense"] != "undefended", "defense"].value_counts()
     defenses = sorted(counts.index, key=lambda d: (d.split(" (")[0] != "seam", -counts[d], d))
-    best: tuple[tuple[bool, float], dict[str, Any], str] | None = None
+    best: tuple[tuple[bool, bool, float], dict[str, Any], str] | None = None
     for key, cell in read.groupby(SAME, dropna=False):
         control = cell[cell["defense"] == "undefended"]
         defended = [d for d in defenses if d in set(cell["defense"])]
         if control.empty or not defended:
             continue
-        score = (bool((control["outcome"] == BROKEN).any()), float(control["harmfulness"].mean()))
+        choice = {k: v for k, v in zip(SAME, key, strict=True) if v == v}  # NaN: not recorded
+        broken, usual = bool((control["outcome"] == BROKEN).any()), choice["method"] == USUAL
+        score = (broken, usual, float(control["harmfulness"].mean()))
         if best is None or score > best[0]:
-            choice = {k: v for k, v in zip(SAME, key, strict=True) if v == v}  # NaN: not recorded
             best = (score, choice, str(defended[0]))
     return None if best is None else _told(curves, read, best[1], best[2])
 
