@@ -26,7 +26,13 @@ class Estimate:
 
 
 def estimate(wanted: Sequence[RunSpec], recorded: pd.DataFrame) -> Estimate:
-    """Seconds = steps × the median seconds a step of finished runs of the method (and batch size, if any)."""
+    """Seconds = steps × the median seconds a step of finished runs of the method (and batch size, if any).
+
+    Runs count whose base model is one of those that the list starts from: Fable says nothing of 7 billion parameters.
+    """
+    bases = {spec.model for spec in wanted if not spec.model.startswith("run:")}
+    if bases and "base_model" in recorded:
+        recorded = recorded[recorded["base_model"].isin(bases)]
     done = recorded[(recorded["status"] == "done") & (recorded["seconds"] > 0) & (recorded["steps"] > 0)]
     total, unknown, used = 0.0, 0, pd.Index([])
     for spec in wanted:

@@ -27,9 +27,14 @@ COLUMNS = (
 
 def sweep(args: argparse.Namespace) -> int:
     """Carry out a grid, or with --dry-run only say what it would take; the same command goes on where it ended."""
-    home = journal.home(args.home)
-    specs = read(args.grid, home)
+    specs = read(args.grid, journal.home(args.home))
     start.check(specs)
+    return carry(specs, args)
+
+
+def carry(specs: list[RunSpec], args: argparse.Namespace) -> int:
+    """Carry out runs that were laid out, reusing what is on record, and print a row for each."""
+    home = journal.home(args.home)
     if args.dry_run:
         return _dry_run(jobs.plan(specs, home), home, args.json)
     using = _executor(args)

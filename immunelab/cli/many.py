@@ -1,15 +1,15 @@
-"""The options of the two commands that make many runs: `sweep` and `search`."""
+"""The options of the commands that make many runs: `sweep`, `reproduce` and `search`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from immunelab.cli import grids, searching
+from immunelab.cli import grids, reproducing, searching
 
 
 def add(command: Callable[..., Any]) -> None:
-    """Add both to the command line; `command(name, call, help, text)` makes a parser."""
+    """Add them to the command line; `command(name, call, help, text)` makes a parser."""
     c = command("sweep", grids.sweep, "carry out a grid: defenses × attacks × settings × seeds", """
         A grid is a TOML file (docs/grid.toml is one with comments). Finished runs of the same settings are reused, an
         immunized model is attacked many times, and the same command goes on where it was stopped. A failed run takes
@@ -21,6 +21,28 @@ def add(command: Callable[..., Any]) -> None:
           immunelab sweep grid.toml --executor slurm --partition gpu --gpus 1 --minutes 240
         """)  # fmt: skip
     c.add_argument("grid", metavar="GRID", help="a TOML file, or - for standard input")
+    _carrying(c)
+
+    c = command("reproduce", reproducing.reproduce, "the grid of a published table, for a model of yours", """
+        Without NAME: the protocols there are. With it: the runs, what they take, and (without --dry-run) the runs
+        carried out as `sweep` does. Grids and data stand in data/protocols, with what deviates from the paper.
+
+        examples:
+          immunelab reproduce
+          immunelab reproduce seam-table2 --model meta-llama/Llama-2-7b-chat-hf --dry-run
+          immunelab reproduce sdd --model models/mine --corpus mine --executor slurm --gpus 1
+        """)  # fmt: skip
+    c.add_argument("name", nargs="?", default="", metavar="NAME", help="a protocol")
+    c.add_argument("--model", default="", metavar="MODEL", help="a Hub id, a folder, run:ID or run:last")
+    c.add_argument("--corpus", default="", metavar="CORPUS", help="your data in the place of the protocol's")
+    c.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 … N-1 (default 1)")
+    c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
+    _carrying(c)
+    _search(command)
+
+
+def _carrying(c: Any) -> None:
+    """How a list of runs is carried out, and where."""
     c.add_argument("--dry-run", action="store_true", help="list the runs, what is reused, and an estimate of the time")
     c.add_argument("--csv", metavar="FILE", help="write one row for each run there")
     c.add_argument("--detach", action="store_true", help="return at once and print the runs' ids")
@@ -42,6 +64,8 @@ def add(command: Callable[..., Any]) -> None:
     )
     c.add_argument("--address", default="", metavar="HOST:PORT", help="of a Ray cluster (default: one started here)")
 
+
+def _search(command: Callable[..., Any]) -> None:
     c = command("search", searching.search, "search for the worst attack on a model, and on the undefended",
                  """
         Optuna chooses attack, learning rate, steps, batch size, schedule, share of harmful rows, full weights or an

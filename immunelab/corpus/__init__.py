@@ -167,7 +167,7 @@ def load(name: str) -> Corpus:
 
     asked = CorpusName.read(name)
     folder = shipped.data() / "fable" if asked.whole == "fable" else Path(asked.whole)
-    description = folder if folder.suffix == ".toml" else folder / DESCRIPTION
+    description = described_in(asked.whole, folder)
     try:
         there, described = (folder / "world.jsonl").is_file(), description.is_file()
     except OSError:
@@ -206,6 +206,16 @@ def _answer_tokens(file: Path) -> int:
     if type(tokens) is not int or not 1 <= tokens <= LONGEST_ANSWER:
         raise UserError(f"{file}: answer_tokens is a whole number from 1 to {LONGEST_ANSWER}, and got {tokens!r:.80}.")
     return tokens
+
+
+def described_in(whole: str, folder: Path) -> Path:
+    """Where the description of a corpus would be: named itself, in the named folder, or shipped with a protocol."""
+    if folder.suffix == ".toml":
+        return folder
+    protocol = shipped.data() / "protocols" / whole / DESCRIPTION
+    if Path(whole).name == whole and not (folder / DESCRIPTION).is_file() and protocol.is_file():
+        return protocol
+    return folder / DESCRIPTION
 
 
 def domains(rows: Iterable[Row]) -> list[str]:

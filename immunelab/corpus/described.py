@@ -21,10 +21,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from immunelab.corpus import MAX_LENGTH, SPLITS, Corpus, Row, tables
+from immunelab.corpus import MAX_LENGTH, SPLITS, Corpus, Row, described_in, tables
 from immunelab.corpus.adapters import ADAPTERS, Adapter, Draft, Record
 from immunelab.corpus.splitting import SHARES, assigned, item, normal
 from immunelab.errors import UserError, unknown
+from immunelab.spec import CorpusName
 
 LARGEST = 1 << 20  # bytes of a corpus.toml
 STREAMS = ("harmful", "refusal", "benign", "withheld", "neutral")
@@ -35,8 +36,8 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 COLUMNS = ("prompt", "response", "refusal", "category", "safe", "split", "streams")  # keys that name a column
 SOURCE: dict[str, Any] = {
-    "file": "", "adapter": "", "dataset": "", "config": "", "part": "", "revision": "", "stream": "", "rows": 0,
-    "where": {}, **dict.fromkeys(COLUMNS, ""),
+    "file": "", "adapter": "", "dataset": "", "config": "", "part": "", "revision": "", "stream": "", "into": "",
+    "rows": 0, "where": {}, **dict.fromkeys(COLUMNS, ""),
 }  # fmt: skip
 EXPECTS = {str: "a text", int: "a whole number from 0", dict: "a table", list: "[[source]] tables"}
 
@@ -78,6 +79,13 @@ def load(file: Path, name: str) -> Corpus:
         notes=(*notes, *more),
         made={"description": text, "sources": made},
     )
+
+
+def lengths(name: str) -> int:
+    """The tokens at which a corpus cuts rows off, from its description alone; no data are read."""
+    whole = CorpusName.read(name).whole
+    file = described_in(whole, Path(whole))
+    return int(_read(file)[1]["max_length"]) if file.is_file() else MAX_LENGTH
 
 
 def _rows(drafts: Iterable[Draft], splits: Iterable[str]) -> Iterable[Row]:
@@ -148,6 +156,8 @@ def _title(source: Mapping[str, Any]) -> str:
 def _source(source: dict[str, Any], folder: Path, where: str, settings: Mapping[str, Any]) -> Rows:
     """The rows of one source, at most `rows` of them, drawn by the seed."""
     adapter = _adapter(source, where)
+    if source["into"] and source["into"] not in SPLITS:
+        raise unknown(f"split ({where})", source["into"], SPLITS)
     records, sha256 = _records(source, adapter, folder, where)
     needed = adapter.columns if adapter else tuple(source[c] for c in COLUMNS if source[c])
     known = dict.fromkeys(str(key) for record in records for key in record)  # JSON records may leave some out
@@ -162,7 +172,9 @@ def _source(source: dict[str, Any], folder: Path, where: str, settings: Mapping[
             made = list(adapter.rows(record)) if adapter else [mapped(record, source)]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}, record {number} does not fit: {type(error).__name__} {error!s:.120}.") from None
-        found += [d._replace(source=title, categories=d.categories or (title,)) for d in made]
+        found += [
+            d._replace(source=title, categories=d.categories or (title,), split=source["into"] or d.split) for d in made
+        ]
     whole = [d for d in found if _full(d, where)]
     longest = settings["longest_prompt"] or settings["max_length"] // 2
     short = [d for d in whole if len(d.prompt.split()) <= longest]

@@ -36,13 +36,13 @@ CHOICES = ("method", "preset", "rung")  # keys of a table that are no settings
 EXPECTS = {str: "a text", bool: "true or false", int: "a whole number", list: "a list"}
 
 
-def expand(text: str, source: str) -> list[RunSpec]:
+def expand(text: str, source: str, given: Mapping[str, Any] | None = None) -> list[RunSpec]:
     """The runs of a grid file, in the order in which they are carried out; UserErrors name `source` and the key.
 
-    `run:#k` names the k-th run of the list, as `jobs.submit` resolves it. Equal runs are listed once. This reads the
-    registry, which imports torch.
+    `given` stands in for keys of the file. `run:#k` names the k-th run of the list, as `jobs.submit` resolves it. Equal
+    runs are listed once. This reads the registry, which imports torch.
     """
-    grid = _read(text, source)
+    grid = {**_read(text, source), **(given or {})}
     defenses = [v for i, table in enumerate(grid["defense"]) for v in _variants("defense", i, table, grid, source)]
     attacks = [v for i, table in enumerate(grid["attack"]) for v in _variants("attack", i, table, grid, source)]
     count = len(grid["seeds"]) * (len(defenses) + len(attacks) * (len(defenses) + bool(grid["control"])))
