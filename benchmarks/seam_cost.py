@@ -1,11 +1,12 @@
 """What a step of SEAM costs, in steps of plain fine-tuning and in bytes a parameter, beside a version with clones.
 
-    python benchmarks/seam_cost.py --rounds 5
+    python benchmarks/seam_cost.py --only memory --batch 1 --length 16     # few activations beside the weights
+    python benchmarks/seam_cost.py --only time --rounds 5
 
 A random Llama, the same batch for all, AdamW with its state in fp32, rate 0 so that the weights stay. Each variant
 makes one step under `memory.Counter`; then all are timed in turn (A B C A B C …), by processor time. Weights and
 optimizer state are part of the bytes; `waiting` counts what `offload` would keep in main memory if there were a GPU.
-Writes `benchmarks/results/seam_cost.json`.
+Writes `benchmarks/results/seam_cost_<time or memory>.json`.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def main() -> None:
         ("length", 32),
     ):
         parser.add_argument(f"--{name}", type=int, default=usual)
-    parser.add_argument("--out", default="seam_cost.json")
+    parser.add_argument("--only", choices=("time", "memory"), required=True)
     args = parser.parse_args()
     model = llama(args.width, args.layers, args.vocabulary)
     n = sum(p.numel() for p in model.parameters())
@@ -179,17 +180,21 @@ def main() -> None:
         }
     }
     timed(model, optimizer, batch, VARIANTS["SFT"])  # makes the optimizer's state
-    result["memory"] = {}
-    for name, step in MEASURED.items():
-        result["memory"][name] = measured(model, optimizer, batch, step)
-        print(name, result["memory"][name], flush=True)
+    path = Path(__file__).parent / "results" / f"seam_cost_{args.only}.json"
+    found: dict[str, Any] = {}
+    if args.only == "memory":
+        for name, step in MEASURED.items():
+            found[name] = measured(model, optimizer, batch, step)
+            print(name, found[name], flush=True)
+        path.write_text(json.dumps(result | {"memory": found}, indent=1) + "\n", encoding="utf-8")
+        return
     took: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for done in range(1, args.rounds + 1):
         for name, step in VARIANTS.items():
             took[name].append(timed(model, optimizer, batch, step))
-        result["time"] = {"rounds": done} | {name: summary(each, took["SFT"]) for name, each in took.items()}
-        (Path(__file__).parent / "results" / args.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(result["time"], indent=1), flush=True)
+        found = {"rounds": done} | {name: summary(each, took["SFT"]) for name, each in took.items()}
+        path.write_text(json.dumps(result | {"time": found}, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(found), flush=True)
 
 
 def summary(each: list[float], sft: list[float]) -> dict[str, Any]:
