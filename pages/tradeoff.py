@@ -65,7 +65,7 @@ def against_utility(points: pd.DataFrame, words: str) -> None:
         "The attacker wants the top right corner. Thick lines: the most harm with at least this utility. "
         "A click on a point opens its run; a box or lasso (buttons at the chart's top right) selects runs."
     )
-    cells.selected([i for i in figure.brushed("tradeoff") if i in set(points["run_id"])], chosen.read(), thresholds)
+    cells.selected(figure.brushed("tradeoff", points["run_id"]), chosen.read(), thresholds)
     options = {"thresholds": thresholds, "theme": figure.theme(), "paths": paths}
     figure.downloads(
         drawn, lambda: points, "tradeoff", "Trade-off",

@@ -308,6 +308,21 @@ def test_arrow_keys_walk_along_the_points_and_enter_opens_the_runs(tab: Any, app
     tab.wait_for_url("**/runs?run=*")
 
 
+def test_arrow_keys_walk_over_the_cells_of_a_map(tab: Any, app: App) -> None:
+    open_page(tab, app, "")
+    tab.wait_for_selector("text=Every defense at every rung")
+    tab.wait_for_function("() => document.querySelectorAll('.immunelab-figure .heatmaplayer').length >= 1")
+    place = tab.locator(".immunelab-figure").count() - 1
+    tab.locator(".immunelab-figure").nth(place).focus()
+    tab.keyboard.press("ArrowRight")
+    said = tab.locator(".immunelab-said").nth(place)
+    assert said.text_content().startswith("Undefended")
+    tab.keyboard.press("ArrowDown")
+    assert said.text_content().startswith("SEAM")
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/runs?run=*")
+
+
 def test_a_box_selects_runs(tab: Any, app: App) -> None:
     open_page(tab, app, "tradeoff?paths=false")
     tab.locator('.immunelab-figure [data-attr="dragmode"][data-val="select"]').click()
@@ -317,6 +332,10 @@ def test_a_box_selects_runs(tab: Any, app: App) -> None:
     tab.mouse.move(box["x"] + box["width"] - 4, box["y"] + box["height"] - 4, steps=4)
     tab.mouse.up()
     tab.wait_for_selector("text=runs selected")
+    tab.wait_for_url("**selected=*")
+    caught = tab.get_by_text("runs selected").text_content()
+    tab.goto(tab.url)  # a new session: the link alone says what was selected
+    assert tab.get_by_text("runs selected").text_content() == caught
     tab.get_by_role("link", name="Compare their settings").click()
     tab.wait_for_url("**/runs?run=*")
 

@@ -1,6 +1,6 @@
 // A Plotly chart that is updated in place: zoom and hidden legend items survive live updates, which the native chart
 // loses because it is mounted anew (streamlit #8782, #11424). Clicks report the run behind the nearest line, a box or
-// lasso the runs inside; arrow keys walk along the points; zoom and hidden lines go into the page's address.
+// lasso the runs inside; arrow keys walk along the points or cells; zoom and hidden lines go into the page's address.
 function plotly(url) {
   window.immunelabPlotly ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
@@ -82,7 +82,30 @@ function remember(host, change) {
 
 // --- walking along the points by keys
 
+function walkCells(Plotly, host, key, trace) {
+  const rows = trace.z.length;
+  const columns = trace.z[0]?.length ?? 0;
+  if (!rows || !columns) return false;
+  const at = (host.immunelabCell ??= { row: 0, column: -1 });
+  const upside = host._fullLayout[`yaxis${trace.yaxis.slice(1)}`].range;
+  const down = upside[0] > upside[1] ? 1 : -1; // a category axis from the top has a range that falls
+  if (key === "Enter") {
+    const told = said(trace.customdata?.[at.row]?.[Math.max(0, at.column)]);
+    if (told) host.immunelabSend("clicked", told);
+    return true;
+  }
+  const [right, below] = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, down], ArrowUp: [0, -down] }[key];
+  at.column = Math.max(0, Math.min(columns - 1, at.column + right));
+  at.row = Math.max(0, Math.min(rows - 1, at.row + below));
+  Plotly.Fx.hover(host, [{ curveNumber: trace.index, pointNumber: [at.row, at.column] }]);
+  const words = trace.hovertext?.[at.row]?.[at.column] || `${trace.y?.[at.row] ?? at.row}, ${trace.x?.[at.column] ?? at.column}: ${Number(Number(trace.z[at.row][at.column]).toPrecision(4))}`;
+  host.nextElementSibling.textContent = words.replaceAll("<br>", ", ");
+  return true;
+}
+
 function walk(Plotly, host, key) {
+  const map = host._fullData.find((trace) => trace.type === "heatmap" && trace.visible === true);
+  if (map) return walkCells(Plotly, host, key, map);
   const lines = host.calcdata.filter((points) => said([points[0]?.trace?.customdata?.[0]].flat()) && points[0].trace.x);
   if (!lines.length) return false;
   const at = (host.immunelabAt ??= { line: 0, point: -1 });

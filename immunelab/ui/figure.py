@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,7 @@ from immunelab.ui.navigation import PLOTLY_PATH
 from immunelab.ui.palette import Theme
 
 VIEW, MOST_VIEW = "zoom", 2000  # where the address holds it, and the longest text that is taken from there
+SELECTED = "selected"  # where the address holds what a box has caught
 
 _mount = st.components.v2.component(
     "immunelab_figure",
@@ -73,9 +74,21 @@ def show(figure: go.Figure, key: str, alt: str, *, min_width: int = 0, brush: bo
     return told.clicked
 
 
-def brushed(key: str) -> list[str]:
-    """What the points say that the reader has selected in a figure by box or lasso; none if nothing is selected."""
-    return list(st.session_state.get(f"{key}-brushed", []))
+def brushed(key: str, known: Iterable[str]) -> list[str]:
+    """Those of the `known` runs that the reader has selected in a figure by box or lasso.
+
+    The page's address carries the ends of their ids, which are random: 200 whole ids would be too long for a link.
+    """
+    ids = list(dict.fromkeys(known))
+    selected = st.session_state.get(f"{key}-brushed")
+    if selected is None:  # a page just opened
+        ends = set(st.query_params.get(SELECTED, "")[:MOST_VIEW].split(".")) - {""}
+        return [i for i in ids if i.rpartition("-")[2] in ends]
+    if selected:
+        st.query_params[SELECTED] = ".".join(i.rpartition("-")[2] for i in selected)
+    else:
+        st.query_params.pop(SELECTED, None)
+    return [i for i in ids if i in set(selected)]
 
 
 def downloads(

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from immunelab.spec import CorpusName
+
 GROUPS = {
     "run": "Each run alone",
     "defense": "Defense",
@@ -52,11 +54,12 @@ def runs(frame: pd.DataFrame, words: dict[str, str], key: str, default: Sequence
 def latest(frame: pd.DataFrame, most: int = 4) -> list[str]:
     """What to show first: what is running, else the newest immunizations, else the newest runs.
 
-    Of a lab that holds only shipped runs, those of SEAM: their gradients are what the pages are about.
+    Of a lab that holds only shipped runs, those of SEAM with all hazards: their gradients are what the pages are about.
     """
     immunized = frame[frame["kind"] == "immunize"]
     shipped = frame["showcase"].astype(bool).all()
-    seam = immunized[immunized["method"] == "seam"] if shipped else immunized.iloc[:0]
+    whole = immunized["corpus"].map(lambda name: not CorpusName.read(str(name)).part).astype(bool)
+    seam = immunized[(immunized["method"] == "seam") & whole] if shipped else immunized.iloc[:0]
     for part in (frame[frame["status"] == "running"], seam, immunized, frame):
         if len(part):
             return part["run_id"].head(most).tolist()
