@@ -79,6 +79,7 @@ class Method:
     paper: ClassVar[str] = ""
     stage: ClassVar[str] = ""
     assumes: ClassVar[str] = ""  # of defenses: what must be true for it to act at all
+    seen: ClassVar[str] = ""  # of defenses: where the recorded runs on Fable do not bear out the paper
     streams: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, Any]] = {}
     # Of attacks: named intensities, from far too weak to far too strong, by corpus.

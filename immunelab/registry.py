@@ -81,6 +81,7 @@ def describe(cls: type[Method]) -> dict[str, Any]:
         "paper": cls.paper,
         "stage": cls.stage,
         "assumes": cls.assumes,
+        "seen": cls.seen,
         "streams": list(cls.streams),
         "objective": (cls.__doc__ or "").strip().splitlines()[0],
         "presets": {name: preset.settings() for name, preset in cls.presets.items()},

@@ -1,4 +1,7 @@
-"""Where the shipped files lie (Fable, showcase): `data/` of the clone, or what a wheel installed. Standard library."""
+"""Where the shipped files lie: `data/` (Fable, showcase) and benchmarks of the clone, or what a wheel installed.
+
+Standard library.
+"""
 
 from __future__ import annotations
 
@@ -17,3 +20,11 @@ def data() -> Path:
         if folder.is_dir():
             return folder
     raise UserError(f"The shipped data was found neither in {CLONE} nor in {INSTALLED}. Reinstall from a fresh clone.")
+
+
+def measured(name: str) -> Path | None:
+    """A recorded result of `benchmarks/`, if the clone or the wheel has it."""
+    for folder in (CLONE.parent / "benchmarks" / "results", INSTALLED / "benchmarks"):
+        if (folder / name).is_file():
+            return folder / name
+    return None

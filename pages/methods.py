@@ -5,7 +5,7 @@ import inspect
 import pandas as pd
 import streamlit as st
 
-from immunelab.ui import forms, live, navigation
+from immunelab.ui import forms, live, methods, navigation
 
 navigation.heading(
     "methods", "What each defense, attack and evaluation optimizes or measures, where it comes from, and its knobs."
@@ -25,6 +25,11 @@ if not kinds[kind]:
         "A method is one file; docs/adding-a-defense.md shows how to write one.",
     )
     st.stop()
+if kind == "defense":
+    glance = st.expander("All defenses: stage, assumption, cost", on_change="rerun", key="glance")
+    if glance.open:
+        with glance:
+            methods.all_defenses()
 usual = {"defense": "seam", "attack": "harmful-sft", "evaluation": "fable-recall"}.get(kind, "")
 first = kinds[kind].index(usual) if usual in kinds[kind] else 0
 name = st.selectbox("Method", kinds[kind], index=first, key=f"{kind}-name", bind="query-params")
@@ -46,6 +51,8 @@ with st.container(horizontal=True, vertical_alignment="center"):
 
 if about["assumes"]:
     st.text(f"Assumes of the defender: {about['assumes']}.")
+if kind == "defense":
+    methods.one(cls)
 text = inspect.cleandoc(cls.__doc__ or "").partition("\n")[2].strip()
 if text:
     st.markdown(live.prose(text), width=760)

@@ -86,6 +86,8 @@ def _print_method(method: dict[str, Any], ladders: dict[str, dict[str, Any]]) ->
     show.out.print(method["objective"], markup=False)
     if method["assumes"]:
         show.out.print(f"assumes of the defender: {method['assumes']}", markup=False)
+    if method["seen"]:
+        show.out.print(f"recorded on Fable: {method['seen']}", markup=False)
     if method["presets"]:
         show.out.print(f"presets: {', '.join(method['presets'])}", markup=False)
     for corpus, ladder in ladders.items():

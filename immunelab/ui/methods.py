@@ -1,0 +1,130 @@
+"""What the Methods page says of a defense beside its class: what a step costs, what was recorded, and where it stands.
+
+Costs are what `benchmarks/step_cost.py` measured; outcomes are read from the recorded runs.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from immunelab import shipped
+from immunelab.analysis import outcome_table as table_of
+from immunelab.errors import UserError
+from immunelab.method import STAGES, Edit, Provider, Service, get, names
+from immunelab.ui import charts, live, navigation, reads
+
+MEASURED = "step_cost.json"
+WHO = {
+    "released": "Nobody: the weights are released",
+    "trains": "A provider who runs the fine-tuning",
+    "serves": "A provider who also serves the model",
+}
+
+
+def costs() -> dict[str, Any]:
+    """What was measured, or nothing where this installation has no measurement."""
+    path = shipped.measured(MEASURED)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path else {}
+    except (OSError, ValueError):
+        raise UserError(f"{path} is not what `python benchmarks/step_cost.py` writes.") from None
+
+
+def cost_words(cls: type[Any], measured: dict[str, Any]) -> str:
+    """The cost of a defense in words, of every measured preset; empty if there is no measurement."""
+    if issubclass(cls, Edit) and not issubclass(cls, Service):
+        return "no step: the weights change once"
+    parts = []
+    for preset, found in measured.get("defenses", {}).get(cls.name, {}).items():
+        said = []
+        if "step" in found:
+            said.append(f"{found['step']:.1f} for a step")
+        if "user_step" in found:
+            said.append(f"{found['user_step']:.1f} for a user's step")
+        if found.get("serving", 0) >= 0.1:
+            said.append(f"{found['serving']:.0f} for serving once")
+        parts.append(f"{' and '.join(said)} ({preset})")
+    return "; ".join(parts)
+
+
+def needs(cls: type[Provider]) -> str:
+    """Who has to be there after the release for a defense to act: a key of `WHO`."""
+    if not issubclass(cls, Provider) or not cls.overrides():
+        return "released"
+    return "serves" if cls.overrides("serving", "system") else "trains"
+
+
+def overview() -> pd.DataFrame:
+    """Stages down, who has to be there across; in each cell the defenses."""
+    found = [(c.stage, WHO[needs(c)], c.name) for c in (get("defense", n) for n in names("defense"))]
+    frame = pd.DataFrame(found, columns=["Stage", "Who has to be there after the release", "name"])
+    table = frame.pivot_table(index="Stage", columns=frame.columns[1], values="name", aggfunc=", ".join, sort=False)
+    rows = [s for s in STAGES if s in table.index] + [s for s in table.index if s not in STAGES]
+    return table.reindex(index=rows, columns=[w for w in WHO.values() if w in table.columns]).fillna("")
+
+
+def at_a_glance(measured: dict[str, Any]) -> pd.DataFrame:
+    """One row a defense: stage, streams, what it assumes, cost, source."""
+    return pd.DataFrame([
+        {
+            "Defense": cls.name, "Stage": cls.stage, "Streams": ", ".join(cls.streams) or "none",
+            "Assumes of the defender": cls.assumes, "Cost in plain steps": cost_words(cls, measured) or "not measured",
+            "Source": cls.paper, "File": f"immunelab/defenses/{cls.__module__.rpartition('.')[2]}.py",
+        }
+        for cls in (get("defense", name) for name in names("defense"))
+    ])  # fmt: skip
+
+
+def all_defenses() -> None:
+    """Every defense by stage and assumption, and as a table."""
+    measured = reads.ask(costs)
+    st.caption("Defenses by stage, and by who has to be there after the release for them to act.")
+    st.dataframe(overview(), alt="Defenses by stage and assumption", height="content")
+    st.dataframe(at_a_glance(measured), hide_index=True, alt="Every defense at a glance", height="content")
+    if measured:
+        st.caption(meaning(measured))
+
+
+def meaning(measured: dict[str, Any]) -> str:
+    """What the numbers of a measurement are, and where they are from."""
+    return (
+        "A cost of 1 is a plain fine-tuning step of as many rows, in processor time and without the optimizer. "
+        f"Measured on the Fable model on {measured['date']} ({measured['machine']}) by `{measured['command']}`."
+    )
+
+
+def one(cls: type[Any]) -> None:
+    """Cost and recorded outcomes of one defense."""
+    measured = reads.ask(costs)
+    words = cost_words(cls, measured)
+    if words:
+        st.text(f"Costs in plain fine-tuning steps: {words}.")
+        if measured and not words.startswith("no step"):
+            st.caption(meaning(measured))
+    _recorded(cls.name, cls.seen)
+
+
+def _recorded(name: str, seen: str) -> None:
+    curves = reads.curves()
+    curves = curves[(curves["method"] == reads.USUAL) & curves["defense"].isin([name, "undefended"])]
+    if not (curves["defense"] == name).any():
+        return
+    table = table_of.ladder(table_of.outcome_table(curves))
+    wide = table_of.wide(table)
+    wide.index = [charts.title_of(str(d)) for d in wide.index]
+    wide.columns = [f"Learning rate {v:g}" for v in wide.columns]
+    st.subheader("Recorded", anchor=False)
+    if seen:
+        st.markdown(live.prose(seen), width=760)
+    st.caption(
+        "Harmful fine-tuning of all weights, rung by rung: outcome, harmfulness and utility after the last step."
+    )
+    st.dataframe(wide, alt=f"Recorded outcomes of {name}", height="content")
+    notes = " ".join(f"{sign}: {words}" for sign, words in table_of.notes(table).items())
+    if notes:
+        st.caption(notes)
+    navigation.link("collapse", "The runs behind it, step by step", beside=[name])
