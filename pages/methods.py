@@ -65,7 +65,7 @@ rows = [
         "Symbol": k["symbol"],
         "Meaning": k["help"],
         "Default": forms.shown(k["default"]),
-        **{f"Preset {p}": forms.shown(values[k["name"]]) for p, values in presets.items()},
+        **{f"Preset {p}": forms.shown(values.get(k["name"], k["default"])) for p, values in presets.items()},
         "Group": k["group"],
     }
     for k in about["knobs"]

@@ -101,10 +101,11 @@ def test_recorded_outcomes_of_a_defense(home: Path, measured: Path) -> None:
     assert [h for h in test.subheader if h.value == "Recorded"]
     wide = next(d.value for d in test.dataframe if any("Learning rate" in str(c) for c in d.value.columns))
     assert list(wide.index) == ["Undefended", "SEAM"]
+    assert "no break along the paper" in text(test)
 
 
 def test_a_wheel_brings_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shipped.measured("step_cost.json") == ROOT / "benchmarks" / "results" / "step_cost.json"
+    assert shipped.measured("tracing.json") == ROOT / "benchmarks" / "results" / "tracing.json"
     monkeypatch.setattr(shipped, "CLONE", tmp_path / "data")
     monkeypatch.setattr(shipped, "INSTALLED", tmp_path)
     assert shipped.measured("step_cost.json") is None

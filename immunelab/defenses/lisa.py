@@ -39,6 +39,11 @@ class Lisa(Service):
     stage: ClassVar[str] = "fine-tuning"
     assumes: ClassVar[str] = "a provider who runs the fine-tuning, with refusals of its own"
     streams: ClassVar[tuple[str, ...]] = ("refusal",)
+    seen: ClassVar[str] = (
+        "In the paper users have nine steps of ten. Here it resists every rung with a quarter of the steps for the "
+        "user's rows, and with three fifths it is broken (two configurations, one seed); what users learn slower is "
+        "not measured."
+    )
 
     alignment_steps: int = knob(100, "minibatches of refusals in a row", symbol="K₁", low=0, high=10**6)
     user_steps: int = knob(900, "minibatches of the user in a row", symbol="K₂", low=0, high=10**6)

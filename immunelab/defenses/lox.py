@@ -37,6 +37,10 @@ class LoX(Edit):
     paper: ClassVar[str] = "arXiv:2506.15606"
     stage: ClassVar[str] = "alignment"
     assumes: ClassVar[str] = RELEASED
+    seen: ClassVar[str] = (
+        "With the paper's α two fifths of the utility are gone before any attack (one seed). With the preset's it "
+        "resists at 1e-4 and is broken from 3e-4 on; the paper, too, finds it weak at large rates."
+    )
 
     base: str = knob("", "folder or Hub id of the same model before its alignment", symbol="W_base")
     rank: int = knob(6, "singular parts to extrapolate; 0 takes all", symbol="k", low=0, high=100_000)

@@ -31,6 +31,11 @@ class Sdd(Defense):
     paper: ClassVar[str] = "arXiv:2507.21182"
     stage: ClassVar[str] = "alignment"
     streams: ClassVar[tuple[str, ...]] = ("unrelated", "benign")
+    seen: ClassVar[str] = (
+        "Reported, as we know it at second hand: harmful rows do not bring the harm back. Here it is broken wherever "
+        "the undefended model is, with most of the utility left; an independent replication on a larger model saw "
+        "harm come back too."
+    )
 
     similarity: float = knob(0.25, "largest cosine of prompt and answer; above it another answer is drawn", symbol="τ",
                              low=-1, high=1)  # fmt: skip
