@@ -13,6 +13,7 @@ from immunelab.errors import UserError
 from immunelab.method import names
 from immunelab.spec import RunSpec
 from immunelab.sweep import BASELINES, SHOWN, joined, showcase_specs
+from immunelab.sweep.showcase import SEARCHED
 
 
 def test_every_defense_meets_the_attacks_of_the_undefended() -> None:
@@ -50,11 +51,25 @@ def test_a_recording_says_at_once_what_lox_lacks(tmp_path: Path, monkeypatch: py
         demo.showcase_build(argparse.Namespace(home=None, to=None, seeds=1))
 
 
+def test_the_searches_are_of_models_that_are_attacked_anyway() -> None:
+    specs = showcase_specs([0, 1])
+    searches = [s for s in specs if s.kind == "sweep"]
+    assert {s.seed for s in searches} == {0}
+    models = [s.model for s in searches]
+    assert models[0] == "fable"
+    parents = [specs[int(m.removeprefix("run:#"))] for m in models[1:]]
+    assert [p.method for p in parents] == list(SEARCHED)
+    assert all(p.corpus == "fable" for p in parents)
+    assert sum(s.kind == "immunize" and s.method == "seam" and s.seed == 0 for s in specs) == 2  # one held out
+
+
 def test_baselines_change_no_run_of_the_others() -> None:
-    alone, all_of_them = showcase_specs([0], defenses=SHOWN), showcase_specs([0])
-    more = len(all_of_them) - len(alone)
-    assert all_of_them[: len(alone)] == alone
-    assert more == 8 * len(BASELINES)
+    alone, everything = (
+        [s for s in specs if s.kind != "sweep"]  # searches come last
+        for specs in (showcase_specs([0], defenses=SHOWN), showcase_specs([0]))
+    )
+    assert everything[: len(alone)] == alone
+    assert len(everything) - len(alone) == 8 * len(BASELINES)
 
 
 def test_no_run_stands_twice_and_models_come_before_what_starts_from_them() -> None:
