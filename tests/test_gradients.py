@@ -104,3 +104,14 @@ def test_no_trainable_parameter_is_an_error(llama: PreTrainedModel) -> None:
     with pytest.raises(UserError, match="no trainable parameter"):
         g.trainable(llama)
     assert math.isfinite(float(loss(llama, tokens(1))))
+
+
+def test_products_of_many_numbers_are_exact_to_nine_places() -> None:
+    draw = torch.Generator().manual_seed(3)
+    a, b = ([torch.randn(n, generator=draw) for n in (3, 1024, 700_001)] for _ in range(2))
+    apart = [float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True)]
+    scale = float(g.norm(a)) * float(g.norm(b))
+    assert g.dots(a, b).dtype == torch.float64
+    assert all(abs(float(found) - exact) < 1e-9 * scale for found, exact in zip(g.dots(a, b), apart, strict=True))
+    exact = sum(float(x.double().square().sum()) for x in a) ** 0.5
+    assert float(g.norm(a)) == pytest.approx(exact, rel=1e-8)
