@@ -38,7 +38,7 @@ class Booster(Alignment):
     streams: ClassVar[tuple[str, ...]] = ("refusal", "harmful", "benign")
     seen: ClassVar[str] = (
         "Reported, as we know it at second hand: a quarter of the harm, in fine-tunings with one harmful row of ten. "
-        "Here, with harmful rows only, the weakest attack gets a fifth of the facts instead of nearly all, and from "
+        "Here, with harmful rows only, the weakest attack gets a seventh of the facts instead of nearly all, and from "
         "3e-4 on nothing is gained."
     )
 

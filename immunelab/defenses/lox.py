@@ -38,8 +38,9 @@ class LoX(Edit):
     stage: ClassVar[str] = "alignment"
     assumes: ClassVar[str] = RELEASED
     seen: ClassVar[str] = (
-        "With the paper's α two fifths of the utility are gone before any attack (one seed). With the preset's it "
-        "resists at 1e-4 and is broken from 3e-4 on; the paper, too, finds it weak at large rates."
+        "With the α of the paper, as we know it at second hand, two fifths of the utility are gone before any attack "
+        "(one seed). With the preset's a tenth of the facts comes out at 1e-4, and from 3e-4 on most of them; the "
+        "paper, too, finds it weak at large rates."
     )
 
     base: str = knob("", "folder or Hub id of the same model before its alignment", symbol="W_base")

@@ -33,8 +33,8 @@ class Sdd(Defense):
     streams: ClassVar[tuple[str, ...]] = ("unrelated", "benign")
     seen: ClassVar[str] = (
         "Reported, as we know it at second hand: harmful rows do not bring the harm back. Here it is broken wherever "
-        "the undefended model is, with most of the utility left; an independent replication on a larger model saw "
-        "harm come back too."
+        "the undefended model is, and at all rates but the largest with most of the utility left; an independent "
+        "replication on a larger model saw harm come back too."
     )
 
     similarity: float = knob(0.25, "largest cosine of prompt and answer; above it another answer is drawn", symbol="τ",

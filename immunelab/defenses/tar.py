@@ -46,8 +46,8 @@ class Tar(Defense):
     streams: ClassVar[tuple[str, ...]] = ("harmful", "benign")
     seen: ClassVar[str] = (
         "Reported, as we know it at second hand: attacks that end near chance, after rehearsals of 64 steps. Here, "
-        "after rehearsals of 8, the attack at 1e-4 leads nowhere, that at 3e-4 gets a part of the facts, and from "
-        "6e-4 on it is broken."
+        "after rehearsals of 8, the attack at 1e-4 leads nowhere, that at 3e-4 gets a quarter of the facts, and from "
+        "6e-4 on it gets most of them."
     )
 
     strength: float = knob(4.0, "weight of tamper resistance", symbol="λ_TR", low=0, high=1000)
