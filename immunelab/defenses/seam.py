@@ -44,8 +44,9 @@ class Seam(Defense):
     streams: ClassVar[tuple[str, ...]] = ("harmful", "refusal", "benign")
     seen: ClassVar[str] = (
         "Reported, as we know it at second hand: no break along the paper's ladder. Here a third to a half of the "
-        "facts come out of the ruined model from 6e-4 on, and an attack at 6e-4 with half of its rows benign breaks "
-        "it at four fifths of the utility."
+        "facts come out of the ruined model from 6e-4 on, an attack at 6e-4 with half of its rows benign breaks it at "
+        "four fifths of the utility, and a search of thirty attacks gets three fifths of the facts at less than a "
+        "fifth of the utility lost (one seed)."
     )
 
     alpha: float = knob(1.0, "weight of the refusal loss L_up", symbol="α", low=0, high=100)
