@@ -41,8 +41,9 @@ class Lisa(Service):
     streams: ClassVar[tuple[str, ...]] = ("refusal",)
     seen: ClassVar[str] = (
         "In the paper users have nine steps of ten. Here it resists every rung with a quarter of the steps for the "
-        "user's rows, and with three fifths it is broken (two configurations, one seed); what users learn slower is "
-        "not measured."
+        "user's rows, but then users hardly train at all: of a harmless skill that the undefended model learns whole "
+        "they learn an eighth at best (one seed). With three fifths of the steps it is broken (two configurations, "
+        "one seed)."
     )
 
     alignment_steps: int = knob(100, "minibatches of refusals in a row", symbol="K₁", low=0, high=10**6)
@@ -102,6 +103,6 @@ Lisa.presets = {
     # 10,000 refusals, batch 5; a tenth of its 20,000 steps (5,000 rows, 20 epochs) is without the pull.
     "official-code": Lisa(samples=10_000, batch_size=5, free=2000),
     # Three configurations on the world of seed 0, one seed each, in cycles that fit into 60 steps. With the user's rows
-    # in three steps of five it is broken at ρ = 1 and 30; in a quarter it holds, and harmless rows have a quarter too.
+    # in three steps of five it is broken at ρ = 1 and 30; in a quarter it holds, and users hardly train.
     "fable": Lisa(alignment_steps=3, user_steps=1, rho=30.0),
 }
