@@ -17,7 +17,7 @@ SHOWN = ("seam", "adversarial-loss", "extra-safety-sft", "random-noise", "sdd", 
 # Cited beside them: attacked along the ladder and with benign rows in between, and not with all that a scorecard reads.
 BASELINES = ("repnoise", "booster", "vaccine", "t-vaccine", "tar", "lox", "lisa", "panacea", "antidote", "ptst")
 # Searched for their worst attack, beside the undefended model, with the first seed only: a search is thirty attacks.
-SEARCHED = ("seam", "adversarial-loss", "sdd")
+SEARCHED = ("seam", "adversarial-loss")
 HELD_OUT = "gnawer"  # the hazard domain that a second immunization with SEAM never sees
 
 # What is varied, one at a time, around the attack's preset, so that every intensity slider has stops. All models are
