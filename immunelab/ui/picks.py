@@ -52,15 +52,15 @@ def runs(frame: pd.DataFrame, words: dict[str, str], key: str, default: Sequence
 
 
 def latest(frame: pd.DataFrame, most: int = 4) -> list[str]:
-    """What to show first: what is running, else the newest immunizations, else the newest runs.
+    """What to show first: what is running, else the newest immunizations, else the newest runs, of this lab.
 
     Of a lab that holds only shipped runs, those of SEAM with all hazards: their gradients are what the pages are about.
     """
+    own = frame[~frame["showcase"].astype(bool)]
     immunized = frame[frame["kind"] == "immunize"]
-    shipped = frame["showcase"].astype(bool).all()
     whole = immunized["corpus"].map(lambda name: not CorpusName.read(str(name)).part).astype(bool)
-    seam = immunized[(immunized["method"] == "seam") & whole] if shipped else immunized.iloc[:0]
-    for part in (frame[frame["status"] == "running"], seam, immunized, frame):
+    seam = immunized[(immunized["method"] == "seam") & whole]
+    for part in (frame[frame["status"] == "running"], own[own["kind"] == "immunize"], own, seam, immunized, frame):
         if len(part):
             return part["run_id"].head(most).tolist()
     return []
