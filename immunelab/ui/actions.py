@@ -44,26 +44,25 @@ def state(run: Mapping[Any, Any]) -> None:
         st.error(live.plain(run["error"]), icon=":material/error:", title="This run failed")
 
 
+def _stop(run_id: str) -> None:
+    attempt(lambda: jobs.stop(run_id, force_after=GRACE_SECONDS))
+
+
+def _resume(run_id: str) -> None:
+    attempt(lambda: jobs.resume(run_id))
+
+
 def buttons(run: Mapping[Any, Any]) -> None:
     """Stop, resume, repeat and delete, as the state allows."""
     run_id = str(run["run_id"])
     shipped = bool(run["showcase"])
     with st.container(horizontal=True):
-        if run["status"] in ("queued", "running") and st.button(
-            "Stop",
-            icon=":material/stop:",
-            key="stop",
-            help="Finishes the step, saves a checkpoint and frees the device.",
-        ):
-            attempt(lambda: jobs.stop(run_id, force_after=GRACE_SECONDS))
-            st.rerun()
-        resumable = run["status"] in ("stopped", "interrupted", "failed") and not shipped
-        if (
-            resumable
-            and st.button("Resume", icon=":material/play_arrow:", key="resume")
-            and attempt(lambda: jobs.resume(run_id))
-        ):
-            st.rerun()
+        # Callbacks: what a click says is lost otherwise if the page is just being drawn anew.
+        if run["status"] in ("queued", "running"):
+            st.button("Stop", icon=":material/stop:", key="stop", on_click=_stop, args=(run_id,),
+                      help="Finishes the step, saves a checkpoint and frees the device.")  # fmt: skip
+        if run["status"] in ("stopped", "interrupted", "failed") and not shipped:
+            st.button("Resume", icon=":material/play_arrow:", key="resume", on_click=_resume, args=(run_id,))
         if st.button("Duplicate to Launch", icon=":material/content_copy:", key="duplicate"):
             navigation.go("launch", **{"from": run_id})
         navigation.link("traces", "Traces", runs=[run_id])
