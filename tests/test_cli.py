@@ -302,7 +302,10 @@ def test_a_run_from_start_to_deletion(home: Path, tiny_world: Path, capsys: Capt
 def test_ctrl_c_stops_with_a_checkpoint(home: Path, tiny_world: Path) -> None:
     line = ["attack", "--corpus", str(tiny_world), "--steps", "100000", "--batch-size", "2", "--samples", "0",
             "--evaluate-every", "0"]  # fmt: skip
-    command = subprocess.Popen([sys.executable, "-m", "immunelab", *line], stderr=subprocess.PIPE, text=True)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "immunelab", *line], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+    )  # fmt: skip
     deadline = time.monotonic() + 180
     while not any((run.status().step or 0) > 0 for run in folders(home)):
         assert command.poll() is None, command.communicate()[1]
