@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,17 +68,16 @@ def made(folder: Path) -> Path:
 
 
 def reachable(name: str) -> bool:
-    """Whether the Hub gives a model's config, asked once: its own library tries for half a minute."""
-    from huggingface_hub import constants
+    """Whether the Hub gives a model's config, asked once: loading the model tries for half a minute."""
+    from huggingface_hub import constants, get_hf_file_metadata
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        url = f"{constants.ENDPOINT}/{name}/resolve/main/config.json"
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
+        get_hf_file_metadata(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", timeout=PATIENCE)
+    except Exception:  # noqa: BLE001 - what no answer raises differs between the releases of the library
         return False
+    return True
 
 
 def from_wheel(

@@ -16,6 +16,7 @@ LABELS = ("name", "group", "parent")  # not part of a run's identity
 KIND_OF_METHOD = {"immunize": "defense", "attack": "attack", "finetune": "attack"}
 LARGEST = 1e300  # of any number in a spec: a whole number beyond it is no float
 LONGEST = 500  # characters of any text in a spec
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes: more no common file system takes
 MODEL = re.compile(r"^[^\x00-\x1f]{1,500}$")
 NARROWED = re.compile(r"^(?P<whole>.+)\?(?P<part>hold-out|only)=(?P<domains>[^?=]+)$")
 
@@ -31,8 +32,13 @@ class CorpusName(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> CorpusName:
-        """From a spec's `corpus`."""
+        """From a spec's `corpus`; a UserError if no file can have its name."""
         found = NARROWED.match(text)
+        whole = found["whole"] if found else text
+        if len(whole.encode(errors="replace")) > LONGEST_PATH or any(
+            len(part.encode(errors="replace")) > LONGEST_NAME for part in whole.split("/")
+        ):
+            raise UserError(f"There is no corpus {whole[:80]!r}…: no file has a name so long.")
         if not found:
             return cls(text)
         return cls(found["whole"], found["part"], tuple(d.strip() for d in found["domains"].split(",")))

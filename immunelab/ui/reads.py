@@ -34,6 +34,11 @@ def ask(question: Callable[[], T]) -> T:
         st.stop()
 
 
+def revision() -> str:
+    """Another text whenever something was recorded since: what is computed from the record is kept under it."""
+    return f"{_home()} {Store(journal.home(None)).revision}"
+
+
 def runs(showcase: bool | None = None) -> pd.DataFrame:
     """One row a run, the newest first; `showcase` True: only shipped runs, False: only this home's."""
     frame = ask(lambda: _runs(_home()))
