@@ -115,4 +115,6 @@ if __name__ == "__main__":
     if not dist.is_initialized() or dist.get_rank() == 0:
         torch.save(found, sys.argv[1])
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
+        os._exit(0)  # torch's own threads sometimes abort while the interpreter ends, after all is saved
