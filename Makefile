@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help app demo test lint showcase install clusters clean
+.PHONY: help app demo test lint showcase install clusters eval clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ install: $(STAMP) ## make .venv with the pinned packages (the other targets do i
 
 clusters: $(STAMP) ## add what sweeps on Slurm and Ray need (docs/clusters.md)
 	@$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-clusters.lock
+
+eval: $(STAMP) ## add the LM Evaluation Harness (docs/models.md)
+	@$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-eval.lock
 
 app: $(STAMP) ## start the app at http://127.0.0.1:8501
 	$(RUN)streamlit run app.py

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from immunelab import corpus as corpora
-from immunelab import hosting
+from immunelab import hosting, numerics
 from immunelab.corpus import pairing
 from immunelab.corpus.embedding import MiniLM
 from immunelab.corpus.tokens import Batches
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LAYER = re.compile(r"^(.*)/layer/(\d+)$")
-PACKAGES = ("torch", "transformers", "peft", "duckdb", "streamlit")
+PACKAGES = ("torch", "transformers", "peft", "flash-attn", "lm-eval", "duckdb", "streamlit")
 
 
 def execute(
@@ -51,6 +51,9 @@ def execute(
     device = folder.status().device or ("cpu" if spec.device == "auto" else spec.device)
     models.threads()
     corpus = corpora.load(spec.corpus)
+    evaluations = asked(spec, corpus)
+    for evaluation in evaluations:
+        evaluation.check()
     method = configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs) if spec.kind in KIND_OF_METHOD else None  # type: ignore[arg-type]
     saved = checkpoints.latest(folder.checkpoints, resumable=True) if resume else None
     found = hosting.behind(spec, folder.path.parent.parent)
@@ -60,8 +63,8 @@ def execute(
     )
     source = model_source(spec, corpus, folder.path.parent) if anew or not saved else saved.path
     models.seed_everything(spec.seed)
-    model, tokenizer = models.load(source, device)
-    evaluations = asked(spec, corpus)
+    numerics.check(spec.dtype, spec.attention, device, spec.knobs)
+    model, tokenizer = models.load(source, device, spec.dtype, spec.attention)
     folder.write_status(versions=versions(), message="running")
     with Journal(folder, attempt) as journal:
         run = Run(folder, spec, journal, model, tokenizer, corpus, evaluations, watch)
@@ -71,6 +74,8 @@ def execute(
             corpus_hash=corpus.fingerprint,
             parameters=sum(p.numel() for p in model.parameters()),
             threads=torch.get_num_threads(),
+            dtype=str(model.dtype).removeprefix("torch."),
+            attention=str(model.config._attn_implementation),
         )
         if corpus.made:
             journal.event("corpus", notes=list(corpus.notes), **corpus.made)
@@ -305,6 +310,17 @@ def model_source(spec: RunSpec, corpus: corpora.Corpus, runs: Path) -> str | Pat
             )
         return saved.path
     return spec.model
+
+
+def check_attention(spec: RunSpec, home: Path) -> None:
+    """A UserError if the model of a run that is to be has no such attention; on the Hub, it is told by the run."""
+    model = spec.model
+    if model.startswith("run:") and "#" not in model:
+        folder = RunFolder.open(home, model.removeprefix("run:"))
+        model = folder.lineage()[-1].model if folder.lineage() else folder.spec().model
+    place = corpora.load(spec.corpus).own_model() if model == "fable" else Path(model)
+    if place.is_dir():
+        models.check_attention(place, spec.attention)
 
 
 def versions() -> dict[str, str]:

@@ -80,6 +80,8 @@ class Lab:
         wait: bool = True,
         corpus: str = "fable",
         device: str = "auto",
+        dtype: str = "fp32",
+        attention: str = "auto",
         name: str = "",
         **settings: Any,
     ) -> list[str]:
@@ -94,9 +96,8 @@ class Lab:
         model = f"run:{model}" if model in known else model
         models = [*dict.fromkeys([space.undefended(model, self.home), model])] if control else [model]
         chosen = space.settings_for(corpus, settings)
-        run_ids = jobs.submit(
-            space.search_specs(models, seeds, corpus, chosen, device, name), self.home, reuse=True, go_on=True
-        )
+        specs = space.search_specs(models, seeds, corpus, chosen, device, name, dtype=dtype, attention=attention)
+        run_ids = jobs.submit(specs, self.home, reuse=True, go_on=True)
         if wait:
             self.wait(run_ids)
         return run_ids
@@ -120,6 +121,8 @@ class Lab:
         rung: str | None = None,
         evaluate_every: int | None = None,
         device: str = "auto",
+        dtype: str = "fp32",
+        attention: str = "auto",
         name: str = "",
         **knobs: Any,
     ) -> RunSpec:
@@ -137,7 +140,7 @@ class Lab:
         every = sweep.EVALUATE_EVERY if evaluate_every is None and kind != "immunize" else evaluate_every or 0
         return RunSpec(
             kind=kind, method=method, knobs=settings, model=f"run:{model}" if model in known else model, corpus=corpus,
-            seed=seed, device=device, evaluate_every=every, name=name,
+            seed=seed, device=device, dtype=dtype, attention=attention, evaluate_every=every, name=name,
         )  # fmt: skip
 
     def wait(self, run_ids: Sequence[str]) -> None:
@@ -171,6 +174,12 @@ class Lab:
         from immunelab.store import queries
 
         return queries.scores(self.store, _list(run_ids), splits=None if parts else ("all",))
+
+    def tasks(self, run_ids: Sequence[str] | str) -> pd.DataFrame:
+        """Accuracy on labelled tasks before (ZS) and after (FS) a fine-tuning: one row a run and task."""
+        from immunelab.analysis import tasks
+
+        return tasks.before_and_after(self.runs(), self.scores(run_ids, parts=True))
 
     def curves(self, run_ids: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
         """One row per attack run and checkpoint, of runs that may be drawn together; `choice` selects by settings,

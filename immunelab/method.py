@@ -94,6 +94,10 @@ class Method:
         usual = {f.name: f.default for f in dataclasses.fields(self) if f.metadata.get("saving")}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in usual or v != usual[k]}
 
+    def in_fp32(self) -> str:
+        """Why the weights must be in fp32, and what to do about it, in a sentence; empty: they need not be."""
+        return ""
+
     def template(self, text: str, harmful: bool) -> str:
         """What the model reads in place of `text` when asked after this method; `harmful`: the question is."""
         return text
@@ -114,8 +118,8 @@ class Budget(Method):
     warmup: float = knob(0.1, "share of the steps in which the learning rate rises linearly from 0", low=0, high=1)
     clip: float = knob(0.0, "largest global norm of the direction; 0 is off", low=0, high=1e6)
     accumulation: int = knob(1, "minibatches averaged into one step", low=1, high=4096)
-    precision: Literal["fp32", "bf16-autocast"] = knob("fp32", "arithmetic of the passes; weights stay in fp32")
-    recompute: bool = knob(False, "compute activations again instead of keeping them (checkpointing)", saving=True)
+    precision: Literal["fp32", "bf16-autocast"] = knob("fp32", "arithmetic of the passes; the weights keep their dtype")
+    recompute: bool = knob(False, "gradient checkpointing: compute activations again, not keep them", saving=True)
     loss_chunk: int = knob(0, "scored tokens whose logits are held at a time; 0: all", low=0, high=10**9, saving=True)
 
 
@@ -183,6 +187,9 @@ class Service(Edit, Provider):
 
 class Evaluation(Method):
     """Measures harmfulness or utility: asks a subject (`training.generation.Subject`) and returns scores and rows."""
+
+    def check(self) -> None:
+        """A UserError for what can be known to fail before the model is loaded, such as a package that is missing."""
 
     def prompts(self, subject: Any) -> list[str]:
         """The questions it is going to ask, so that all evaluations share one batch of answers."""

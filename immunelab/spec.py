@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from immunelab import numerics
 from immunelab.errors import UserError, unknown
 from immunelab.status import parse_object, plain
 
@@ -64,6 +65,8 @@ class RunSpec:
     corpus: str = "fable"
     seed: int = 0
     device: str = "auto"
+    dtype: str = "fp32"  # of the weights
+    attention: str = "auto"  # how it is computed; auto: as the architecture does it
     evaluations: tuple[str, ...] = ()  # registered names; empty takes those of the corpus
     evaluate_every: int = 0  # steps between evaluations; 0 evaluates at the first and the last step only
     layers_every: int = 10  # steps between per-layer traces; 0 traces none
@@ -84,6 +87,7 @@ class RunSpec:
                 )
             if hint == "int" and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31):
                 raise UserError(f"A spec's {name} is a whole number from 0 to 2147483647, and got {value!r:.80}.")
+        numerics.known(self.dtype, self.attention)
         if self.kind not in KINDS:
             raise unknown("kind of run", self.kind, KINDS)
         if not MODEL.match(self.model) or not MODEL.match(self.corpus):
@@ -103,7 +107,8 @@ class RunSpec:
     @property
     def hash(self) -> str:
         """Identity: 16 hex digits over all that decides the numbers. Equal hash, same CPU: equal numbers."""
-        identity = {k: v for k, v in dataclasses.asdict(self).items() if k not in LABELS}
+        fields = dataclasses.asdict(self).items()
+        identity = {k: v for k, v in fields if k not in LABELS and (k, v) not in numerics.USUAL.items()}
         if self.parent_hash:
             identity["model"] = f"spec:{self.parent_hash}"
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

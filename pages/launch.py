@@ -35,6 +35,8 @@ with st.grid(5, min_column_width=140, vertical_alignment="bottom"):
     first = st.number_input("First seed", 0, 2**31 - 1, copied.seed if copied else 0, key="seed")
     count = st.number_input("Number of seeds", 1, 50, 1, key="seeds", help="Bands on charts are over seeds.")
 
+numbers = launching.numbers(copied)
+
 left, right = st.columns(2, gap="large")
 with left:
     st.subheader("Defense", anchor=False)
@@ -80,7 +82,9 @@ try:
     specs = plan.specs(
         *checked, model=model, corpus=corpus, seeds=range(int(first), int(first) + int(count)), device=device,
         control=control, evaluate_every=every, group=launching.group(defense, chosen),
+        **numbers,
     )  # fmt: skip
+    jobs.check(specs)
 except UserError as error:
     st.error(str(error), icon=":material/error:")
     specs = []

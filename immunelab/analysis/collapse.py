@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from immunelab import numerics
 from immunelab.analysis.outcomes import ATTACK, DEFAULT, Thresholds, counts, run_outcomes, worst
 from immunelab.spec import CorpusName
 
@@ -112,7 +113,7 @@ def variants(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     parents = {p for p in curves["immunized_by"].dropna().unique() if p in specs}
     labels: dict[str, str] = {}
     for method in {specs[p]["method"] for p in parents}:
-        mine = {p: specs[p]["knobs"] for p in parents if specs[p]["method"] == method}
+        mine = {p: specs[p]["knobs"] | _numbers(specs[p]) for p in parents if specs[p]["method"] == method}
         names = sorted({name for knobs in mine.values() for name in knobs})
         unlike = [n for n in names if len({json.dumps(knobs.get(n)) for knobs in mine.values()}) > 1]
         kinds = sorted({json.dumps([knobs.get(n) for n in unlike]) for knobs in mine.values()})
@@ -154,6 +155,11 @@ def _bands(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str]) -> pd.Da
     long = rows.melt(id_vars=keys, value_vars=list(metrics), var_name="metric", value_name="value")
     grouped = long.dropna(subset=["value"]).groupby([*keys, "metric"], sort=True)["value"]
     return grouped.agg(mean="mean", low="min", high="max", n="count").reset_index()
+
+
+def _numbers(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec's dtype and attention, which older ones lack."""
+    return {name: spec.get(name, usual) for name, usual in numerics.USUAL.items()}
 
 
 def _plain(value: Any) -> str:

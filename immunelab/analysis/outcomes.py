@@ -37,6 +37,7 @@ ATTACK = (
     "batch_size",
     "optimizer",
     "schedule",
+    "precision",
 )
 
 

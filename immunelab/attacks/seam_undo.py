@@ -9,7 +9,7 @@ import torch
 
 from immunelab.method import Attack, Batch, knob, register
 from immunelab.training import gradients as g
-from immunelab.training.coupling import add, coupling
+from immunelab.training.coupling import NEEDS_FP32, add, coupling
 from immunelab.training.losses import Scored
 from immunelab.training.models import deterministic
 
@@ -40,6 +40,10 @@ class SeamUndo(Attack):
     coupling_clip: float = knob(0.0, "largest norm of β·∇cos; 0 is off", low=0, high=1e6)
     mu: float = knob(1.0, "weight of the benign loss", symbol="μ", low=0, high=100)
     harm: float = knob(0.0, "weight of the harmful loss", symbol="λ", low=0, high=100)
+
+    def in_fp32(self) -> str:
+        """As for SEAM, whose estimate it takes."""
+        return NEEDS_FP32 if self.beta else ""
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
         """The gradient of L; that of the cosine is estimated as SEAM does."""

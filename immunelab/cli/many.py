@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from immunelab import numerics
 from immunelab.cli import grids, reproducing, searching
 
 
@@ -37,8 +38,16 @@ def add(command: Callable[..., Any]) -> None:
     c.add_argument("--corpus", default="", metavar="CORPUS", help="your data in the place of the protocol's")
     c.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 … N-1 (default 1)")
     c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
+    numbers(c)
     _carrying(c)
     _search(command)
+
+
+def numbers(c: Any) -> None:
+    """In what numbers a run computes."""
+    for name, usual in numerics.USUAL.items():
+        help = f"{numerics.HELP[name]} (default {usual})"
+        c.add_argument(f"--{name}", default=usual, metavar=name.upper(), help=help)
 
 
 def _carrying(c: Any) -> None:
@@ -89,6 +98,7 @@ def _search(command: Callable[..., Any]) -> None:
     c.add_argument("--seed", type=int, default=0, metavar="S", help="first seed, of search and attacks (default 0)")
     c.add_argument("--seeds", type=int, default=1, metavar="N", help="how many searches: seeds S … S+N-1 (default 1)")
     c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
+    numbers(c)
     c.add_argument("--name", default="", metavar="TEXT", help="a label for the search and the group of its trials")
     c.add_argument("--detach", action="store_true", help="return at once and print the searches' ids")
     c.add_argument("--json", action="store_true", help="print JSON on standard output")

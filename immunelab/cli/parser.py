@@ -25,6 +25,7 @@ START = {
     "immunize": "make a model immune",
     "attack": "attack a model by harmful fine-tuning",
     "finetune": "fine-tune a model on benign rows",
+    "evaluate": "measure a model as it is",
 }
 WITH_KNOBS = (*START, "search")
 
@@ -151,6 +152,14 @@ def _runs_start(commands: Any) -> None:
         examples:
           immunelab finetune --model run:last
           immunelab finetune --model run:last --preset fable-stray
+          immunelab finetune --task benign --model models/mine --corpus mine     ZS before, FS after
+        """),
+        ("evaluate", "benign-accuracy", """
+        One evaluation with settings of its own. immunelab methods lists the evaluations.
+
+        examples:
+          immunelab evaluate task-accuracy --model models/mine --corpus mine
+          immunelab evaluate lm-eval --model models/mine --tasks arc_easy,hellaswag --limit 200
         """),
     ):  # fmt: skip
         help = START[kind]
@@ -159,7 +168,7 @@ def _runs_start(commands: Any) -> None:
         c.add_argument("method", nargs="?", default=default, metavar="METHOD", help=f"default: {default}")
         c.add_argument("--preset", metavar="NAME", help="named settings of the method; knobs on the line go on top")
         c.add_argument("--set", action="append", metavar="KNOB=VALUE", help="the same as --KNOB VALUE")
-        if kind != "immunize":
+        if kind not in ("immunize", "evaluate"):
             c.add_argument("--rung", metavar="NAME", help="a named intensity of the attack's ladder for this corpus")
         _spec_options(c, kind)
 
@@ -185,12 +194,14 @@ def _spec_options(c: Parser, kind: str) -> None:
     part.add_argument("--only", default="", metavar="DOMAIN", help="harmful rows of this hazard domain alone")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of data order and method (default 0)")
     c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
-    every = {"attack": 10, "finetune": 5}.get(kind, 0)
-    c.add_argument("--evaluate-every", type=int, default=every, metavar="K",
-                   help=f"evaluate each K steps; 0: at start and end only (default {every})")  # fmt: skip
-    c.add_argument(
-        "--checkpoint-every", type=int, default=0, metavar="K", help="checkpoint each K steps; 0: at the end"
-    )
+    many.numbers(c)
+    if kind != "evaluate":
+        every = {"attack": 10, "finetune": 5}.get(kind, 0)
+        c.add_argument("--evaluate-every", type=int, default=every, metavar="K",
+                       help=f"evaluate each K steps; 0: at start and end only (default {every})")  # fmt: skip
+        c.add_argument(
+            "--checkpoint-every", type=int, default=0, metavar="K", help="checkpoint each K steps; 0: at the end"
+        )
     c.add_argument("--name", default="", metavar="TEXT", help="a label for the tables")
     c.add_argument("--detach", action="store_true", help="return at once and print the run's id")
     _json(c)

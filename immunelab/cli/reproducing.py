@@ -35,7 +35,7 @@ def reproduce(args: argparse.Namespace) -> int:
         raise UserError(f"--seeds is at least 1, and got {args.seeds}.")
     home = journal.home(args.home)
     model = follow.model(args.model, home)
-    specs = protocols.specs(args.name, model, args.corpus, range(args.seeds), args.device)
+    specs = protocols.specs(args.name, model, args.corpus, range(args.seeds), args.device, **start.numbers(args))
     _tell(specs, model, args.name if not args.corpus else args.corpus)
     if not args.dry_run:
         start.check(specs)

@@ -58,7 +58,7 @@ def _specs(args: argparse.Namespace, home: Path) -> list[RunSpec]:
     if args.seed < 0 or args.seeds < 1:
         raise UserError(f"Seeds start at 0 and there is at least one; got --seed {args.seed} --seeds {args.seeds}.")
     seeds = range(args.seed, args.seed + args.seeds)
-    return space.search_specs(models, seeds, args.corpus, settings, args.device, args.name)
+    return space.search_specs(models, seeds, args.corpus, settings, args.device, args.name, **start.numbers(args))
 
 
 def _result(run_id: str, status: Any, home: Path, trials: Any) -> dict[str, Any]:

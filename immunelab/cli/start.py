@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from immunelab import jobs, journal
+from immunelab import jobs, journal, numerics
 from immunelab.cli import about, follow, show
 from immunelab.errors import UserError
 from immunelab.quantities import duration, share
 from immunelab.spec import KIND_OF_METHOD, CorpusName, RunSpec
 from immunelab.status import LARGEST_DOCUMENT
+
+PRINTED = (
+    "withheld", "harmfulness", "utility", "zero_shot", "few_shot", "refusal_rate", "perplexity", "repetition"
+)  # fmt: skip
 
 
 def immunize(args: argparse.Namespace) -> int:
@@ -31,6 +35,11 @@ def attack(args: argparse.Namespace) -> int:
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune a model on benign rows."""
     return _method(args, "finetune", "attack")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Measure a model."""
+    return _method(args, "evaluate", "evaluation")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,8 +87,10 @@ def check(specs: list[RunSpec]) -> None:
             rows.own_model()
         own = (spec.method,) if spec.kind == "evaluate" and spec.method else ()
         for name in own or spec.evaluations or rows.evaluated(spec.kind):
-            for stream in get("evaluation", name).streams:
+            evaluation = get("evaluation", name)
+            for stream in evaluation.streams:
                 rows.select(stream, "test")
+            (configure("evaluation", name, spec.knobs) if own else evaluation()).check()
         if spec.kind in KIND_OF_METHOD:
             method = configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs)  # type: ignore[arg-type]
             split = "defense" if spec.kind == "immunize" else "attack"
@@ -110,21 +121,25 @@ def detached(run_ids: list[str], as_json: bool) -> int:
 
 def finish(run_ids: list[str], home: Path, as_json: bool) -> int:
     """Follow runs to their end, print their scores; 0 if all are done, 130 if stopped, else 1."""
+    from immunelab.analysis import tasks
     from immunelab.store import Store, queries
 
     ended = follow.follow(run_ids, home)
     store = Store(home)
     store.sync(force=True)
-    scores = queries.scores(store, run_ids)
+    every = queries.scores(store, run_ids, splits=None)
+    scores, learned = every[every["split"] == "all"], tasks.before_and_after(queries.runs(store), every)
     if as_json:
-        rows = show.records(scores)
+        rows, labelled = show.records(scores), show.records(learned)
         show.emit([
-            {"run_id": i, "status": s.status, "error": s.error, "scores": [r for r in rows if r["run_id"] == i]}
+            {"run_id": i, "status": s.status, "error": s.error, "scores": [r for r in rows if r["run_id"] == i],
+             "tasks": [r for r in labelled if r["run_id"] == i]}
             for i, s in ended.items()
         ])  # fmt: skip
     else:
         for run_id, status in ended.items():
             _print_scores(run_id, status, scores[scores["run_id"] == run_id])
+            _print_tasks(learned[learned["run_id"] == run_id])
     return code(ended)
 
 
@@ -140,7 +155,18 @@ def _print_scores(run_id: str, status: journal.Status, scores: Any) -> None:
     if not scores.empty:
         wide = scores.pivot_table(index="step", columns="metric", values="score", sort=False)
         kinds = [
-            m for m in ("withheld", "harmfulness", "utility", "refusal_rate", "perplexity", "repetition") if m in wide
+            m
+            for m in (
+                "withheld",
+                "harmfulness",
+                "utility",
+                "zero_shot",
+                "few_shot",
+                "refusal_rate",
+                "perplexity",
+                "repetition",
+            )
+            if m in wide
         ]
         rows = [
             (int(step), *(f"{row[m]:.2f}" if m == "perplexity" else share(row[m]) for m in kinds))
@@ -149,6 +175,16 @@ def _print_scores(run_id: str, status: journal.Status, scores: Any) -> None:
         show.table(("step", *kinds), rows, right=("step", *kinds))
     if status.status in ("stopped", "interrupted"):
         show.out.print(f"Go on with: immunelab resume {run_id}", markup=False)
+
+
+def _print_tasks(learned: Any) -> None:
+    """Accuracy on labelled tasks before (ZS) and after (FS) a fine-tuning, charitably read and strictly."""
+    if learned.empty:
+        return
+    columns = [c for c in learned.columns[2:-1] if learned[c].notna().any()]
+    rows = [(r["task"], *(share(r[c]) for c in columns), r["n"]) for r in learned.to_dict("records")]
+    names = [c.replace("_", " ") for c in columns]
+    show.table(("task", *names, "n"), rows, right=(*names, "n"))
 
 
 def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
@@ -167,14 +203,20 @@ def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
         corpus=corpus,
         seed=args.seed,
         device=args.device,
-        evaluate_every=args.evaluate_every,
-        checkpoint_every=args.checkpoint_every,
+        **numbers(args),
+        evaluate_every=getattr(args, "evaluate_every", 0),
+        checkpoint_every=getattr(args, "checkpoint_every", 0),
         name=args.name,
     )
     check([spec])
     if preset and not args.preset:
         show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
     return launch([spec], args)
+
+
+def numbers(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of dtype and attention."""
+    return {name: getattr(args, name) for name in numerics.USUAL}
 
 
 def _corpus(args: argparse.Namespace) -> str:

@@ -1,6 +1,6 @@
 """A user's own corpus: `corpus.toml` says which files and Hub data sets feed which streams, and how rows are split.
 
-    utility = "token-accuracy"        # or benign-accuracy, where answers are a word or have facts
+    utility = "token-accuracy"        # or task-accuracy, where answers are a label or a number
     split = { defense = 0.45, attack = 0.45, test = 0.1 }
 
     [[source]]
@@ -29,7 +29,7 @@ from immunelab.spec import CorpusName
 
 LARGEST = 1 << 20  # bytes of a corpus.toml
 STREAMS = ("harmful", "refusal", "benign", "withheld", "neutral")
-UTILITIES = ("token-accuracy", "benign-accuracy")
+UTILITIES = ("token-accuracy", "benign-accuracy", "task-accuracy")
 DEFAULTS: dict[str, Any] = {
     "utility": UTILITIES[0], "seed": 0, "split": {}, "test_rows": 200, "refusal": "I cannot help with that.",
     "max_length": MAX_LENGTH, "answer_tokens": 32, "longest_prompt": 0, "source": [],

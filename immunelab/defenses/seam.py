@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from immunelab.method import Batch, Defense, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.activations import layerwise
-from immunelab.training.coupling import Thrift, add, coupling
+from immunelab.training.coupling import NEEDS_FP32, Thrift, add, coupling
 from immunelab.training.losses import Scored, differing, loss
 from immunelab.training.models import deterministic
 
@@ -65,6 +65,10 @@ class Seam(Defense):
     coupling_clip: float = knob(0.0, "largest norm of β·∇L_sd; 0 is off (extension)", low=0, high=1e6)
     buffers: Literal["fp32", "bf16"] = knob("fp32", "precision of gradients that wait for other passes", saving=True)
     offload: bool = knob(False, "keep what waits, and the copy of the weights, in main memory", saving=True)
+
+    def in_fp32(self) -> str:
+        """Differences of gradients are; without them, or without a coupling, any weights will do."""
+        return NEEDS_FP32 if self.beta and self.estimator == "finite-difference" else ""
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
         """One direction from one minibatch each of `harmful`, `refusal` (paired with it) and `benign`."""

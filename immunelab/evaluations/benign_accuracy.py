@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from immunelab.method import Evaluation, register
-from immunelab.training.generation import Measured, Score, Subject, one_phrasing, share
+from immunelab.training.generation import Measured, Subject, one_phrasing, over_tasks, share
 
 
 @register("evaluation")
@@ -35,14 +35,11 @@ class BenignAccuracy(Evaluation):
         for skill in dict.fromkeys(row.categories[0] for row in rows):
             part = [v for v, row in zip(values, rows, strict=True) if row.categories[0] == skill]
             parts.append(share(part, "utility", f"skill:{skill}"))
-        k = len(parts)
-        error = sum(p.stderr**2 for p in parts) ** 0.5 / k
-        whole = Score("utility", "all", sum(p.score for p in parts) / k, len(rows), error)
         examples = [
             {"id": r.id, "prompt": r.prompt, "answer": a, "expected": r.response, "score": v, "skill": r.categories[0]}
             for r, a, v in zip(rows, answers, values, strict=True)
         ]
-        return Measured([whole, *parts], examples)
+        return Measured([over_tasks(parts), *parts], examples)
 
 
 def correct(answer: str, row: Any) -> float:

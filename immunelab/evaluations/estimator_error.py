@@ -40,6 +40,10 @@ class EstimatorError(Evaluation):
 
     rows: int = knob(8, "held-out rows of each stream in the minibatch", low=1, high=1024)
 
+    def in_fp32(self) -> str:
+        """It rounds the weights itself, and compares with what they were."""
+        return "its reference is the exact gradient at weights in fp32. Use dtype fp32."
+
     def prompts(self, subject: Subject) -> list[str]:
         """None: nothing is asked, only gradients are taken."""
         return []

@@ -4,6 +4,7 @@ A worker is a detached process that carries a list of runs, one after the other.
 status; everyone else asks through files. What happens to the app, or to another worker, does not touch it.
 """
 
+from immunelab.jobs.computing import check
 from immunelab.jobs.control import (
     delete,
     drop_checkpoints,
@@ -21,6 +22,7 @@ from immunelab.jobs.worker import work
 
 __all__ = [
     "Errand",
+    "check",
     "delete",
     "devices",
     "drop_checkpoints",

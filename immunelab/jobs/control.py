@@ -12,7 +12,7 @@ from typing import Any
 
 from immunelab import journal
 from immunelab.errors import UserError
-from immunelab.jobs import equals, failures, processes, turns
+from immunelab.jobs import computing, equals, failures, processes, turns
 from immunelab.journal import ENDED, RunFolder, Status, folders
 from immunelab.spec import RunSpec
 
@@ -44,6 +44,7 @@ def submit(
     place = journal.home(home)
     for i, spec in enumerate(specs):
         _check(spec, i, place)
+    computing.check(specs, place, here=begin is None)
     have = equals.recorded(place) if reuse or go_on else {}
     made: list[RunFolder] = []  # of all specs
     new: list[RunFolder] = []  # for the worker

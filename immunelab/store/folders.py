@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from immunelab import numerics
 from immunelab.errors import UserError
 from immunelab.journal import RUN_ID, Ancestor, Labels, RunFolder, Status
 from immunelab.spec import RunSpec
@@ -126,6 +127,7 @@ def _of_spec(spec: RunSpec) -> dict[str, Any]:
             elif value == int(value):
                 knobs[name] = int(value)
     own = {name: getattr(spec, name) for name in ("kind", "method", "model", "corpus", "seed", "parent")}
+    knobs["precision"] = numerics.words(spec.dtype, spec.attention, knobs["precision"])
     return own | knobs | {"grp": spec.group, "spec": spec.to_json(), "spec_hash": spec.hash}
 
 

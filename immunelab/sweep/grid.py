@@ -21,6 +21,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from immunelab import numerics
 from immunelab.errors import UserError, unknown
 from immunelab.knobs import knobs
 from immunelab.method import get
@@ -29,7 +30,8 @@ from immunelab.sweep.lists import EVALUATE_EVERY, configured, rungs
 
 MOST = 10_000  # runs in one grid
 DEFAULTS: dict[str, Any] = {
-    "name": "sweep", "model": "fable", "corpus": "fable", "device": "auto", "seeds": [0], "control": True,
+    "name": "sweep", "model": "fable", "corpus": "fable", "device": "auto", **numerics.USUAL, "seeds": [0],
+    "control": True,
     "evaluate_every": EVALUATE_EVERY, "defense": [], "attack": [],
 }  # fmt: skip
 CHOICES = ("method", "preset", "rung")  # keys of a table that are no settings
@@ -62,6 +64,7 @@ def expand(text: str, source: str, given: Mapping[str, Any] | None = None) -> li
         return at[spec.hash]
 
     shared = {"corpus": grid["corpus"], "device": grid["device"], "group": grid["name"]}
+    shared |= {key: grid[key] for key in numerics.USUAL}
     for seed in grid["seeds"]:
         models = [grid["model"]] if grid["control"] or not defenses else []
         for name, method in defenses:

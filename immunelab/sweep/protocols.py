@@ -53,10 +53,15 @@ def titles() -> dict[str, str]:
     }
 
 
-def specs(name: str, model: str, corpus: str = "", seeds: Sequence[int] = (0,), device: str = "auto") -> list[RunSpec]:
-    """The runs of a protocol for a model; `corpus` takes other data in the place of the protocol's."""
-    given: dict[str, Any] = {"model": model, "corpus": corpus or name, "seeds": list(seeds), "device": device}
-    return expand((folder(name) / "grid.toml").read_text(encoding="utf-8"), f"the protocol {name}", given)
+def specs(
+    name: str, model: str, corpus: str = "", seeds: Sequence[int] = (0,), device: str = "auto", **given: str
+) -> list[RunSpec]:
+    """The runs of a protocol for a model; `corpus` takes other data in the place of the protocol's.
+
+    `given`: the dtype and attention.
+    """
+    keys: dict[str, Any] = {**given, "model": model, "corpus": corpus or name, "seeds": list(seeds), "device": device}
+    return expand((folder(name) / "grid.toml").read_text(encoding="utf-8"), f"the protocol {name}", keys)
 
 
 def cost(runs: Sequence[RunSpec], max_length: int) -> Cost:

@@ -155,13 +155,17 @@ def search_specs(
     search: Search | None = None,
     device: str = "auto",
     name: str = "",
+    **where: str,
 ) -> list[RunSpec]:
-    """The same search against each model and with each seed, as `sweep` runs; the seed is also that of the attacks."""
+    """The same search against each model and with each seed, as `sweep` runs; the seed is also that of the attacks.
+
+    `where`: the dtype and attention of the trials.
+    """
     settings = (search or settings_for(corpus, {})).settings()
     return [
         RunSpec(
             kind="sweep", method=Search.name, knobs=settings, model=model, corpus=corpus, seed=seed, device=device,
-            name=name, group=name or Search.name,
+            name=name, group=name or Search.name, **where,  # type: ignore[arg-type]
         )
         for seed in seeds
         for model in models

@@ -111,6 +111,13 @@ def share(values: Sequence[float], metric: str, split: str = "all") -> Score:
     return Score(metric, split, mean, n, (spread / n) ** 0.5)
 
 
+def over_tasks(parts: Sequence[Score]) -> Score:
+    """The unweighted mean of one metric over tasks or skills, as the split `all`."""
+    k = len(parts)
+    error = sum(p.stderr**2 for p in parts) ** 0.5 / k
+    return Score(parts[0].metric, "all", sum(p.score for p in parts) / k, sum(p.n for p in parts), error)
+
+
 def parts(values: Sequence[float], rows: Sequence[Any], metric: str, what: str) -> list[Score]:
     """The mean within each category as the split `what:category`; a row of several categories counts in each."""
     found: dict[str, list[float]] = {}

@@ -14,20 +14,28 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from immunelab import numerics
 from immunelab.errors import UserError, hub_reason
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LARGEST_DOCUMENT = 64 << 20  # bytes of a model's JSON files other than the tokenizer
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SUPPORTS = {"sdpa": "_supports_sdpa", numerics.FLASH: "_supports_flash_attn"}  # attributes in transformers
 WHAT_A_MODEL_IS = (
     "A model is `fable`, `run:<run id>`, a folder with config.json, tokenizer and safetensors weights, or a Hub id "
     "that this machine can reach."
 )
 
 
-def load(source: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM in fp32 and its tokenizer, from a local folder or a Hub id; a UserError says what is missing."""
+def load(
+    source: str | Path, device: str = "cpu", dtype: str = "fp32", attention: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM and its tokenizer, from a local folder or a Hub id; a UserError says what is missing.
+
+    Its weights are in `dtype`, whatever they were saved in; `attention` is one of `numerics.ATTENTIONS`.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -38,9 +46,12 @@ def load(source: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreT
         config = AutoConfig.from_pretrained(str(source), **where)
         if "/" in str(getattr(config, "_attn_implementation", "") or ""):
             raise ValueError("its config names attention code on the Hub, which would be run.")
-        tokenizer = AutoTokenizer.from_pretrained(str(source), **where)
+        _check_attention(config, attention)
+        if attention != "auto":
+            where["attn_implementation"] = attention
+        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=is_local, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(source), config=config, use_safetensors=True, dtype=torch.float32, ignore_mismatched_sizes=True,
+            str(source), config=config, use_safetensors=True, dtype=DTYPES[dtype], ignore_mismatched_sizes=True,
             output_loading_info=True, **where,
         )  # fmt: skip
         model, found = loaded
@@ -64,6 +75,27 @@ def load(source: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreT
             raise UserError(f"The tokenizer of {source} has neither a padding nor an end-of-text token.")
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(torch.device(device)), tokenizer
+
+
+def check_attention(folder: Path, attention: str) -> None:
+    """A UserError if the model in a folder has no such attention; nothing but its config is read."""
+    from transformers import AutoConfig
+
+    if _check_source(folder):
+        _check_attention(
+            AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False), attention
+        )
+
+
+def _check_attention(config: PretrainedConfig, attention: str) -> None:
+    """A UserError if transformers has no such attention for the architecture; of `eager` and `auto` it has."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if attention not in SUPPORTS or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not getattr(kind, SUPPORTS[attention], False):
+        raise UserError(f"{kind.__name__} has no attention {attention} in transformers: use attention eager or auto.")
 
 
 def _check_source(source: str | Path) -> bool:

@@ -81,7 +81,11 @@ class Vector(nn.Module):
         """The vector's part is added to the outputs of these layers inside; no hook stays."""
 
         def adding(a: Tensor, b: Tensor):  # type: ignore[no-untyped-def]
-            return lambda module, inputs, output: output + self.scale * ((inputs[0] @ a.T) @ b.T)
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                part = (inputs[0].to(a.dtype) @ a.T) @ b.T  # in fp32 on weights of any dtype
+                return output + self.scale * part.to(output.dtype)
+
+            return hook
 
         handles = [m.register_forward_hook(adding(a, b)) for m, a, b in zip(places, self.a, self.b, strict=True)]
         try:

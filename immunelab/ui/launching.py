@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from immunelab import numerics
 from immunelab.errors import UserError
 from immunelab.spec import RunSpec
 from immunelab.sweep import rungs as rungs
@@ -49,6 +50,25 @@ def model_name(runs: pd.DataFrame) -> Callable[[str], str]:
         return f"Checkpoint of {words.get(model[4:], model[4:])}" if model.startswith("run:") else model
 
     return name
+
+
+def numbers(copy: RunSpec | None) -> dict[str, str]:
+    """The dtype of the weights and the attention, as the copied run has them; folded, because they seldom change."""
+    with st.expander("Weights and attention"), st.container(horizontal=True):
+        chosen = {
+            name: st.selectbox(
+                label, options, index=options.index(getattr(copy, name) if copy else options[0]), key=name,
+                help=f"{numerics.HELP[name]}.",
+            )
+            for name, label, options in (
+                ("dtype", "Weights", numerics.DTYPES), ("attention", "Attention", numerics.ATTENTIONS)
+            )
+        }  # fmt: skip
+        st.caption(
+            "In bf16 most small updates are lost in rounding; precision bf16-autocast in the knobs keeps fp32 weights. "
+            "The knob recompute is gradient checkpointing."
+        )
+    return chosen
 
 
 def corpora(runs: pd.DataFrame, copy: RunSpec | None) -> list[str]:

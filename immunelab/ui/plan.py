@@ -30,14 +30,15 @@ def specs(
     control: bool = True,
     evaluate_every: int = 10,
     group: str = "",
+    **numbers: str,
 ) -> list[RunSpec]:
     """Per seed: the attacks on the model as it is (the control), the immunization, and the same attacks on its result.
 
-    `run:#k` names the k-th run of the list, as `jobs.submit` resolves it.
+    `run:#k` names the k-th run of the list, as `jobs.submit` resolves it. `numbers`: dtype and attention.
     """
     found: list[RunSpec] = []
     for seed in seeds:
-        shared: dict[str, Any] = {"corpus": corpus, "seed": seed, "device": device, "group": group}
+        shared: dict[str, Any] = {"corpus": corpus, "seed": seed, "device": device, "group": group, **numbers}
         if defense is None or control:
             found += [_attack(a, model, evaluate_every, shared) for a in attacks]
         if defense is not None:

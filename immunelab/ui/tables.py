@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from immunelab import export, journal
+from immunelab.analysis import tasks
 from immunelab.errors import UserError
 from immunelab.ui import picks, reads
 
@@ -145,6 +146,17 @@ def scores(run: Mapping[str, Any]) -> None:
     if frame.empty:
         st.caption("No evaluation is recorded for this run.")
         return
+    learned = tasks.before_and_after(pd.DataFrame([run]), frame)
+    if len(learned):
+        st.caption(
+            "Labelled tasks: ZS is the accuracy before this run, FS that after its fine-tuning on benign rows. Strict "
+            "is by the rule of released codes, chance the share of the commonest label."
+        )
+        shown = learned.drop(columns="run_id").rename(columns=lambda c: c.replace("_", " "))
+        st.dataframe(
+            shown, hide_index=True, alt="Accuracy on labelled tasks before and after fine-tuning",
+            column_config={c: st.column_config.NumberColumn(format="percent") for c in shown.columns[1:-1]},
+        )  # fmt: skip
     st.dataframe(
         frame.drop(columns="run_id"),
         hide_index=True,

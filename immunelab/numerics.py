@@ -1,0 +1,57 @@
+"""In what numbers a run computes: the type of its model's weights and how attention is computed, and what can't be."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+from immunelab.errors import UserError, unknown
+
+DTYPES = ("fp32", "bf16", "fp16")
+ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")  # auto: what transformers takes for the architecture
+USUAL = {"dtype": DTYPES[0], "attention": ATTENTIONS[0]}  # fields of a spec that came later: in its identity if changed
+FLASH, FLASH_PACKAGE = "flash_attention_2", "flash_attn"
+HELP = {
+    "dtype": "type of the model's weights: fp32, bf16, or fp16 on a GPU",
+    "attention": "how attention is computed: auto, eager, sdpa or flash_attention_2",
+}
+
+
+def known(dtype: str, attention: str) -> None:
+    """A UserError for a name that there is not."""
+    for what, name, names in (("dtype", dtype, DTYPES), ("attention", attention, ATTENTIONS)):
+        if name not in names:
+            raise unknown(what, name, names)
+
+
+def check(dtype: str, attention: str, device: str, knobs: Mapping[str, Any] | None = None) -> None:
+    """A UserError if `device` (`cpu`, `mps`, `cuda:0`) can't compute so, or this machine lacks the package for it.
+
+    `knobs` are the settings of the run's method: AdamW has no use for weights in fp16.
+    """
+    kind = device.split(":")[0]
+    if dtype == "fp16" and kind == "cpu":
+        raise UserError("fp16 is for GPUs, and this run is for the CPU: use dtype bf16 or fp32, or another device.")
+    if dtype == "fp16" and (knobs or {}).get("optimizer") == "adamw":
+        raise UserError(
+            "AdamW divides by 0 on weights in fp16, where squares of gradients vanish: use dtype bf16, or fp32 with "
+            "precision bf16-autocast, or optimizer sgd."
+        )
+    if attention != FLASH:
+        return
+    if kind != "cuda":
+        raise UserError(f"{FLASH} needs an NVIDIA GPU, and this run is for {device}: use attention sdpa or auto.")
+    if dtype == "fp32":
+        raise UserError(f"{FLASH} computes in bf16 or fp16 only: use dtype bf16, or attention sdpa.")
+    # transformers would fetch code for it from the Hub, and code that comes from there is never run.
+    if importlib.util.find_spec(FLASH_PACKAGE) is None:
+        raise UserError(f"{FLASH} needs the package flash-attn: pip install flash-attn, or use attention sdpa.")
+
+
+def words(dtype: str, attention: str, precision: str | None) -> str | None:
+    """Precision and what is not usual in one text, such as "bf16-autocast" or "fp32, bf16 weights, eager attention"."""
+    parts = [precision] if precision else []
+    parts += [f"{dtype} weights"] if dtype != USUAL["dtype"] else []
+    parts += [f"{attention} attention"] if attention != USUAL["attention"] else []
+    return ", ".join(parts) or None
