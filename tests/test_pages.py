@@ -184,6 +184,22 @@ def test_launch_names_a_knob_that_does_not_fit(submitted: list[RunSpec]) -> None
     assert "start" not in [b.key for b in test.button]
 
 
+def test_launch_asks_in_what_numbers(submitted: list[RunSpec], full: list[str]) -> None:
+    test = page("launch")
+    test.selectbox(key="device").set_value("cpu")
+    ok(test.selectbox(key="dtype").set_value("bf16").run())
+    assert "seam does not run on weights in bf16" in test.error[0].value
+    assert "start" not in [b.key for b in test.button]
+    test.selectbox(key="attention").set_value("eager")
+    ok(test.selectbox(key="defense").set_value("none").run())
+    ok(test.button(key="start").click().run())
+    assert [(s.kind, s.dtype, s.attention) for s in submitted] == [("attack", "bf16", "eager")]
+    ok(test.selectbox(key="dtype").set_value("fp16").run())
+    assert "fp16 is for GPUs" in test.error[0].value
+    ok(test.text_area(key="grid").set_value('device = "cpu"\ndtype = "fp16"\n[[attack]]\nmethod = "lora-sft"').run())
+    assert "fp16 is for GPUs" in test.error[-1].value
+
+
 def test_launch_repeats_a_run(full: list[str], submitted: list[RunSpec]) -> None:
     test = page("launch", **{"from": full[2]})
     ok(test.button(key="start").click().run())

@@ -8,30 +8,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from immunelab import numerics
+from immunelab import journal, numerics
 from immunelab.errors import UserError
 from immunelab.jobs.turns import resolve_device
 from immunelab.method import configure
 from immunelab.spec import KIND_OF_METHOD, RunSpec
 
 
-def check(specs: Sequence[RunSpec], home: Path, here: bool = True) -> None:
+def check(specs: Sequence[RunSpec], home: Path | str | None = None, here: bool = True) -> None:
     """A UserError if device, method or model can't do a spec's dtype or attention.
 
     `here` False: on a cluster, whose devices are not known before the run is there.
     """
+    place = journal.home(home)
     for spec in specs:
         if {"dtype": spec.dtype, "attention": spec.attention} == numerics.USUAL:
             continue
         if here:
             # Every trial of a search is by AdamW.
             knobs = {"optimizer": "adamw"} if spec.kind == "sweep" else spec.knobs
-            numerics.check(spec.dtype, spec.attention, resolve_device(spec.device, home), knobs)
+            numerics.check(spec.dtype, spec.attention, resolve_device(spec.device, place), knobs)
         _method(spec)
         if spec.attention != numerics.USUAL["attention"]:
             from immunelab import experiment  # imports torch and transformers
 
-            experiment.check_attention(spec, home)
+            experiment.check_attention(spec, place)
 
 
 def _method(spec: RunSpec) -> None:

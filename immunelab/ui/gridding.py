@@ -34,6 +34,7 @@ def section(runs: pd.DataFrame) -> None:
     source = file.name if file else "The grid"
     try:
         specs = read(file.getvalue() if file else text.encode(), source)
+        jobs.check(specs)
         planned = jobs.plan(specs) if specs else []
     except UserError as error:
         st.error(str(error), icon=":material/error:")
