@@ -39,7 +39,7 @@ from immunelab.experiment import versions
 from immunelab.method import Batch, Tokens, Trained
 from immunelab.training import gradients as g
 from immunelab.training import loop
-from immunelab.training.chunks import loss_in_chunks
+from immunelab.training.heads import loss_in_chunks
 from immunelab.training.models import recomputing
 
 LAYERED = Seam(learning_rate=0.0, beta=0.01)

@@ -16,12 +16,12 @@ from benchmarks.memory import Counter
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.defenses.seam import Seam
 from immunelab.errors import UserError
-from immunelab.method import Batch, Trained, configure
+from immunelab.method import Batch, Tokens, Trained, configure
 from immunelab.spec import RunSpec
 from immunelab.training import gradients as g
 from immunelab.training import loop
 from immunelab.training.activations import layerwise
-from immunelab.training.chunks import loss_in_chunks
+from immunelab.training.heads import loss_in_chunks
 from immunelab.training.losses import Scored, differing, loss
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
@@ -61,17 +61,50 @@ def test_a_loss_in_chunks_is_the_loss(llama: PreTrainedModel, size: int, officia
         assert relative(g.gradient(chunked, weights), g.gradient(plain, weights)) < 1e-6
 
 
+def whole(model: PreTrainedModel, rows: Scored) -> torch.Tensor:
+    """Cross-entropy from the logits of all positions, as written in a textbook."""
+    logits = model(input_ids=rows.tokens.input_ids, attention_mask=rows.tokens.attention_mask).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), rows.tokens.labels[:, 1:])
+
+
+def test_the_head_reads_scored_tokens_and_the_loss_is_that_of_all_logits(llama: PreTrainedModel) -> None:
+    weights, rows = g.trainable(llama), Scored(tokens(1))
+    read: list[int] = []
+    handle = llama.lm_head.register_forward_hook(lambda _, given, out: read.append(out.shape[:-1].numel()))
+    scored = int((rows.tokens.labels[:, 1:] != -100).sum())
+    for more in (2, 0):  # the first time the head is asked for one token, whether it makes the logits
+        read.clear()
+        found = loss(llama, rows)
+        assert sum(read) == scored + more
+        assert float(found.detach()) == pytest.approx(float(whole(llama, rows).detach()), rel=1e-6)
+        assert relative(g.gradient(found, weights), g.gradient(whole(llama, rows), weights)) < 1e-6
+        assert read[-1] == rows.tokens.labels.numel() > scored
+    handle.remove()
+
+
+def test_a_head_that_is_scaled_is_not_read_apart() -> None:
+    torch.manual_seed(0)
+    scaled = AutoModelForCausalLM.from_config(GraniteConfig(**SMALL, logits_scaling=8.0))
+    rows, weights = Scored(tokens(1)), g.trainable(scaled)
+    for _ in range(2):
+        assert float(loss(scaled, rows).detach()) == pytest.approx(float(whole(scaled, rows).detach()), rel=1e-6)
+        assert relative(g.gradient(loss(scaled, rows), weights), g.gradient(whole(scaled, rows), weights)) < 1e-6
+
+
 def test_chunks_hold_no_whole_logits(llama: PreTrainedModel) -> None:
     """The peak grows with the chunk: the head of 97 tokens is made one of 20,000."""
     llama.lm_head = torch.nn.Linear(32, 20_000, bias=False)
-    peaks = {}
-    for size in (0, 4):
-        with loss_in_chunks(size), Counter(llama.parameters()) as counter:
-            g.gradient(loss(llama, tokens(1)), g.trainable(llama))
+    rows, peaks = Tokens(*(x.repeat(8, 1) for x in tokens(1))), {}
+    for size in (-1, 0, 4):
+        with loss_in_chunks(max(0, size)), Counter(llama.parameters()) as counter:
+            value = whole(llama, Scored(rows)) if size < 0 else loss(llama, rows)
+            g.gradient(value, g.trainable(llama))
         peaks[size] = counter.peak - sum(p.numel() for p in llama.parameters()) * 4
-    logits = 4 * 14 * 20_000 * 4  # rows × length × vocabulary × bytes
-    assert peaks[0] > logits
-    assert peaks[4] < peaks[0] - logits / 2  # the head's gradient stays
+    position = 20_000 * 4  # bytes
+    scored = int((rows.labels[:, 1:] != -100).sum())
+    assert peaks[-1] > rows.labels.numel() * position
+    assert peaks[0] < peaks[-1] - (rows.labels.numel() - scored) * position
+    assert peaks[4] < peaks[0] - (scored - 4) * position  # the head's gradients, whole and of a chunk, stay
 
 
 def test_chunks_know_soft_caps_and_refuse_other_heads() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from immunelab.errors import UserError
-from immunelab.training import chunks, losses
-from immunelab.training.chunks import Head
+from immunelab.training import heads, losses
+from immunelab.training.heads import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,16 +46,16 @@ class Lens:
         """Logits (…, vocabulary) of hidden states (…, width)."""
         return self.head(self.norm(hidden))
 
-    def losses(self, logits: Tensor, hidden: tuple[Tensor, ...], scored: losses.Scored) -> list[Tensor]:
+    def losses(self, last: Tensor, hidden: tuple[Tensor, ...], scored: losses.Scored) -> list[Tensor]:
         """Cross-entropy of every hidden state read as logits: |H| = layers + 1 scalars, the embedding output first.
 
         The last hidden state that transformers returns has been normalized already, so the norm acts on it twice, as
-        in the released code of SEAM and RepNoise. For the same reason the head alone must turn it into `logits`.
+        in the released code of SEAM and RepNoise. It must be what the model gives its head, `last`.
         """
-        if not self.head.agrees(hidden[-1], logits):
+        if not torch.equal(hidden[-1][:1, :1], last[:1, :1]):
             raise UserError(
-                f"The layer-wise term reads hidden states through {self.head.kind}'s output head, but that head does "
-                "not reproduce the model's logits (a scaled or factored head). Use ascent=final-logit."
+                f"The layer-wise term reads hidden states through {self.head.kind}'s output head, but that head is "
+                "given something else than the last of them. Use ascent=final-logit."
             )
         return [losses.read_loss(self.read, h, scored) for h in hidden]
 
@@ -62,10 +63,6 @@ class Lens:
 def layerwise(model: PreTrainedModel, scored: losses.Scored) -> tuple[Tensor, Tensor]:
     """The final cross-entropy of a minibatch, and L_ul = −log(1 + S/|H|) over all hidden states: one forward pass."""
     lens = Lens(model)
-    if chunks.size():
-        head, last, out = chunks.before_head(model, lambda: losses.output(model, scored.tokens, hidden=True))
-        final, logits, hidden = losses.read_loss(head, last, scored), out.logits, tuple(out.hidden_states)
-    else:
-        logits, hidden = losses.forward(model, scored.tokens, hidden=True)
-        final = losses.cross_entropy(logits, scored.tokens.labels, scored.constant)
-    return final, losses.ascent(final, lens.losses(logits, hidden, scored))
+    head, last, out = heads.before_head(model, lambda: losses.output(model, scored.tokens, hidden=True))
+    final = losses.read_loss(head, last, scored)
+    return final, losses.ascent(final, lens.losses(last, tuple(out.hidden_states), scored))

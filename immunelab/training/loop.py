@@ -17,7 +17,7 @@ import torch
 from immunelab.errors import UserError
 from immunelab.method import Batch, Budget, Step, Tokens, Trained
 from immunelab.training import gradients as g
-from immunelab.training.chunks import loss_in_chunks
+from immunelab.training.heads import loss_in_chunks
 from immunelab.training.losses import loss
 from immunelab.training.models import recomputing
 
@@ -33,12 +33,13 @@ class NonFinite(UserError):
 
 
 def make_optimizer(budget: Budget, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW (β 0.9, 0.999, ε 1e-8) or SGD as the budget says."""
+    """AdamW (β 0.9, 0.999, ε 1e-8) or SGD as the budget says; AdamW in one pass over the weights where torch can."""
     if budget.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, lr=budget.learning_rate, momentum=budget.momentum, weight_decay=budget.weight_decay
         )
-    return torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay)
+    fused = None if g.sharded(parameters) else True
+    return torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=fused)
 
 
 def rate(budget: Budget, step: int) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from immunelab.errors import UserError
 from immunelab.method import Tokens
-from immunelab.training import chunks
+from immunelab.training import heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,18 +72,22 @@ def read_loss(read: Callable[[Tensor], Tensor], hidden: Tensor, scored: Scored) 
     """
     labels = scored.tokens.labels
     at = scored_positions(labels)
-    if not chunks.size():
+    if not heads.chunk():
         return scored_loss(read(hidden[:, :-1][at]), labels, scored.constant)
     constant = None if scored.constant is None else scored.constant[:, 1:][at]
-    return chunks.cross_entropy(read, hidden[:, :-1][at], labels[:, 1:][at], constant)
+    return heads.cross_entropy(read, hidden[:, :-1][at], labels[:, 1:][at], constant)
 
 
 def loss(model: PreTrainedModel, tokens: Tokens | Scored) -> Tensor:
     """Mean cross-entropy of the model on a minibatch."""
     scored = tokens if isinstance(tokens, Scored) else Scored(tokens)
-    if chunks.size():
-        head, hidden, _ = chunks.before_head(model, lambda: output(model, scored.tokens))
-        return read_loss(head, hidden, scored)
+    if not heads.scaled_head(model):
+        try:
+            head, hidden, _ = heads.before_head(model, lambda: output(model, scored.tokens))
+            return read_loss(head, hidden, scored)
+        except heads.ScaledHead:
+            if heads.chunk():
+                raise
     return cross_entropy(forward(model, scored.tokens)[0], scored.tokens.labels, scored.constant)
 
 
