@@ -130,7 +130,6 @@ def empty(sentence: str, theme: Theme = "light") -> go.Figure:
 
 def finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
     """Our template, a height in pixels, and an identity for every trace: its legend group, axes and role (`meta`)."""
-    height += 22  # the buttons above the legend
     figure.update_layout(template=template(theme), height=height, uirevision=EVERYTHING, hoversubplots="axis")
     for trace in figure.data:  # a stable uid each: without it an update in place forgets which lines are hidden
         filled = getattr(trace, "fill", None)
@@ -138,7 +137,7 @@ def finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
         role = trace.meta or role
         # Plotly looks it up in a CSS selector, where brackets of a label would be a syntax error.
         trace.uid = re.sub(r"[^\w-]", "-", f"{trace.legendgroup} {trace.xaxis} {trace.yaxis} {role}")
-    figure.update_layout(legend_y=1 + 22 / (height - 126))  # 22 pixels above the plots; more rows push them down
+    figure.update_layout(legend_y=1 + 22 / (height - 104))  # 22 pixels above the plots; more rows push them down
     return figure
 
 

@@ -132,7 +132,8 @@ def template(theme: Theme) -> go.layout.Template:
             "xaxis": axis,
             "yaxis": axis,
             "legend": {"orientation": "h", "yanchor": "bottom", "xanchor": "left", "x": 0},
-            "margin": {"l": 56, "r": 16, "t": 78, "b": 48},
+            "margin": {"l": 56, "r": 40, "t": 56, "b": 48},
+            "modebar": {"orientation": "v"},  # at the right edge, beside plots and a legend of any number of rows
             "hovermode": "x unified",
             "hoverlabel": {"bgcolor": ink["paper"], "bordercolor": ink["line"], "font": {"color": ink["text"]}},
             "annotationdefaults": {"font": {"color": ink["muted"], "size": 12}, "showarrow": False},
