@@ -9,7 +9,7 @@ import pytest
 from made_batches import tokens
 from transformers import PreTrainedModel
 
-from benchmarks import attack_loop
+from benchmarks import attack_loop, stacked
 from immunelab.attacks.harmful_sft import HarmfulSft
 
 
@@ -23,3 +23,14 @@ def test_fifty_steps_have_the_losses_of_the_trainer(llama: PreTrainedModel, sche
     assert len(mine) == len(theirs) == 50
     assert mine[-1] < mine[0] - 0.1
     assert max(abs(x - y) for x, y in zip(mine, theirs, strict=True)) < 1e-5
+
+
+def test_a_stack_of_attacks_has_the_losses_of_each(llama: PreTrainedModel) -> None:
+    """What `benchmarks/stacked.py` times is the same training: other rows and another learning rate for each."""
+    method = HarmfulSft(steps=4, schedule="linear", warmup=0.25)
+    rows = [[tokens(10 * k + step) for step in range(method.steps)] for k in range(2)]
+    alone = stacked.one_after_the_other(llama, method, rows)
+    together = stacked.stacked(llama, method, rows)
+    assert alone[0][-1] != alone[1][-1]
+    for a, b in zip(alone, together, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
