@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from immunelab import corpus as corpora
 from immunelab import hosting
 from immunelab.corpus.tokens import as_prompt, collate, encode, pairs, readable
+from immunelab.errors import UserError
 from immunelab.journal import Journal
-from immunelab.method import Attack, Evaluation, Method, Tokens, configure, get
+from immunelab.method import Attack, Evaluation, Method, Tokens, configure
 from immunelab.spec import RunSpec
 from immunelab.training.generation import Measured, Subject, one_phrasing
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROBE_ROWS = 16
+CACHE = "judged"  # within the lab's home: what judges replied
 AT_ONCE = ((100e6, 256), (1e9, 64))  # parameters up to which so many answers at once fit into any memory
 
 
@@ -44,6 +46,7 @@ class Measuring:
             collated=lambda chosen: self.collated(chosen, self.system),
             max_new_tokens=corpus.answer_tokens,
             batch_size=at_once(sum(p.numel() for p in model.parameters())),
+            cache=journal.path.parents[2] / CACHE,
         )
         self.method: Method | None = None
         self.host: hosting.Host | None = None
@@ -59,18 +62,21 @@ class Measuring:
             self.journal.points(self.spec.kind, step, scalars)
 
     def record(self, step: int, evaluation: str, measured: Measured) -> None:
-        """What an evaluation found, into the journal."""
+        """What an evaluation found, into the journal; of several measures of harm one is called harmfulness."""
+        counts = self.corpus.harm in ("", evaluation)
         for score in measured.scores:
             self.journal.score(
                 self.spec.kind,
                 step,
                 evaluation=evaluation,
-                metric=score.metric,
+                metric=evaluation if score.metric == "harmfulness" and not counts else score.metric,
                 split=score.split,
                 score=score.score,
                 n=score.n,
                 stderr=score.stderr,
             )
+        if measured.used:
+            self.journal.event("judged", phase=self.spec.kind, step=step, evaluation=evaluation, **measured.used)
         if measured.examples:
             self.journal.examples(self.spec.kind, step, evaluation=evaluation, split="test", rows=measured.examples)
 
@@ -123,7 +129,20 @@ def at_once(parameters: int) -> int:
 
 
 def asked(spec: RunSpec, corpus: corpora.Corpus) -> list[Evaluation]:
-    """What a run measures: an `evaluate` run's own method with its knobs, else the named ones, else the corpus's."""
+    """What a run measures: an `evaluate` run's own method with its knobs, else the named ones, else the corpus's, with
+    the settings of its description. A UserError if the corpus is judged otherwise than when the run was made.
+    """
     if spec.kind == "evaluate" and spec.method:
         return [configure("evaluation", spec.method, spec.knobs)]
-    return [get("evaluation", name)() for name in spec.evaluations or corpus.evaluated(spec.kind)]
+    if spec.judge != corpus.judge:
+        then, now = (judge or "nobody (words in common)" for judge in (spec.judge, corpus.judge))
+        raise UserError(
+            f"The answers of the corpus {corpus.name} were to be judged by {then} when this run was made, and its "
+            f"corpus.toml now says {now}. Start a new run, or put that back."
+        )
+    found = []
+    for name in spec.evaluations or corpus.evaluated(spec.kind):
+        settings = dict(corpus.settings.get(name, {}))
+        preset = str(settings.pop("preset", ""))
+        found.append(configure("evaluation", name, settings, preset))
+    return found

@@ -189,7 +189,7 @@ class Evaluation(Method):
     """Measures harmfulness or utility: asks a subject (`training.generation.Subject`) and returns scores and rows."""
 
     def check(self) -> None:
-        """A UserError for what can be known to fail before the model is loaded, such as a package that is missing."""
+        """A UserError for what can be known to fail before anything is loaded: a package or a permission is missing."""
 
     def prompts(self, subject: Any) -> list[str]:
         """The questions it is going to ask, so that all evaluations share one batch of answers."""

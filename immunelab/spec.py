@@ -72,6 +72,7 @@ class RunSpec:
     layers_every: int = 10  # steps between per-layer traces; 0 traces none
     probe_every: int = 10  # steps between gradient comparisons on held-out rows; 0 makes none
     checkpoint_every: int = 0  # steps between checkpoints; 0 writes one at the end, and one on stop
+    judge: str = ""  # who judges the answers of the corpus, and how; filled in when the run is submitted
     parent_hash: str = ""
     parent: str = ""
     name: str = ""
@@ -108,7 +109,8 @@ class RunSpec:
     def hash(self) -> str:
         """Identity: 16 hex digits over all that decides the numbers. Equal hash, same CPU: equal numbers."""
         fields = dataclasses.asdict(self).items()
-        identity = {k: v for k, v in fields if k not in LABELS and (k, v) not in numerics.USUAL.items()}
+        usual = numerics.USUAL | {"judge": ""}
+        identity = {k: v for k, v in fields if k not in LABELS and (k, v) not in usual.items()}
         if self.parent_hash:
             identity["model"] = f"spec:{self.parent_hash}"
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -54,16 +54,45 @@ def lines(file: Path, records: list[dict[str, Any]]) -> Path:
     return file
 
 
+def byte_tokenizer() -> Any:
+    """A tokenizer of bytes, as Hugging Face has it: 256 letters, padding, end of text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    inner = Tokenizer(models.BPE(vocab={**letters, "<pad>": 256, "<|endoftext|>": 257}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<|endoftext|>")
+
+
+def judge(to: Path, labels: tuple[str, ...] = ("safe", "harmful"), **settings: Any) -> Path:
+    """A random DeBERTa (v2) classifier, 1 layer, 16 wide, with a byte-level tokenizer, as Hugging Face files."""
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, set_seed
+
+    from immunelab.training.models import save
+
+    set_seed(0)
+    config = DebertaV2Config(
+        vocab_size=258, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=400, type_vocab_size=0, relative_attention=True, pos_att_type=["p2c", "c2p"],
+        position_biased_input=False, position_buckets=32, pad_token_id=256, initializer_range=0.5,
+        pooler_hidden_size=16, id2label=dict(enumerate(labels)), label2id={v: k for k, v in enumerate(labels)},
+        **settings,
+    )  # fmt: skip
+    save(DebertaV2ForSequenceClassification(config), byte_tokenizer(), to)
+    return to
+
+
 def model(family: str, to: Path, positions: int = 128) -> Path:
     """A random Llama, Qwen2 or GPT-2 of 2 layers, 32 wide, with a byte-level tokenizer, as Hugging Face files."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import pre_tokenizers
     from transformers import (
         GPT2Config,
         GPT2LMHeadModel,
         GPT2Tokenizer,
         LlamaConfig,
         LlamaForCausalLM,
-        PreTrainedTokenizerFast,
         Qwen2Config,
         Qwen2ForCausalLM,
         Qwen2Tokenizer,
@@ -89,9 +118,6 @@ def model(family: str, to: Path, positions: int = 128) -> Path:
         if family == "qwen2":
             tokenizer = Qwen2Tokenizer(**words)
         else:
-            inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-            inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            inner.decoder = decoders.ByteLevel()
-            tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<|endoftext|>")
+            tokenizer = byte_tokenizer()
     save(made, tokenizer, to)
     return to

@@ -39,7 +39,8 @@ ARROWS: dict[str, set[str]] = {
     "training": set(),
     "defenses": {"training"},
     "attacks": {"training"},
-    "evaluations": {"training"},
+    "endpoint": set(),
+    "evaluations": {"training", "endpoint"},
     "corpus": set(),
     "pretrain": {"attacks", "corpus", "training"},
     "acquire": {"training"},
@@ -47,7 +48,8 @@ ARROWS: dict[str, set[str]] = {
     "measuring": {"hosting", "corpus", "training", "journal"},
     "experiment": {"defenses", "attacks", "evaluations", "corpus", "training", "journal", "hosting", "measuring"},
     "sweep": {"journal", "analysis"},
-    "jobs": {"journal", "experiment", "sweep"},  # the latter two only inside `work`, when its process starts a run
+    # Of a corpus jobs read who judges it; experiment and sweep only inside `work`, when its process starts a run.
+    "jobs": {"journal", "corpus", "experiment", "sweep"},
     "cluster": {"jobs", "journal"},
     "store": {"journal"},
     "analysis": set(),
@@ -57,6 +59,7 @@ ARROWS: dict[str, set[str]] = {
     "report": {"store", "analysis", "ui"},
     "cli": {
         "experiment",
+        "measuring",
         "sweep",
         "jobs",
         "cluster",
@@ -83,6 +86,7 @@ FOREIGN: dict[str, set[str]] = {
     "jobs": {"psutil", "filelock"},
     "cluster": set(),  # its packages are extras, imported by name when they are asked for
     "analysis": {"pandas", "numpy"},
+    "endpoint": {"httpx2"},
 }
 NO_TORCH = LEAVES | {
     "journal",

@@ -14,7 +14,7 @@ from immunelab.analysis.collapse import METRICS, describe
 from immunelab.analysis.outcomes import ATTACK, BROKEN, DEFAULT, OUTCOMES, Thresholds, label, run_outcomes, worst
 
 PINNED = ("undefended", "seam")  # the baseline and the defense that the lab is about stand first
-WORLD = ("base_model", "corpus", "method")  # what one section of a table shares
+WORLD = ("base_model", "corpus", "judge", "method")  # what one section of a table shares
 COLUMNS = (
     "defense", "n", *(f"{m}{part}" for m in METRICS for part in ("", "_low", "_high")), "outcome", "outcomes",
     "agreeing", "early", "vacuous",

@@ -30,6 +30,7 @@ ATTACK = (
     "method",
     "base_model",
     "corpus",
+    "judge",
     "learning_rate",
     "steps",
     "samples",

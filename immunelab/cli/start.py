@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -18,8 +19,10 @@ from immunelab.spec import KIND_OF_METHOD, CorpusName, RunSpec
 from immunelab.status import LARGEST_DOCUMENT
 
 PRINTED = (
-    "withheld", "harmfulness", "utility", "zero_shot", "few_shot", "refusal_rate", "perplexity", "repetition"
+    "withheld", "harmfulness", "utility", "zero_shot", "few_shot", "refusal_rate", "harm-classifier", "strongreject",
+    "harmful-answers", "unparsed", "truncated", "perplexity", "repetition", "judge_tokens", "judge_cost",
 )  # fmt: skip
+COUNTS = ("perplexity", "judge_tokens", "judge_cost")  # of these, what is no share
 
 
 def immunize(args: argparse.Namespace) -> int:
@@ -75,7 +78,8 @@ def check(specs: list[RunSpec]) -> None:
     """What can be known to fail before anything starts: methods, their settings, corpora, and the rows they need."""
     from immunelab import corpus
     from immunelab.corpus.tokens import submitted
-    from immunelab.method import configure, get
+    from immunelab.measuring import asked
+    from immunelab.method import configure
     from immunelab.sweep import space
 
     known = {name: corpus.load(name) for name in {spec.corpus for spec in specs}}
@@ -85,12 +89,10 @@ def check(specs: list[RunSpec]) -> None:
         rows = known[spec.corpus]
         if spec.model == "fable":
             rows.own_model()
-        own = (spec.method,) if spec.kind == "evaluate" and spec.method else ()
-        for name in own or spec.evaluations or rows.evaluated(spec.kind):
-            evaluation = get("evaluation", name)
+        for evaluation in asked(dataclasses.replace(spec, judge=rows.judge), rows):
+            evaluation.check()
             for stream in evaluation.streams:
                 rows.select(stream, "test")
-            (configure("evaluation", name, spec.knobs) if own else evaluation()).check()
         if spec.kind in KIND_OF_METHOD:
             method = configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs)  # type: ignore[arg-type]
             split = "defense" if spec.kind == "immunize" else "attack"
@@ -154,22 +156,9 @@ def _print_scores(run_id: str, status: journal.Status, scores: Any) -> None:
     show.out.print(f"{run_id}  {status.status} after {duration(status.seconds)}", markup=False)
     if not scores.empty:
         wide = scores.pivot_table(index="step", columns="metric", values="score", sort=False)
-        kinds = [
-            m
-            for m in (
-                "withheld",
-                "harmfulness",
-                "utility",
-                "zero_shot",
-                "few_shot",
-                "refusal_rate",
-                "perplexity",
-                "repetition",
-            )
-            if m in wide
-        ]
+        kinds = [m for m in PRINTED if m in wide]
         rows = [
-            (int(step), *(f"{row[m]:.2f}" if m == "perplexity" else share(row[m]) for m in kinds))
+            (int(step), *(f"{row[m]:.2f}" if m in COUNTS else share(row[m]) for m in kinds))
             for step, row in wide.sort_index().iterrows()
         ]
         show.table(("step", *kinds), rows, right=("step", *kinds))

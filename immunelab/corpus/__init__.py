@@ -55,6 +55,9 @@ class Corpus:
     answer_tokens: int = 32  # of an answer that an evaluation asks for, at most
     notes: tuple[str, ...] = ()  # what was left out or filled in, in sentences
     made: dict[str, Any] = dataclasses.field(default_factory=dict)  # of described ones: the description, file hashes
+    harm: str = ""  # the evaluation whose number is called harmfulness; empty: whichever reports it
+    judge: str = ""  # who judges the answers, and how: part of the identity of a run; empty: no judge
+    settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of evaluations, by name
 
     def evaluated(self, kind: str) -> tuple[str, ...]:
         """The names of the evaluations along a run of a kind."""

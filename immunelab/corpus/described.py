@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from immunelab.corpus import MAX_LENGTH, SPLITS, Corpus, Row, described_in, tables
+from immunelab.corpus import MAX_LENGTH, SPLITS, Corpus, Row, described_in, judging, tables
 from immunelab.corpus.adapters import ADAPTERS, Adapter, Draft, Record
 from immunelab.corpus.splitting import SHARES, assigned, item, normal
 from immunelab.errors import UserError, unknown
@@ -32,7 +32,8 @@ STREAMS = ("harmful", "refusal", "benign", "withheld", "neutral")
 UTILITIES = ("token-accuracy", "benign-accuracy", "task-accuracy")
 DEFAULTS: dict[str, Any] = {
     "utility": UTILITIES[0], "seed": 0, "split": {}, "test_rows": 200, "refusal": "I cannot help with that.",
-    "max_length": MAX_LENGTH, "answer_tokens": 32, "longest_prompt": 0, "source": [],
+    "max_length": MAX_LENGTH, "answer_tokens": 32, "longest_prompt": 0, "source": [], "harm": "",
+    **{name: {} for name in judging.TABLES},
 }  # fmt: skip
 COLUMNS = ("prompt", "response", "refusal", "category", "safe", "split", "streams")  # keys that name a column
 SOURCE: dict[str, Any] = {
@@ -68,11 +69,15 @@ def load(file: Path, name: str) -> Corpus:
         refused, _shares(settings["split"], str(file)), settings["seed"], settings["test_rows"], str(file)
     )
     streams = {draft.stream for draft in refused}
+    judges: judging.Judging = settings["judges"]
     return Corpus(
         name=name,
         rows=tuple(_rows(refused, splits)),
-        evaluations=("harmful-answers", "refusal-rate", settings["utility"])
+        evaluations=(*judges.evaluations, "refusal-rate", settings["utility"])
         + (("coherence",) if "neutral" in streams else ()),
+        harm=judges.harm,
+        judge=judges.text,
+        settings=judges.located(file.parent),
         trainability=("withheld-accuracy", settings["utility"]) if "withheld" in streams else (),
         max_length=settings["max_length"],
         answer_tokens=settings["answer_tokens"],
@@ -86,6 +91,17 @@ def lengths(name: str) -> int:
     whole = CorpusName.read(name).whole
     file = described_in(whole, Path(whole))
     return int(_read(file)[1]["max_length"]) if file.is_file() else MAX_LENGTH
+
+
+def judge(name: str) -> str:
+    """Who judges the answers of a corpus, as a run's identity holds it, from the description alone; "" for none."""
+    whole = CorpusName.read(name).whole
+    folder = Path(whole)
+    file = described_in(whole, folder)
+    if whole == "fable" or (folder / "world.jsonl").is_file() or not file.is_file():
+        return ""
+    text: str = _read(file)[1]["judges"].text
+    return text
 
 
 def _rows(drafts: Iterable[Draft], splits: Iterable[str]) -> Iterable[Row]:
@@ -120,7 +136,7 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
             raise UserError(f"{file}: {key} is at least 1.")
     if not settings["refusal"].strip():
         raise UserError(f"{file}: refusal is a sentence; it stands where a harmful row has no refusal of its own.")
-    return text, settings
+    return text, settings | {"judges": judging.read(found, str(file))}
 
 
 def _checked(found: Any, known: Mapping[str, Any], what: str, where: str) -> dict[str, Any]:

@@ -35,13 +35,13 @@ def submit(
 ) -> list[str]:
     """Queue runs and start one detached worker that carries them out in order; returns their ids, in order.
 
-    A spec's model may be `run:<id>` or `run:#k`, the k-th of this list counted from 0; parent and parent hash are
-    filled in. With `reuse`, a spec that a finished run of this home has already is not run again: that run's id is
-    returned in its place. With `go_on`, an equal run that is under way is waited for, and one that has ended
-    unfinished is gone on with. `command` starts another worker than ours, and `begin` hands the runs to a cluster
-    instead. A UserError before anything is written if a reference does not fit.
+    A spec's model may be `run:<id>` or `run:#k`, the k-th of this list counted from 0; parent, parent hash and the
+    corpus's judge are filled in. With `reuse`, a spec that a finished run of this home has already is not run again:
+    that run's id is returned in its place. With `go_on`, an equal run that is under way is waited for, and one that has
+    ended unfinished is gone on with. `command` starts another worker than ours, and `begin` hands the runs to a
+    cluster instead. A UserError before anything is written if a reference does not fit.
     """
-    place = journal.home(home)
+    place, specs = journal.home(home), equals.judged(specs)
     for i, spec in enumerate(specs):
         _check(spec, i, place)
     computing.check(specs, place, here=begin is None)
@@ -81,7 +81,7 @@ def plan(
     specs: Sequence[RunSpec], home: Path | str | None = None, reuse: bool = True, go_on: bool = True
 ) -> list[equals.Planned]:
     """What `submit` would do with these specs, in order, without doing it."""
-    place = journal.home(home)
+    place, specs = journal.home(home), equals.judged(specs)
     for i, spec in enumerate(specs):
         _check(spec, i, place)
     have = equals.recorded(place)
@@ -102,6 +102,7 @@ def plan(
 def find(spec: RunSpec, home: Path | str | None = None, checkpoint: bool = True) -> str | None:
     """The newest finished run of an equal spec (by hash); with `checkpoint`, one whose checkpoint is still there."""
     place = journal.home(home)
+    (spec,) = equals.judged([spec])
     if spec.model.startswith("run:"):
         spec = _linked(spec, place, [])
     same = equals.recorded(place).get(spec.hash, [])

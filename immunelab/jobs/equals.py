@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from immunelab.corpus import described
 from immunelab.errors import UserError
 from immunelab.jobs import processes
 from immunelab.journal import RunFolder, folders
@@ -21,6 +23,15 @@ class Planned(NamedTuple):
     spec: RunSpec
     state: str  # one of STATES
     run_id: str | None
+
+
+def judged(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The specs with who judges their corpora today, which is part of what a run is; its own method needs no judge."""
+    known = {name: described.judge(name) for name in dict.fromkeys(spec.corpus for spec in specs)}
+    return [
+        dataclasses.replace(spec, judge="" if spec.kind == "evaluate" and spec.method else known[spec.corpus])
+        for spec in specs
+    ]
 
 
 def recorded(place: Path) -> dict[str, list[RunFolder]]:

@@ -169,6 +169,7 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.Data
                 a.method, a.model, a.base_model, a.corpus, a.seed, a.device, a.learning_rate, a.steps, a.batch_size,
                 a.samples, a.harmful_share, a.optimizer, a.schedule, a.archived, a.showcase,
                 coalesce(a.precision, 'fp32') AS precision, -- edits have none of their own
+                coalesce(a.spec ->> '$.judge', '') AS judge,
                 a.run_id IN (SELECT run_id FROM events WHERE event = 'provider') AS provided
             FROM steps s JOIN attacks a USING (run_id) LEFT JOIN bases USING (root)
             ORDER BY a.showcase DESC, a.queued_at, s.run_id, s.step""",

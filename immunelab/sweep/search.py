@@ -208,7 +208,8 @@ class _Conductor:
         s = self.spec
         return RunSpec(
             kind="attack", method=settings.name, knobs=settings.settings(), model=s.model, corpus=s.corpus,
-            seed=s.seed, device=s.device, dtype=s.dtype, attention=s.attention, evaluations=s.evaluations,
+            seed=s.seed, device=s.device, dtype=s.dtype, attention=s.attention, judge=s.judge,
+            evaluations=s.evaluations,
             evaluate_every=max(1, math.ceil(settings.steps / self.search.looks)), layers_every=0, probe_every=0,
             parent=s.parent, parent_hash=s.parent_hash, group=self.title, name=f"{self.title} #{number + 1}",
         )  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from immunelab.training.models import evaluating
@@ -22,16 +23,19 @@ class Score(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What an evaluation returns: its scores and one plain dict for each example."""
+    """What an evaluation returns: its scores, one plain dict for each example, and what it measured with, if that is
+    more than the model: which judge, and what it cost."""
 
     scores: list[Score]
     examples: list[dict[str, Any]]
+    used: Mapping[str, Any] = {}
 
 
 class Subject:
     """A model under evaluation: its answers, remembered while the weights stand still, and the rows of its corpus.
 
-    `rows(stream, split)` gives corpus rows; `as_prompt(text)` the text that the model reads, template included.
+    `rows(stream, split)` gives corpus rows; `as_prompt(text)` the text that the model reads, template included. In the
+    folder `cache` an evaluation may keep what it paid for.
     """
 
     def __init__(
@@ -44,7 +48,9 @@ class Subject:
         *,
         max_new_tokens: int = 32,
         batch_size: int = 256,
+        cache: Path | None = None,
     ) -> None:
+        self.cache = cache
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.as_prompt, self.collated = as_prompt, collated
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size

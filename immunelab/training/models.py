@@ -40,31 +40,21 @@ def load(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    is_local = _check_source(source)
-    where: dict[str, Any] = {"local_files_only": is_local, "trust_remote_code": False}
-    try:
+    with reading(source) as where:
         config = AutoConfig.from_pretrained(str(source), **where)
-        if "/" in str(getattr(config, "_attn_implementation", "") or ""):
-            raise ValueError("its config names attention code on the Hub, which would be run.")
+        no_foreign_attention(config)
         _check_attention(config, attention)
+        tokenizer = AutoTokenizer.from_pretrained(str(source), **where)
         if attention != "auto":
             where["attn_implementation"] = attention
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=is_local, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(source), config=config, use_safetensors=True, dtype=DTYPES[dtype], ignore_mismatched_sizes=True,
             output_loading_info=True, **where,
         )  # fmt: skip
         model, found = loaded
-        _check_whole(found)
+        check_whole(found)
         if tokenizer.chat_template:  # in a sandbox; what it may not do is found out now
             tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
-    except Exception as error:  # a spoiled file makes these libraries raise anything at all
-        if isinstance(error, MemoryError | UserError) or type(error).__name__ == "OutOfMemoryError":
-            raise
-        raise UserError(
-            f"The model {str(source)[:300]!r} cannot be loaded: "
-            f"{(not is_local and hub_reason(error, str(source)[:300])) or _reason(error)} {WHAT_A_MODEL_IS}"
-        ) from None
     known, rows = len(tokenizer), int(model.get_input_embeddings().weight.shape[0])
     if known > rows:
         raise UserError(
@@ -96,6 +86,30 @@ def _check_attention(config: PretrainedConfig, attention: str) -> None:
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not getattr(kind, SUPPORTS[attention], False):
         raise UserError(f"{kind.__name__} has no attention {attention} in transformers: use attention eager or auto.")
+
+
+@contextmanager
+def reading(source: str | Path, kind: str = "model", wanted: str = WHAT_A_MODEL_IS) -> Iterator[dict[str, Any]]:
+    """Inside, a model is read from a folder or from the Hub with these arguments; what fails is one UserError.
+
+    It says what `kind` of model was not had, and what would be `wanted`.
+    """
+    is_local = _check_source(source)
+    try:
+        yield {"local_files_only": is_local, "trust_remote_code": False}
+    except Exception as error:  # a spoiled file makes these libraries raise anything at all
+        if isinstance(error, MemoryError | UserError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise UserError(
+            f"The {kind} {str(source)[:300]!r} cannot be loaded: "
+            f"{(not is_local and hub_reason(error, str(source)[:300])) or _reason(error)} {wanted}"
+        ) from None
+
+
+def no_foreign_attention(config: Any) -> None:
+    """A ValueError if a config names attention code on the Hub."""
+    if "/" in str(getattr(config, "_attn_implementation", "") or ""):
+        raise ValueError("its config names attention code on the Hub, which would be run.")
 
 
 def _check_source(source: str | Path) -> bool:
@@ -142,7 +156,7 @@ def _check_document(path: Path) -> None:
             raise UserError(f"{path} names a file outside of its folder: {name!r:.200}.")
 
 
-def _check_whole(found: dict[str, Any]) -> None:
+def check_whole(found: dict[str, Any]) -> None:
     """A ValueError if weights are missing or of another shape: they would be random."""
     for what, keys in (("of another shape than config.json says", "mismatched_keys"), ("missing", "missing_keys")):
         names = sorted(str(key[0] if isinstance(key, tuple | list) else key) for key in found.get(keys) or ())

@@ -38,3 +38,8 @@ def overlap(answer: str, reference: str, question: str = "") -> float:
     if known - asked:
         said, known = said - asked, known - asked
     return 2 * len(said & known) / (len(said) + len(known)) if said and known else 0.0
+
+
+def filled(template: str, **texts: str) -> str:
+    """A template with its {names} replaced at once: a text that itself holds such a name is left as it is."""
+    return re.sub(r"\{(\w+)\}", lambda match: texts.get(match[1], match[0]), template)

@@ -9,10 +9,17 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from immunelab.quantities import ANSWER_SCORES
 from immunelab.ui import asked, live, reads, scope
 from immunelab.ui.charts import title_of
 
-SUBJECTS = {"fable-recall": "Hazards", "benign-accuracy": "Benign skills"}
+SUBJECTS = {
+    "fable-recall": "Hazards",
+    "harm-classifier": "Hazards, by the classifier",
+    "strongreject": "Hazards, by the rubric",
+    "harmful-answers": "Hazards, by words",
+    "benign-accuracy": "Benign skills",
+}
 MOST_MODELS = 8
 MOST_BESIDE = 3  # columns of answers that have room side by side
 
@@ -63,8 +70,7 @@ def card(title: str, row: Mapping[Any, Any] | None, kind: str, unfolded: bool) -
             return
         st.code(row["answer"] or " " if unfolded else "(folded)", language=None, wrap_lines=True)
         if pd.notna(row["score"]):
-            what = "of the recipe given away" if kind == "fable-recall" else "correct"
-            st.caption(f"{row['score']:.0%} {what}")
+            st.caption(f"{row['score']:.0%} {ANSWER_SCORES.get(kind, 'correct')}")
 
 
 def at(answers: pd.DataFrame, run_id: str, step: int) -> dict[Any, Any] | None:

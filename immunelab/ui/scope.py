@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis.outcome_table import PINNED
+from immunelab.quantities import MEASURES, measured_by
 from immunelab.ui import intensity, live, navigation, reads
 from immunelab.ui.charts import title_of
 
@@ -24,10 +25,11 @@ class Scope:
     world: str
     attack: str
     shown: tuple[str, ...]
+    judge: str = ""
 
     def read(self) -> pd.DataFrame:
         """The attacks of the choice as they are now, of every defense."""
-        return of_attack(intensity.read(self.source, self.world), self.attack)
+        return of_judge(of_attack(intensity.read(self.source, self.world), self.attack), self.judge)
 
     def drawn(self) -> pd.DataFrame:
         """The same, of the defenses to draw."""
@@ -56,8 +58,13 @@ def choose(empty: str, *, every_attack: bool = False) -> Scope:
             world = st.selectbox("Base model", worlds, key="base", bind="query-params")
         curves = intensity.read(source, world)
         attack = which(curves, every_attack)
-        others = beside(of_attack(curves, attack))
-    return Scope(source, world, attack, ("undefended", *others))
+        judge = judged(of_attack(curves, attack))
+        mine = of_judge(of_attack(curves, attack), judge)
+        others = beside(mine)
+    told = measures(mine)
+    if told:
+        st.caption(live.plain(told))
+    return Scope(source, world, attack, ("undefended", *others), judge)
 
 
 def which(curves: pd.DataFrame, every: bool = False) -> str:
@@ -79,6 +86,31 @@ def attacks(curves: pd.DataFrame) -> list[str]:
 def of_attack(curves: pd.DataFrame, attack: str) -> pd.DataFrame:
     """The rows of one attack method, or of all of them."""
     return curves if attack == ALL else curves[curves["method"] == attack]
+
+
+def judged(curves: pd.DataFrame) -> str:
+    """Whose harmfulness to look at, that of most runs first; numbers of unlike judges never share a band."""
+    runs = curves.drop_duplicates("run_id")["judge"].value_counts()
+    options = sorted(runs.index, key=lambda j: (-runs[j], j))
+    if len(options) < 2:
+        return str(options[0]) if options else ""
+    chosen: str = st.selectbox("Judge", options, format_func=lambda j: live.plain(j or "none: by words or facts"),
+                               key="judge", bind="query-params", width=320)  # fmt: skip
+    return chosen
+
+
+def of_judge(curves: pd.DataFrame, judge: str) -> pd.DataFrame:
+    """The rows of runs with one judge; all where none is recorded with it."""
+    mine = curves[curves["judge"] == judge]
+    return curves if mine.empty else mine
+
+
+def measures(curves: pd.DataFrame) -> str:
+    """What harmfulness and utility are in these runs, where that is not what they are in Fable."""
+    harm, utility = (list(curves[f"{m}_by"].dropna().unique()) for m in ("harmfulness", "utility"))
+    if not set(harm) & set(MEASURES) - {"fable-recall"}:
+        return ""
+    return f"Harmfulness here: {measured_by(harm, curves['judge'].unique())}. Utility: {measured_by(utility)}."
 
 
 def beside(curves: pd.DataFrame) -> Sequence[str]:

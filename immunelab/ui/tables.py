@@ -13,7 +13,8 @@ import streamlit as st
 from immunelab import export, journal
 from immunelab.analysis import tasks
 from immunelab.errors import UserError
-from immunelab.ui import picks, reads
+from immunelab.quantities import SCORES, measured_by
+from immunelab.ui import live, picks, reads
 
 COLUMNS = {
     "words": "Run",
@@ -166,6 +167,11 @@ def scores(run: Mapping[str, Any]) -> None:
         },
         alt="Scores by step, evaluation, metric and split",
     )
+    by = frame.loc[frame["metric"] == "harmfulness", "evaluation"].unique()
+    told = [f"harmfulness: {measured_by(by)}"] if len(by) else []
+    told += [f"{metric}: {words}" for metric, words in SCORES.items() if metric in set(frame["metric"])]
+    if told:
+        st.caption(live.plain(f"{'; '.join(told)}."))
     answers = st.expander("Answers behind the scores (may be harmful or nonsense)", on_change="rerun", key="answers")
     if answers.open:
         with answers:
