@@ -67,6 +67,10 @@ class Lab:
         """Fine-tune a model on benign rows, to measure trainability. Options as in `attack`."""
         return self.start("finetune", method, model=model, **options)
 
+    def evaluate(self, method: str, model: str = "fable", **options: Any) -> str:
+        """Measure a model with one evaluation, such as `task-accuracy`. Options: those of `spec`, `wait`, its knobs."""
+        return self.start("evaluate", method, model=model, **options)
+
     def start(self, kind: str, method: str, *, wait: bool = True, **options: Any) -> str:
         """Queue one run, as `spec` describes it, and with `wait` follow it to its end with a progress bar."""
         return self.submit([self.spec(kind, method, **options)], wait)[0]
@@ -126,18 +130,21 @@ class Lab:
         name: str = "",
         **knobs: Any,
     ) -> RunSpec:
-        """One run as a spec: kind is immunize, attack or finetune.
+        """One run as a spec: kind is immunize, attack, finetune or evaluate.
 
         `preset` None takes the corpus's own settings of the method, as the command line does; `rung` names a step of
         the attack's ladder; knobs go on top. This reads the registry, which imports torch.
         """
         from immunelab import sweep
 
-        if kind not in KIND_OF_METHOD:
-            raise unknown("kind of run with a method", kind, KIND_OF_METHOD)
+        kinds = {**KIND_OF_METHOD, "evaluate": "evaluation"}
+        if kind not in kinds:
+            raise unknown("kind of run with a method", kind, kinds)
         known = {folder.run_id for folder in journal.folders(self.home)}
-        settings = sweep.configured(KIND_OF_METHOD[kind], method, corpus, preset, rung, knobs)[0].settings()
-        every = sweep.EVALUATE_EVERY if evaluate_every is None and kind != "immunize" else evaluate_every or 0
+        settings = sweep.configured(kinds[kind], method, corpus, preset, rung, knobs)[0].settings()
+        every = (
+            sweep.EVALUATE_EVERY if evaluate_every is None and kind in ("attack", "finetune") else evaluate_every or 0
+        )
         return RunSpec(
             kind=kind, method=method, knobs=settings, model=f"run:{model}" if model in known else model, corpus=corpus,
             seed=seed, device=device, dtype=dtype, attention=attention, evaluate_every=every, name=name,

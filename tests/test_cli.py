@@ -109,7 +109,7 @@ def test_listing_runs_needs_no_torch(home: Path) -> None:
 @pytest.mark.parametrize("kind", START)
 def test_no_knob_hides_behind_an_option(kind: str) -> None:
     options = set(command(kind)._option_string_actions)
-    of: Any = "attack" if kind == "search" else KIND_OF_METHOD[kind]
+    of: Any = {**KIND_OF_METHOD, "evaluate": "evaluation", "search": "attack"}[kind]
     for name in names(of):
         assert not options & {"--" + knob.name.replace("_", "-") for knob in knobs(get(of, name))}
 

@@ -61,7 +61,7 @@ def test_what_is_not_there_is_told_in_a_sentence(lab: Lab, tmp_path: Path) -> No
     with pytest.raises(UserError, match="No finished immunization"):
         immunelab.open(tmp_path / "empty").scorecard()
     with pytest.raises(UserError, match="kind of run"):
-        lab.spec("evaluate", "seam")
+        lab.spec("sweep", "seam")
 
 
 def test_it_imports_no_torch_and_opens_nothing(home: Path) -> None:

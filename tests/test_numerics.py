@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import own_data
@@ -29,6 +30,7 @@ from immunelab.knobs import knobs
 from immunelab.method import configure, get
 from immunelab.spec import RunSpec
 from immunelab.store import Store, queries
+from immunelab.sweep import search, space
 from immunelab.sweep.grid import expand
 from immunelab.training import adapters, loop, models
 from immunelab.training import gradients as g
@@ -261,6 +263,53 @@ def test_what_a_gpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
         numerics.check("fp16", "auto", "cuda:0", HarmfulSft().settings())
     numerics.check("fp16", "auto", "cuda:0", HarmfulSft(optimizer="sgd").settings())
     numerics.check("fp16", "auto", "mps")
+
+
+@pytest.mark.parametrize(("rate", "share", "cosine"), [(2e-5, 0.30, 0.53), (1e-4, 0.88, 0.93)])
+def test_what_rounding_leaves_of_a_step(rate: float, share: float, cosine: float) -> None:
+    """The numbers of docs/models.md."""
+    generator = torch.Generator().manual_seed(0)
+    weights = (torch.randn(200_000, generator=generator) * 0.02).bfloat16()
+    step = torch.where(torch.rand(200_000, generator=generator) < 0.5, -rate, rate)
+    moved = (weights + step.bfloat16()).float() - weights.float()
+    assert float((moved != 0).float().mean()) == pytest.approx(share, abs=0.01)
+    assert float(torch.cosine_similarity(moved, step, dim=0)) == pytest.approx(cosine, abs=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_on_a_gpu_both_attentions_agree(dtype: str, folder_of: dict[str, Path]) -> None:
+    rows, found = [x.cuda() for x in tokens(1, vocabulary=256)], []
+    for attention in ("eager", "sdpa"):
+        model = models.load(folder_of["llama"], "cuda", dtype, attention)[0].eval()
+        found.append(model(input_ids=rows[0], attention_mask=rows[1]).logits[rows[1] == 1].float())
+        assert {p.dtype for p in model.parameters()} == {models.DTYPES[dtype]}
+    assert torch.allclose(*found, atol=2e-2)
+
+
+def test_a_search_hands_its_numbers_to_its_trials(home: Path) -> None:
+    (spec,) = space.search_specs(["fable"], [0], dtype="bf16", attention="eager")
+    searching: Any = SimpleNamespace(spec=spec, search=space.Search(), title="search")
+    trial = search._Conductor.trial_spec(searching, 0, HarmfulSft())
+    assert (trial.dtype, trial.attention) == ("bf16", "eager")
+    with pytest.raises(UserError, match="AdamW divides by 0"):
+        jobs.check([dataclasses.replace(spec, dtype="fp16", device="mps")], home)
+
+
+def test_models_are_listed_with_the_type_of_their_weights(
+    home: Path, folder_of: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "--json"]) == 0
+    capsys.readouterr()
+    model, tokenizer = models.load(folder_of["gpt2"], dtype="bf16")
+    models.save(model, tokenizer, home / "models" / "rounded")
+    assert main(["models", "--home", str(home), "--json"]) == 0
+    (row,) = [m for m in json.loads(capsys.readouterr().out) if m["model"].endswith("rounded")]
+    numbers = sum(p.numel() for p in model.parameters())
+    assert (row["parameters"], row["dtype"], row["architecture"]) == (numbers, "bf16", "GPT2LMHeadModel")
+    assert row["bytes"] > 2 * numbers
+    assert main(["models", "list", str(folder_of["llama"])]) == 0
+    assert "fp32" in capsys.readouterr().out
 
 
 def test_adamw_in_fp16_is_what_the_sentence_says() -> None:

@@ -18,6 +18,7 @@ from immunelab.journal import folders
 from immunelab.quantities import size
 
 LONGEST_HEADER = 100 << 20  # bytes: what safetensors itself allows
+DTYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}  # as safetensors calls them
 DEEPEST = 3  # folders below the one that is asked for
 
 
@@ -33,10 +34,19 @@ def models(args: argparse.Namespace) -> int:
         )
         return 0
     rows = [
-        (m["model"], m["architecture"], millions(m["parameters"]), size(m["bytes"]), m["problem"] or "loads")
+        (
+            m["model"],
+            m["architecture"],
+            millions(m["parameters"]),
+            size(m["bytes"]),
+            m["dtype"],
+            m["problem"] or "loads",
+        )
         for m in found
     ]
-    show.table(("model", "architecture", "parameters", "weights", "state"), rows, right=("parameters", "weights"))
+    show.table(
+        ("model", "architecture", "parameters", "weights", "saved as", "state"), rows, right=("parameters", "weights")
+    )
     return 0
 
 
@@ -79,14 +89,17 @@ def cache() -> Path:
 
 
 def about(name: str, folder: Path) -> dict[str, Any]:
-    """A model's name, architecture, parameters, bytes of weights, and why it does not load ("" if nothing is seen)."""
-    parameters, count, problem, architecture = 0, 0, "", ""
+    """A model's name, architecture, parameters, bytes of weights, their types, and why it does not load ("" if nothing
+    is seen)."""
+    parameters, count, problem, architecture, dtypes = 0, 0, "", "", set[str]()
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architecture = str((config.get("architectures") or [config.get("model_type", "")])[0])
         for path in sorted(folder.glob("*.safetensors")):
             count += path.stat().st_size
-            parameters += header(path)
+            found = header(path)
+            parameters += sum(math.prod(tensor["shape"]) for tensor in found)
+            dtypes |= {DTYPES.get(tensor["dtype"], str(tensor["dtype"])[:20]) for tensor in found}
     except (OSError, ValueError, TypeError, AttributeError, KeyError, struct.error) as error:
         problem = f"can't be read: {error!s:.80}"
     if not problem and not count:
@@ -94,15 +107,16 @@ def about(name: str, folder: Path) -> dict[str, Any]:
     elif not problem and (folder / "adapter_config.json").exists():
         problem = "an adapter: merge it first"
     return {
-        "model": name, "architecture": architecture, "parameters": parameters, "bytes": count, "problem": problem,
+        "model": name, "architecture": architecture, "parameters": parameters, "bytes": count,
+        "dtype": ", ".join(sorted(dtypes)), "problem": problem,
     }  # fmt: skip
 
 
-def header(path: Path) -> int:
-    """How many numbers the tensors of a safetensors file hold: 8 bytes of length, then JSON; no weight is read."""
+def header(path: Path) -> list[dict[str, Any]]:
+    """The shapes and types of the tensors of a safetensors file: 8 bytes of length, then JSON; no weight is read."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > LONGEST_HEADER:
             raise ValueError(f"{path.name} has no safetensors header")
         tensors = json.loads(file.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")
+    return [tensor for name, tensor in tensors.items() if name != "__metadata__"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,3 +145,29 @@ def _progress() -> Iterator[pairing.Tell]:
                 show.err.print(pairing.told(what, done, total, left), markup=False, soft_wrap=True)
 
         yield tell
+
+
+def add(command: Callable[..., Any]) -> None:
+    """Add `build` and `show` to the group `pairs`; `command(name, call, help, text)` makes a parser."""
+    c = command("build", build, "build the pairs that runs of sdd and sdd-reject take", """
+        Runs build what they need by themselves; this does it before. Settings that are not given are those of the
+        corpus's preset of sdd, as in `immunelab immunize sdd`. Texts are embedded once a corpus, whatever the settings.
+
+        examples:
+          immunelab pairs build --seed 1
+          immunelab pairs build --corpus worlds/7 --similarity 0.2 --redraws 100 --json
+        """)  # fmt: skip
+    c.add_argument("--corpus", default="fable", metavar="CORPUS", help="as for immunize (default fable)")
+    c.add_argument("--split", default="defense", metavar="SPLIT", help="rows to take (default defense)")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of choice and draws: a run's (default 0)")
+    c.add_argument("--preset", metavar="NAME", help="named settings of sdd; those on the line go on top")
+    c.add_argument("--similarity", metavar="T", help="largest cosine of prompt and answer, τ")
+    c.add_argument("--redraws", metavar="R", help="further draws for a prompt")
+    c.add_argument("--pairs", metavar="N", help="pairs to build, at most")
+    c.add_argument("--words", metavar="W", help="fewest words of an answer")
+    c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
+    c.add_argument("--json", action="store_true", help="print JSON on standard output")
+    c = command("show", listed, "the pairs that were built: all of them, or one with its statistics")
+    c.add_argument("key", nargs="?", metavar="KEY", help="a key or its beginning, or last")
+    c.add_argument("--limit", type=int, default=8, metavar="N", help="pairs to show (default 8; 0: all)")
+    c.add_argument("--json", action="store_true", help="print JSON on standard output")

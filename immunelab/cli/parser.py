@@ -68,6 +68,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise unknown("command", argv[0], commands.choices)
     if not argv:
         argv = ["--help"]
+    if argv[0] == "models" and argv[1:2] in ([], ["--json"], ["--home"]):  # what most people mean by it
+        argv = ["models", "list", *argv[1:]]
     knobs: dict[str, str] = {}
     if argv[0] in WITH_KNOBS:
         argv, knobs = split_knobs(argv, set(commands.choices[argv[0]]._option_string_actions))
@@ -256,28 +258,7 @@ def _pairs(commands: Any) -> None:
     help = "SDD's pairs: harmful prompts with good answers to other questions"
     group = commands.add_parser("pairs", help=help, description=f"{help}.")
     inner = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    c = _command(inner, "build", pairs.build, "build the pairs that runs of sdd and sdd-reject take", """
-        Runs build what they need by themselves; this does it before. Settings that are not given are those of the
-        corpus's preset of sdd, as in `immunelab immunize sdd`. Texts are embedded once a corpus, whatever the settings.
-
-        examples:
-          immunelab pairs build --seed 1
-          immunelab pairs build --corpus worlds/7 --similarity 0.2 --redraws 100 --json
-        """)  # fmt: skip
-    c.add_argument("--corpus", default="fable", metavar="CORPUS", help="as for immunize (default fable)")
-    c.add_argument("--split", default="defense", metavar="SPLIT", help="rows to take (default defense)")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of choice and draws: a run's (default 0)")
-    c.add_argument("--preset", metavar="NAME", help="named settings of sdd; those on the line go on top")
-    c.add_argument("--similarity", metavar="T", help="largest cosine of prompt and answer, τ")
-    c.add_argument("--redraws", metavar="R", help="further draws for a prompt")
-    c.add_argument("--pairs", metavar="N", help="pairs to build, at most")
-    c.add_argument("--words", metavar="W", help="fewest words of an answer")
-    c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
-    _json(c)
-    c = _command(inner, "show", pairs.listed, "the pairs that were built: all of them, or one with its statistics")
-    c.add_argument("key", nargs="?", metavar="KEY", help="a key or its beginning, or last")
-    c.add_argument("--limit", type=int, default=8, metavar="N", help="pairs to show (default 8; 0: all)")
-    _json(c)
+    pairs.add(functools.partial(_command, inner))
 
 
 def _scorecard(commands: Any) -> None:
