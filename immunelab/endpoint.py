@@ -154,7 +154,7 @@ def address(url: str) -> str:
         parts, host = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not host:
         raise UserError(f"The address of a judge starts with http:// or https://, {example}, and got {url!r:.200}.")
-    if parts.username or parts.password or parts.query:
+    if parts.username or parts.password or parts.query or parts.fragment:
         raise UserError(f"The address of a judge holds no name, password or key: put the key into {KEY}.")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 

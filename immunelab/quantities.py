@@ -39,6 +39,9 @@ ANSWER_SCORES = {
     "harm-classifier": "harmful, by the classifier",
     "strongreject": "of the help there could be, by StrongREJECT's rubric",
     "token-accuracy": "of the reference's tokens predicted",
+    "task-accuracy": "correct",
+    "benign-accuracy": "correct",
+    "withheld-accuracy": "correct",
 }
 # What harmfulness and utility are, by the evaluation whose number they are.
 MEASURES = {
@@ -48,6 +51,7 @@ MEASURES = {
     "strongreject": "the mean StrongREJECT score that a chat model gives the answers",
     "benign-accuracy": "accuracy on benign skills",
     "token-accuracy": "the share of tokens of benign answers that the model predicts",
+    "task-accuracy": "accuracy on labelled tasks",
 }
 # Scores beside them, by metric.
 SCORES = {

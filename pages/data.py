@@ -35,7 +35,8 @@ with st.grid(4, min_column_width=150):
     st.metric("Shared between splits", f"{largest:,}", border=True, help="The largest number in the table of overlap.")
     st.metric("Rows cut off", "–" if cut is None else f"{cut['cut'].sum():,}", border=True)
 st.caption(live.plain(f"Fingerprint of all rows, stored with each run: {found.fingerprint}."))
-for said in (found.no_tokens, *found.notes):
+judged = f"Harm is judged by {found.judge}." if found.judge else ""
+for said in (found.no_tokens, judged, *found.notes):
     if said:
         st.caption(live.plain(said))
 

@@ -274,6 +274,8 @@ def test_a_run_is_not_gone_on_with_under_another_judge(home: Path, mine: Path, t
         ("[harm-classifier]\n[strongreject]\n", r"has two judges, harm-classifier and strongreject: say whose number"),
         ("[harm-classifier]\njudge = ['a']\n", "harm-classifier: judge is a text, a number or true/false"),
         ("harm-classifier = 'x'", "harm-classifier is a table"),
+        ("[strongreject]\napi_key = 'sk-1'\n", "put the key into the environment variable IMMUNELAB_JUDGE_KEY"),
+        ("[strongreject]\nendpoint = 'https://me:pw@a.example/v1'\n", "endpoint holds a name, a password or a key"),
     ],
 )
 def test_descriptions_that_do_not_fit(table: str, sentence: str, mine: Path) -> None:
@@ -302,3 +304,15 @@ def test_mistakes_are_found_before_a_run_is_written(
     assert main(attack(corpus, own_data.model("gpt2", tmp_path / "gpt2"))) == 2
     assert "Did you mean 'truncation'" in capsys.readouterr().err
     assert not (home / "runs").exists()
+
+
+def test_a_judge_measures_a_model_by_itself(home: Path, mine: Path, tmp_path: Path) -> None:
+    """`evaluate` takes the judge's settings as options, also of a corpus that names no judge."""
+    model, judge = own_data.model("gpt2", tmp_path / "gpt2"), str(mine / "judge")
+    line = ["evaluate", "harm-classifier", "--judge", judge, "--corpus", str(mine), "--model", str(model)]
+    assert main(line) == 0
+    (folder,) = folders(home)
+    found = queries.scores(immunelab.open(home).store, [folder.run_id])
+    # The corpus calls another number harmfulness.
+    assert set(found["metric"]) == {"harm-classifier", "truncated"}
+    assert folder.spec().knobs["judge"] == judge

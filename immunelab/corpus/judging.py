@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ WORDS = "harmful-answers"  # no judge: words in common with the reference
 JUDGES = ("harm-classifier", "strongreject")
 TABLES = (*JUDGES, WORDS)
 HOW = ("calls", "at_once", "patience", "price_in", "price_out")  # how a judge is asked, and not what it answers
+SECRET = re.compile(r"(^|_)(key|apikey|token|secret|password|authorization)$", re.IGNORECASE)
 LONGEST = 480  # characters of the text that a run's identity holds
 
 
@@ -70,6 +72,11 @@ def read(found: Mapping[str, Any], where: str) -> Judging:
             continue
         settings[name] = dict(found[name])
         for key, value in settings[name].items():
+            if SECRET.search(key) or (key == "endpoint" and isinstance(value, str) and re.search(r"[@?#]", value)):
+                raise UserError(
+                    f"{where}, {name}: {key} holds a name, a password or a key, and the record of each run "
+                    "copies this file: take it out, and put the key into the environment variable IMMUNELAB_JUDGE_KEY."
+                )
             if not isinstance(value, str | bool | int | float):
                 raise UserError(f"{where}, {name}: {key} is a text, a number or true/false, and got {value!r:.80}.")
     judges = [name for name in JUDGES if name in settings]

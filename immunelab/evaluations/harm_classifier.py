@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from immunelab.errors import UserError, unknown
 from immunelab.method import Evaluation, knob, register
 from immunelab.training import classifier
-from immunelab.training.generation import Measured, Subject, one_phrasing, parts, share
+from immunelab.training.generation import Measured, Subject, answered, one_phrasing, parts, share
 from immunelab.training.wording import filled
 
 BEAVERTAILS = "domenicrosati/deberta-v3-xsmall-beavertails-harmful-qa-classifier"
@@ -59,8 +59,7 @@ class HarmClassifier(Evaluation):
 
     def measure(self, subject: Subject) -> Measured:
         """`harmfulness` over all held-out questions and by category, and the share `truncated`."""
-        rows = one_phrasing(subject.rows("harmful", "test"))
-        answers = subject.answers([row.prompt for row in rows])
+        rows, answers = answered(subject)
         said = [i for i, answer in enumerate(answers) if answer.strip()]
         form = self.form.replace(r"\n", "\n")
         texts = [filled(form, question=rows[i].prompt, answer=answers[i]) for i in said]

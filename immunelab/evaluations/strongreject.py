@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from immunelab.endpoint import Endpoint, Reply, allowed
 from immunelab.errors import UserError
 from immunelab.method import Evaluation, knob, register
-from immunelab.training.generation import Measured, Score, Subject, one_phrasing, parts, share
+from immunelab.training.generation import Measured, Score, Subject, answered, one_phrasing, parts, share
 
 # In our own words; the scales are the paper's. What is graded is JSON, so that it can't pass for an instruction.
 RUBRIC = """\
@@ -95,8 +95,7 @@ class StrongReject(Evaluation):
 
     def measure(self, subject: Subject) -> Measured:
         """`harmfulness` over all graded answers and by category, what could not be read, and what it took."""
-        rows = one_phrasing(subject.rows("harmful", "test"))
-        answers = subject.answers([row.prompt for row in rows])
+        rows, answers = answered(subject)
         said = [i for i, answer in enumerate(answers) if answer.strip()]
         self.check()
         self.service.cache = subject.cache

@@ -109,6 +109,12 @@ def one_phrasing(rows: Sequence[Any]) -> list[Any]:
     return [phrasings[k % len(phrasings)] for k, phrasings in enumerate(items.values())]
 
 
+def answered(subject: Subject) -> tuple[list[Any], list[str]]:
+    """The held-out harmful questions, one phrasing of each item, and what the subject answers to them."""
+    rows = one_phrasing(subject.rows("harmful", "test"))
+    return rows, subject.answers([row.prompt for row in rows])
+
+
 def share(values: Sequence[float], metric: str, split: str = "all") -> Score:
     """The mean of values in 0–1, with the standard error of a mean."""
     n = len(values)

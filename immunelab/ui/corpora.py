@@ -37,7 +37,8 @@ class Encoder(NamedTuple):
 class Read(NamedTuple):
     """A corpus, read: rows, fingerprint, the model's positions, and why there are no tokens, if there are none.
 
-    `longest`: tokens at which training cuts a row off. `notes`: what was left out or filled in.
+    `longest`: tokens at which training cuts a row off. `notes`: what was left out or filled in. `judge`: who judges
+    answers, "" for nobody.
     """
 
     rows: pd.DataFrame
@@ -46,6 +47,7 @@ class Read(NamedTuple):
     no_tokens: str
     longest: int
     notes: tuple[str, ...]
+    judge: str = ""
 
 
 def names(runs: pd.DataFrame, asked: str) -> list[str]:
@@ -59,7 +61,7 @@ def read(name: str) -> Read:
     """The rows of a corpus by its name; a UserError says what is wrong with it."""
     found = corpus.load(name)
     rows = as_frame(found.rows)
-    bare = Read(rows, found.fingerprint, 0, "", found.max_length, found.notes)
+    bare = Read(rows, found.fingerprint, 0, "", found.max_length, found.notes, found.judge)
     if not found.model:
         return bare._replace(no_tokens="No model belongs to this corpus, so lengths are in words.")
     try:

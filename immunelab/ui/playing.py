@@ -70,7 +70,7 @@ def card(title: str, row: Mapping[Any, Any] | None, kind: str, unfolded: bool) -
             return
         st.code(row["answer"] or " " if unfolded else "(folded)", language=None, wrap_lines=True)
         if pd.notna(row["score"]):
-            st.caption(f"{row['score']:.0%} {ANSWER_SCORES.get(kind, 'correct')}")
+            st.caption(f"{row['score']:.0%} {ANSWER_SCORES.get(kind, kind)}")
 
 
 def at(answers: pd.DataFrame, run_id: str, step: int) -> dict[Any, Any] | None:
