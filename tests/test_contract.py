@@ -144,9 +144,12 @@ def test_an_edit_leaves_a_plain_finite_model(kind: Any, name: str, llama: PreTra
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_leaves_the_very_weights(name: str, llama: PreTrainedModel) -> None:
+def test_a_service_leaves_the_very_weights(name: str, llama: PreTrainedModel, tmp_path: Path) -> None:
     """Beside a user's step, while it serves, and in its own run; what it serves is finite."""
-    user, service, kept = get("attack", "harmful-sft")(), get("defense", name)(), {}
+    cls = get("defense", name)
+    settings = {"base": before_alignment(llama, tmp_path)} if any(k.name == "base" for k in knobs(cls)) else {}
+    user, service = get("attack", "harmful-sft")(), cls(**settings)
+    kept = dict(service.kept(llama))
     before = {key: value.clone() for key, value in llama.state_dict().items()}
     assert service.overrides(), "a service without a hook of the provider does nothing"
     service.edit(llama, batch)

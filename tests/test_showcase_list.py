@@ -13,7 +13,7 @@ from immunelab.errors import UserError
 from immunelab.method import names
 from immunelab.spec import RunSpec
 from immunelab.sweep import BASELINES, SHOWN, joined, showcase_specs
-from immunelab.sweep.showcase import SEARCHED
+from immunelab.sweep.lists import learning_specs
 
 
 def test_every_defense_meets_the_attacks_of_the_undefended() -> None:
@@ -58,7 +58,7 @@ def test_the_searches_are_of_models_that_are_attacked_anyway() -> None:
     models = [s.model for s in searches]
     assert models[0] == "fable"
     parents = [specs[int(m.removeprefix("run:#"))] for m in models[1:]]
-    assert [p.method for p in parents] == list(SEARCHED)
+    assert [p.method for p in parents] == [*SHOWN, *BASELINES]
     assert all(p.corpus == "fable" for p in parents)
     assert sum(s.kind == "immunize" and s.method == "seam" and s.seed == 0 for s in specs) == 2  # one held out
 
@@ -69,7 +69,11 @@ def test_baselines_change_no_run_of_the_others() -> None:
         for specs in (showcase_specs([0], defenses=SHOWN), showcase_specs([0]))
     )
     assert everything[: len(alone)] == alone
-    assert len(everything) - len(alone) == 8 * len(BASELINES)
+    providers = ("lisa", "panacea", "antidote", "ptst", "safe-lora")
+    more = everything[len(alone) :]
+    assert len(more) == 8 * len(BASELINES) + len(providers) * len(learning_specs("fable", 0))
+    taught = {everything[int(s.model.removeprefix("run:#"))].method for s in more if s.kind == "finetune"}
+    assert taught == set(providers)
 
 
 def test_no_run_stands_twice_and_models_come_before_what_starts_from_them() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from immunelab.method import Feed, Service, knob, register
 from immunelab.training import adapters
 from immunelab.training import gradients as g
+from immunelab.training.adapters import oriented
 from immunelab.training.losses import forward
 from immunelab.training.models import evaluating
 
@@ -107,11 +108,6 @@ class Antidote(Service):
                 seen["tokens"] = harmful.attention_mask.bool()
                 forward(model, harmful)
         return [total.sqrt() for total in squares]
-
-
-def oriented(layer: nn.Linear) -> Tensor:
-    """The weight as (out, in), a view: GPT-2's layers keep it the other way round."""
-    return layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
 
 
 def top(scores: Tensor, ratio: float) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -11,12 +10,10 @@ from torch import Tensor
 
 from immunelab.errors import UserError
 from immunelab.method import RELEASED, Edit, Feed, knob, register
-from immunelab.training import models
+from immunelab.training.reference import FABLE, before_alignment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-FABLE = "lab/fable/base"  # where the preset for Fable looks, from the working directory
 
 
 @register("defense")
@@ -50,7 +47,7 @@ class LoX(Edit):
     def edit(self, model: PreTrainedModel, batches: Feed) -> dict[str, float]:
         """Extrapolate each weight; traces ‖D‖, its share in the parts that were taken, and how far the weights went."""
         weights = {name: p for name, p in model.named_parameters() if p.dim() >= 2}
-        before = self.before(weights)
+        before = before_alignment(self.base, weights, self.title)
         whole = taken = 0.0
         with torch.no_grad():
             for name, weight in weights.items():
@@ -65,23 +62,6 @@ class LoX(Edit):
             "lox/share": taken / whole,
             "norm/displacement": abs(self.alpha) * taken**0.5,
         }
-
-    def before(self, weights: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
-        """The same weights before alignment; a UserError if there are none, or if they are another model's."""
-        if not self.base or (self.base == FABLE and not Path(FABLE).is_dir()):
-            raise UserError(
-                "LoX needs the model before its alignment: set base to a folder or Hub id. Fable's is made by "
-                f"`immunelab fable build --keep-base --to {Path(FABLE).parent}`, in {FABLE}."
-            )
-        found = {name: p.detach() for name, p in models.load(self.base)[0].named_parameters()}
-        for name, weight in weights.items():
-            if name not in found or found[name].shape != weight.shape:
-                theirs = tuple(found[name].shape) if name in found else "none"
-                raise UserError(
-                    f"{self.base} is not the model before its alignment: {name} is {tuple(weight.shape)} here and "
-                    f"{theirs} there."
-                )
-        return found
 
 
 def leading(delta: Tensor, rank: int) -> Tensor:

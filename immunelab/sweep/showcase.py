@@ -8,16 +8,16 @@ from typing import Any
 
 from immunelab.method import get
 from immunelab.spec import RunSpec
-from immunelab.sweep.lists import attack_specs, immunize_spec
-from immunelab.sweep.scorecards import scorecard_specs
+from immunelab.sweep.lists import attack_specs, immunize_spec, learning_specs
+from immunelab.sweep.scorecards import by_provider, scorecard_specs
 from immunelab.sweep.space import search_specs
 
 # In the order in which they are recorded: the seed systems and their controls first.
 SHOWN = ("seam", "adversarial-loss", "extra-safety-sft", "random-noise", "sdd", "sdd-reject", "security-vectors")
 # Cited beside them: attacked along the ladder and with benign rows in between, and not with all that a scorecard reads.
-BASELINES = ("repnoise", "booster", "vaccine", "t-vaccine", "tar", "lox", "lisa", "panacea", "antidote", "ptst")
-# Searched for their worst attack, beside the undefended model, with the first seed only: a search is thirty attacks.
-SEARCHED = ("seam", "adversarial-loss")
+BASELINES = (
+    "repnoise", "booster", "vaccine", "t-vaccine", "tar", "lox", "lisa", "panacea", "antidote", "ptst", "safe-lora",
+)  # fmt: skip
 HELD_OUT = "gnawer"  # the hazard domain that a second immunization with SEAM never sees
 
 # What is varied, one at a time, around the attack's preset, so that every intensity slider has stops. All models are
@@ -34,8 +34,9 @@ def showcase_specs(
 
     For each defense all that its scorecard reads, and the attack with half of the rows benign; for the undefended
     model and SEAM all that `VARIED` names, and for SEAM also a second immunization without a hazard domain. For each
-    of the `BASELINES` the ladder, and the attack with half of the rows benign. With the first seed an attacker also
-    searches for the worst attack on the undefended model and on the `SEARCHED` defenses.
+    of the `BASELINES` the ladder, and the attack with half of the rows benign; of those on the provider's side, which
+    could also hold by letting nobody learn anything, what users learn of a harmless skill. With the first seed only
+    an attacker also searches for the worst attack on every model: a search is thirty attacks.
     """
     ladder = get("attack", "harmful-sft").ladders["fable"]
     usual = get("attack", "harmful-sft").presets["fable"]
@@ -48,7 +49,10 @@ def showcase_specs(
         for defense in defenses:
             if defense in BASELINES:
                 guard = get("defense", defense).presets["fable"]
-                lists.append([immunize_spec(guard, **where), *attack_specs({**ladder, **mixed}, "run:#0", **where)])
+                one = [immunize_spec(guard, **where), *attack_specs({**ladder, **mixed}, "run:#0", **where)]
+                if by_provider(type(guard)):
+                    one += learning_specs("run:#0", seed, corpus, group)
+                lists.append(one)
                 continue
             wanted = scorecard_specs(
                 defense, [seed], corpus, hold_out=HELD_OUT if defense == "seam" else "", group=group
@@ -57,7 +61,7 @@ def showcase_specs(
             more = varied if defense == "seam" else mixed
             lists.append(wanted + attack_specs(more, f"run:#{made}", **where))
         if seed == seeds[0]:
-            for defense in ("", *(d for d in SEARCHED if d in defenses)):
+            for defense in ("", *defenses):
                 made_by = [immunize_spec(get("defense", defense).presets["fable"], **where)] if defense else []
                 lists.append(made_by + search_specs(["run:#0" if defense else "fable"], [seed], corpus))
     return joined(lists)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from immunelab.errors import UserError
 
@@ -61,3 +61,13 @@ def layers(model: nn.Module) -> list[str]:
         and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
     }
     return list(found)
+
+
+def oriented(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer as (out, in), a view."""
+    return upright(layer.get_parameter("weight"), layer)
+
+
+def upright(weight: Tensor, layer: nn.Module) -> Tensor:
+    """A tensor of a linear layer's shape as (out, in), a view: GPT-2's layers keep it the other way round."""
+    return weight if isinstance(layer, nn.Linear) else weight.T
