@@ -1,8 +1,8 @@
 """The provider's side of the contract: what a defense can do where someone runs the fine-tuning and serves the result.
 
-A defense on the provider's side (Lisa, Panacea, Antidote, PTST, Security Vectors) acts in fine-tunings that a provider
-carries out: attacks with `provider = True` on the checkpoint of its `immunize` run. Whoever has the weights goes past
-it: the checkpoint is a plain model.
+A defense on the provider's side (Lisa, Panacea, Antidote, Safe LoRA, PTST, Security Vectors) acts in fine-tunings that
+a provider carries out: attacks with `provider = True` on the checkpoint of its `immunize` run. Whoever has the weights
+goes past it: the checkpoint is a plain model.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def showcase_build(args: argparse.Namespace) -> int:
     for base in {Path(spec.knobs["base"]) for spec in specs if spec.knobs.get("base")}:
         if not base.is_dir():  # said now, not after hours
             raise UserError(
-                f"LoX is recorded too, and needs Fable's model before its alignment in {base}. About six minutes make "
-                f"it: immunelab fable build --keep-base --to {base.parent}"
+                f"LoX and Safe LoRA are recorded too, and need Fable's model before its alignment in {base}. About six "
+                f"minutes make it: immunelab fable build --keep-base --to {base.parent}"
             )
     run_ids, code = _run(specs, home, reuse=True)
     if code:
