@@ -13,6 +13,7 @@ from typing import Any
 import own_data
 import pytest
 import torch
+from hosted import released, run, stopped_and_resumed, weights
 from made_batches import batch, tokens
 from safetensors import safe_open
 from test_contract import EDITS, SERVICES, TRAINED, ready
@@ -37,7 +38,7 @@ from immunelab.training import gradients as g
 from immunelab.training.losses import forward, loss
 
 FAMILIES = ("llama", "gpt2")
-SHORT = {"steps": 2, "batch_size": 2, "samples": 8}
+SHORT: dict[str, Any] = {"steps": 3, "batch_size": 2, "samples": 8, "warmup": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +221,19 @@ def test_a_child_loads_what_a_rounded_run_left(home: Path, tmp_path: Path, folde
     assert started["dtype"] == "float32"
     defended = immunelab.open(home).spec("attack", "harmful-sft", dtype="bf16", attention="eager")
     assert (defended.dtype, defended.attention) == ("bf16", "eager")
+
+
+@pytest.mark.parametrize("method", [
+    HarmfulSft(**SHORT, learning_rate=1e-2, recompute=True),
+    LoraSft(**SHORT, learning_rate=1e-2, targets="all-linear", recompute=True),
+], ids=lambda method: method.name)  # fmt: skip
+def test_a_resumed_run_in_bf16_ends_with_the_same_bits(method: Any, home: Path, tiny_world: Path) -> None:
+    whole = run(home, tiny_world, "attack", method, dtype="bf16", attention="eager")
+    parted = stopped_and_resumed(home, whole.spec(), 1)
+    wanted, first = weights(whole), released(tiny_world)
+    assert {tensor.dtype for tensor in wanted.values()} == {torch.bfloat16}
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(parted).items())
+    assert any(not torch.equal(tensor, first[name].bfloat16()) for name, tensor in wanted.items())
 
 
 @pytest.mark.parametrize(

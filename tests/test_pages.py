@@ -14,7 +14,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from immunelab import jobs
-from immunelab.journal import RunFolder
+from immunelab.journal import Journal, RunFolder
 from immunelab.method import get
 from immunelab.spec import RunSpec
 from immunelab.ui import navigation, reads
@@ -274,6 +274,22 @@ def test_runs_filter_and_compare(full: list[str]) -> None:
     assert set(test.dataframe[0].value["kind"]) == {"immunize"}
     ok(test.text_input(key="q").set_value("[no such (run").run())
     assert test.dataframe[0].value.empty
+
+
+def test_runs_tell_labelled_tasks_before_and_after(home: Path) -> None:
+    folder = RunFolder.create(home, RunSpec(kind="finetune", method="benign-sft", knobs={"harmful_share": 0.0}))
+    with Journal(folder) as journal:
+        journal.event("started")
+        for step, right in ((0, 0.25), (10, 0.75)):
+            for metric, score in (("utility", right), ("strict_accuracy", right / 2), ("chance", 0.5)):
+                journal.score("finetune", step, evaluation="task-accuracy", metric=metric, split="task:sst2",
+                              score=score, n=40, stderr=0.05)  # fmt: skip
+    folder.write_status(status="done")
+    test = page("runs", run=[folder.run_id], tab="Scores")
+    shown = next(d.value for d in test.dataframe if "ZS" in d.value)
+    assert shown.iloc[0].to_dict() == {
+        "task": "sst2", "ZS": 0.25, "FS": 0.75, "ZS strict": 0.125, "FS strict": 0.375, "chance": 0.5, "n": 40
+    }  # fmt: skip
 
 
 def test_runs_log_is_text(full: list[str], home: Path) -> None:

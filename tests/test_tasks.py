@@ -196,6 +196,22 @@ metric_list:
   - metric: acc
   - metric: acc_norm
 """, encoding="utf-8")  # fmt: skip
+    (to / "write.yaml").write_text(f"""
+task: immunelab_write
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {json.dumps(str(to / "rows.jsonl"))}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{q}}}}? Answer:"
+doc_to_target: a
+generation_kwargs:
+  max_gen_toks: 4
+  until: ["."]
+metric_list:
+  - metric: exact_match
+""", encoding="utf-8")  # fmt: skip
     return to
 
 
@@ -243,9 +259,16 @@ def test_the_harness_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     files = task_files(tmp_path / "tasks")
-    method = LmEval(tasks="immunelab_pick", folder=str(files), limit=3, shots=1)
+    method = LmEval(tasks="immunelab_pick, immunelab_write", folder=str(files), limit=3, shots=1)
     found = method.measure(SimpleNamespace(model=model, tokenizer=tokenizer))  # type: ignore[arg-type]
     assert found.scores[0].metric == "few_shot"
-    assert found.scores[0].n == 3
+    assert found.scores[0].n == 6
+    scores = {(s.metric, s.split): s.score for s in found.scores}
+    written = [row for row in found.examples if row["task"] == "immunelab_write"]
+    assert scores["lm-eval/exact_match", "task:immunelab_write"] == 0  # random weights write no word
+    assert [row["expected"] for row in written] == ["left"] * 3
+    assert all(row["answer"] for row in written)
+    both = [scores["few_shot", f"task:immunelab_{task}"] for task in ("pick", "write")]
+    assert scores["few_shot", "all"] == sum(both) / 2
     assert model.training
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
