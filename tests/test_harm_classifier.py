@@ -253,6 +253,17 @@ def test_another_judge_is_another_run(home: Path, mine: Path) -> None:
     assert hashes[0] == spec.hash  # a corpus without a judge leaves identities as they were
 
 
+def test_no_recorded_run_became_another() -> None:
+    """The showcase was recorded before there were judges."""
+    import pyarrow.parquet as parquet
+
+    from immunelab import shipped
+
+    rows = parquet.read_table(shipped.data() / "showcase" / "runs.parquet", columns=["spec", "spec_hash"]).to_pylist()
+    assert len(rows) > 500
+    assert all(RunSpec.from_json(row["spec"]).hash == row["spec_hash"] for row in rows)
+
+
 def test_a_run_is_not_gone_on_with_under_another_judge(home: Path, mine: Path, tmp_path: Path) -> None:
     from immunelab import experiment
 
