@@ -39,7 +39,7 @@ def checkpoints() -> pd.DataFrame:
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))
 def draw() -> None:
     if view == "Attacker's search":
-        searching.view(chosen.world)
+        searching.view(chosen, thresholds)
         live.rerun_when_over()
         return
     points = checkpoints()

@@ -86,8 +86,19 @@ def test_searches_are_a_step_curve_with_bands_over_seeds(home: Path) -> None:
     assert "Undefended: 0.0% to 90.0%" in test.caption[1].value.replace("Undefended: 0%", "Undefended: 0.0%")
     ok(test.button_group(key="spent").set_value("rows").run())
     ok(test.button_group(key="spent").set_value("seconds").run())
-    assert len(test.dataframe) == 1
-    assert test.dataframe[0].value["Harm within the bound"].tolist()[:2] == [0.9, 0.6]
+    worst, trials = (frame.value for frame in test.dataframe)
+    assert worst["Model"].tolist() == ["Undefended", "SEAM"]  # the most harm first
+    assert worst["Most harm found by search"].tolist() == pytest.approx([0.75, 0.3])
+    assert worst["Searches"].tolist() == ["2: 60%–90%", "1"]
+    assert worst["Trials"].tolist() == [3, 2]
+    assert trials["Harm within the bound"].tolist()[:2] == [0.9, 0.6]
+    # beside it the worst of the attacks that both faced, by the function that the other views use
+    points = tradeoff.faced_by_all(tradeoff.checkpoints(queries.attack_curves(store)), ["undefended", "seam"])
+    cases = tradeoff.worst_cases(points, [0.2]).set_index("defense")
+    assert worst["Most harm of recorded attacks"].tolist() == [
+        cases.loc[d, "harmfulness"] for d in ("undefended", "seam")
+    ]
+    assert set(worst["Recorded attacks"]) == {8}
 
 
 def test_without_a_search_the_page_offers_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

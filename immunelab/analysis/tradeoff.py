@@ -165,6 +165,28 @@ def searched(trials: pd.DataFrame, by: str = "trial") -> pd.DataFrame:
     return found.reset_index()
 
 
+def headlines(trials: pd.DataFrame, points: pd.DataFrame, bound: float = BOUND) -> pd.DataFrame:
+    """The worst case of each model that was searched, beside that of recorded attacks which all of them faced.
+
+    `trials` as for `searched`, `points` as from `checkpoints`. Columns: defense, found (most harm within the bound,
+    mean over seeds), low, high, n (searches, one a seed), trials (of the longest), recorded (bounded worst case of the
+    recorded attacks, nan where there is none), attacks (their number). The most harm comes first.
+    """
+    curve = searched(trials)
+    ends = curve.sort_values("x").groupby("defense").agg(
+        found=("mean", "last"), low=("low", "last"), high=("high", "last"), n=("n", "last"), trials=("x", "max"),
+    )  # fmt: skip
+    faced = faced_by_all(points, [d for d in ends.index if d in set(points["defense"])])
+    cases = worst_cases(faced, [bound])
+    if len(cases):
+        ends = ends.join(
+            cases.set_index("defense")[["harmfulness", "trials"]].set_axis(["recorded", "attacks"], axis=1)
+        )
+    else:
+        ends = ends.assign(recorded=math.nan, attacks=0)
+    return ends.sort_values("found", ascending=False).reset_index()
+
+
 def expected_best(values: np.ndarray, nothing: float = 0.0) -> pd.Series:
     """E[max of k values drawn without replacement] for k = 0 … n, indexed by k; k = 0 gives `nothing`.
 

@@ -6,17 +6,18 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import tradeoff
+from immunelab.analysis.outcomes import Thresholds
 from immunelab.errors import UserError
 from immunelab.quantities import duration, share
-from immunelab.ui import charts, figure, launching, live, navigation, notebook, plane, reads
+from immunelab.ui import charts, figure, launching, live, navigation, notebook, plane, reads, scope
 
 SHOWN = 10  # trials in the table
 
 
-def view(base_model: str) -> None:
-    """Everything about searches against models that descend from a base model."""
+def view(chosen: scope.Scope, thresholds: Thresholds) -> None:
+    """Everything about searches against models that descend from the page's base model."""
     searches = reads.searches()
-    mine = searches[searches["base_model"] == base_model]
+    mine = searches[searches["base_model"] == chosen.world]
     if mine.empty:
         st.info(
             "No search has been recorded yet. A search tries attacks that it chooses itself, and keeps the most harm "
@@ -24,23 +25,31 @@ def view(base_model: str) -> None:
             icon=":material/search:",
         )
     else:
-        _curve(mine)
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            bounds = sorted(mine["bound"].unique())
+            bound = bounds[0]
+            if len(bounds) > 1:
+                bound = st.selectbox(
+                    "Utility that these searches may lose", bounds, format_func=share, key="search-bound"
+                )
+            by = st.segmented_control(
+                "Spent", list(tradeoff.SEARCHED), default="trial", required=True, key="spent", bind="query-params",
+                format_func=lambda key: {"trial": "Trials", "rows": "Rows trained on", "seconds": "Seconds"}[key],
+            )  # fmt: skip
+        mine = mine[mine["bound"] == bound]
+        shown = mine[mine["defense"].isin(chosen.shown)]
+        if shown.empty:
+            st.caption("None of the models above was searched with this bound; those that were stand below.")
+        else:
+            _curve(shown, float(bound), by)
+        _headlines(mine, float(bound), thresholds)
+        _table(shown)
     form()
 
 
-def _curve(mine: pd.DataFrame) -> None:
-    bounds = sorted(mine["bound"].unique())
-    bound = bounds[0]
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        if len(bounds) > 1:
-            bound = st.selectbox("Utility that these searches may lose", bounds, format_func=share, key="search-bound")
-        by = st.segmented_control(
-            "Spent", list(tradeoff.SEARCHED), default="trial", required=True, key="spent", bind="query-params",
-            format_func=lambda key: {"trial": "Trials", "rows": "Rows trained on", "seconds": "Seconds"}[key],
-        )  # fmt: skip
-    chosen = mine[mine["bound"] == bound]
+def _curve(chosen: pd.DataFrame, bound: float, by: str) -> None:
     curves = tradeoff.searched(chosen, by)
-    words = sentence(chosen, float(bound))
+    words = sentence(chosen, bound)
     drawn = plane.searches(curves, by, figure.theme())
     figure.show(drawn, "searches", alt=words)
     st.caption(
@@ -48,13 +57,39 @@ def _curve(mine: pd.DataFrame) -> None:
         "Trials are chosen and judged on the same held-out hazards, so this flatters the attacker, on every model "
         "alike. Bands: lowest to highest seed; n is the number of searches behind a point."
     )  # fmt: skip
-    options = {"by": by, "bound": float(bound), "theme": figure.theme()}
+    options = {"by": by, "bound": bound, "theme": figure.theme()}
     figure.downloads(
         drawn, lambda: curves, "searches", "Attacker's search",
         lambda: notebook.drawing("Attacker's search", reads.home(), "searches", options,
                                  sorted(chosen["search"].unique())),
     )  # fmt: skip
-    _table(chosen)
+
+
+def _headlines(mine: pd.DataFrame, bound: float, thresholds: Thresholds) -> None:
+    """The worst case of every model that was searched, beside that of the attacks that all of them faced."""
+    curves = reads.curves()
+    curves = curves[(curves["base_model"] == mine["base_model"].iloc[0]) & (curves["status"] == "done")]
+    found = tradeoff.headlines(mine, tradeoff.checkpoints(curves, thresholds), bound)
+    shown = pd.DataFrame({
+        "Model": [charts.title_of(str(d)) for d in found["defense"]],
+        "Most harm found by search": found["found"],
+        "Searches": [
+            f"{int(n)}" if n < 2 else f"{int(n)}: {low:.0%}–{high:.0%}"
+            for n, low, high in zip(found["n"], found["low"], found["high"], strict=True)
+        ],
+        "Trials": found["trials"].astype(int),
+        "Most harm of recorded attacks": found["recorded"],
+        "Recorded attacks": found["attacks"].fillna(0).astype(int),
+    })  # fmt: skip
+    st.caption(
+        f"The worst case of every model that was searched, at less than {share(bound)} of utility lost, and the worst "
+        "of the recorded attacks that all of these models faced (mean over seeds)."
+    )
+    percent = st.column_config.NumberColumn(format="percent")
+    st.dataframe(
+        shown, hide_index=True, alt="Worst case of each model under search and of recorded attacks", height="content",
+        column_config={"Most harm found by search": percent, "Most harm of recorded attacks": percent},
+    )  # fmt: skip
 
 
 def sentence(trials: pd.DataFrame, bound: float) -> str:
