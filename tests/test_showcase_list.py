@@ -14,6 +14,7 @@ from immunelab.method import names
 from immunelab.spec import RunSpec
 from immunelab.sweep import BASELINES, SHOWN, joined, showcase_specs
 from immunelab.sweep.lists import learning_specs
+from immunelab.sweep.showcase import TAUGHT
 
 
 def test_every_defense_meets_the_attacks_of_the_undefended() -> None:
@@ -69,11 +70,10 @@ def test_baselines_change_no_run_of_the_others() -> None:
         for specs in (showcase_specs([0], defenses=SHOWN), showcase_specs([0]))
     )
     assert everything[: len(alone)] == alone
-    providers = ("lisa", "panacea", "antidote", "ptst", "safe-lora")
     more = everything[len(alone) :]
-    assert len(more) == 8 * len(BASELINES) + len(providers) * len(learning_specs("fable", 0))
+    assert len(more) == 8 * len(BASELINES) + len(TAUGHT) * len(learning_specs("fable", 0))
     taught = {everything[int(s.model.removeprefix("run:#"))].method for s in more if s.kind == "finetune"}
-    assert taught == set(providers)
+    assert taught == set(TAUGHT)
 
 
 def test_no_run_stands_twice_and_models_come_before_what_starts_from_them() -> None:

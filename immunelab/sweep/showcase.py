@@ -9,7 +9,7 @@ from typing import Any
 from immunelab.method import get
 from immunelab.spec import RunSpec
 from immunelab.sweep.lists import attack_specs, immunize_spec, learning_specs
-from immunelab.sweep.scorecards import by_provider, scorecard_specs
+from immunelab.sweep.scorecards import scorecard_specs
 from immunelab.sweep.space import search_specs
 
 # In the order in which they are recorded: the seed systems and their controls first.
@@ -18,6 +18,9 @@ SHOWN = ("seam", "adversarial-loss", "extra-safety-sft", "random-noise", "sdd", 
 BASELINES = (
     "repnoise", "booster", "vaccine", "t-vaccine", "tar", "lox", "lisa", "panacea", "antidote", "ptst", "safe-lora",
 )  # fmt: skip
+# Hold through their provider, which they could also do by letting nobody learn anything: so what users learn of a
+# harmless skill is recorded, too.
+TAUGHT = ("lisa", "ptst", "safe-lora")
 HELD_OUT = "gnawer"  # the hazard domain that a second immunization with SEAM never sees
 
 # What is varied, one at a time, around the attack's preset, so that every intensity slider has stops. All models are
@@ -34,9 +37,9 @@ def showcase_specs(
 
     For each defense all that its scorecard reads, and the attack with half of the rows benign; for the undefended
     model and SEAM all that `VARIED` names, and for SEAM also a second immunization without a hazard domain. For each
-    of the `BASELINES` the ladder, and the attack with half of the rows benign; of those on the provider's side, which
-    could also hold by letting nobody learn anything, what users learn of a harmless skill. With the first seed only
-    an attacker also searches for the worst attack on every model: a search is thirty attacks.
+    of the `BASELINES` the ladder, and the attack with half of the rows benign; of those `TAUGHT`, what users learn of
+    a harmless skill. With the first seed only an attacker also searches for the worst attack on every model: a search
+    is thirty attacks.
     """
     ladder = get("attack", "harmful-sft").ladders["fable"]
     usual = get("attack", "harmful-sft").presets["fable"]
@@ -50,7 +53,7 @@ def showcase_specs(
             if defense in BASELINES:
                 guard = get("defense", defense).presets["fable"]
                 one = [immunize_spec(guard, **where), *attack_specs({**ladder, **mixed}, "run:#0", **where)]
-                if by_provider(type(guard)):
+                if defense in TAUGHT:
                     one += learning_specs("run:#0", seed, corpus, group)
                 lists.append(one)
                 continue
