@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import own_data
+import pandas as pd
 import pytest
 import torch
 from hosted import released, run, stopped_and_resumed, weights
@@ -21,7 +22,7 @@ from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
 import immunelab
 from immunelab import experiment, jobs, numerics
-from immunelab.analysis.collapse import comparable
+from immunelab.analysis.collapse import comparable, variants
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.cli import main
@@ -262,6 +263,22 @@ def test_seam_wants_its_differences_in_fp32(home: Path, tiny_world: Path, capsys
     assert not (home / "runs").exists()
     without = configure("defense", "seam", {"beta": 0})
     jobs.check([RunSpec(kind="immunize", method="seam", knobs=without.settings(), dtype="bf16", device="cpu")], home)
+
+
+def test_a_dry_run_refuses_it_too(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["reproduce", "seam-table2", "--model", "someone/model-7b", "--dry-run", "--dtype", "bf16"]
+    assert main(line) == 2
+    assert "seam does not run on weights in bf16" in capsys.readouterr().err
+    assert main([*line[:-1], "fp32"]) == 0
+
+
+def test_defenses_in_other_numbers_are_told_apart() -> None:
+    old = RunSpec(kind="immunize", method="vaccine", knobs={"steps": 3})
+    specs = {"a": json.loads(old.to_json()), "b": json.loads(dataclasses.replace(old, dtype="bf16").to_json())}
+    del specs["a"]["dtype"], specs["a"]["attention"]  # as specs were before
+    runs = pd.DataFrame([{"run_id": i, "kind": "immunize", "spec": json.dumps(spec)} for i, spec in specs.items()])
+    curves = pd.DataFrame({"run_id": ["x", "y"], "immunized_by": ["a", "b"], "defense": "vaccine"})
+    assert variants(runs, curves)["defense"].tolist() == ["vaccine (dtype fp32)", "vaccine (dtype bf16)"]
 
 
 def test_what_a_gpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ def carry(specs: list[RunSpec], args: argparse.Namespace) -> int:
     """Carry out runs that were laid out, reusing what is on record, and print a row for each."""
     home = journal.home(args.home)
     if args.dry_run:
+        jobs.check(specs, home, here=args.executor == "local")
         return _dry_run(jobs.plan(specs, home), home, args.json)
     using = _executor(args)
     try:

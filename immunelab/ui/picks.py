@@ -21,6 +21,7 @@ GROUPS = {
     "samples": "Samples",
     "harmful_share": "Harmful share",
     "optimizer": "Optimizer",
+    "precision": "Precision",
     "defense, learning_rate": "Defense and learning rate",
     "grp": "Launched together",
 }
