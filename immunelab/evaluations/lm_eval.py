@@ -34,7 +34,7 @@ class LmEval(Evaluation):
     title: ClassVar[str] = "Tasks of the LM Evaluation Harness (ZS)"
 
     tasks: str = knob("", "names of tasks, separated by commas")
-    folder: str = knob("", "a folder of your own task files (YAML), beside the tasks that lm-eval brings")
+    folder: str = knob("", "a folder of task files (YAML) that you trust: they are code, which lm-eval runs")
     shots: int = knob(0, "examples in the prompt", low=0, high=100)
     limit: int = knob(0, "questions of each task; 0: all", low=0, high=10**9)
     batch_size: int = knob(16, "rows in one forward pass", low=1, high=4096)

@@ -54,16 +54,15 @@ def model_name(runs: pd.DataFrame) -> Callable[[str], str]:
 
 def numbers(copy: RunSpec | None) -> dict[str, str]:
     """The dtype of the weights and the attention, as the copied run has them; folded, because they seldom change."""
-    with st.expander("Weights and attention"), st.container(horizontal=True):
-        chosen = {
-            name: st.selectbox(
-                label, options, index=options.index(getattr(copy, name) if copy else options[0]), key=name,
-                help=f"{numerics.HELP[name]}.",
-            )
+    chosen = {}
+    with st.expander("Weights and attention"):
+        with st.grid(2, min_column_width=210):
             for name, label, options in (
-                ("dtype", "Weights", numerics.DTYPES), ("attention", "Attention", numerics.ATTENTIONS)
-            )
-        }  # fmt: skip
+                ("dtype", "Weights", numerics.DTYPES),
+                ("attention", "Attention", numerics.ATTENTIONS),
+            ):
+                at = options.index(getattr(copy, name)) if copy else 0
+                chosen[name] = st.selectbox(label, options, index=at, key=name, help=f"{numerics.HELP[name]}.")
         st.caption(
             "In bf16 most small updates are lost in rounding; precision bf16-autocast in the knobs keeps fp32 weights. "
             "The knob recompute is gradient checkpointing."
