@@ -165,26 +165,30 @@ def searched(trials: pd.DataFrame, by: str = "trial") -> pd.DataFrame:
     return found.reset_index()
 
 
+def ends(trials: pd.DataFrame) -> pd.DataFrame:
+    """What searches had found in the end: by defense, found (most harm, mean over seeds), low, high, n (searches, one
+    a seed), trials (of the longest). `trials` as for `searched`."""
+    by_defense = searched(trials).sort_values("x").groupby("defense")
+    return by_defense.agg(
+        found=("mean", "last"), low=("low", "last"), high=("high", "last"), n=("n", "last"), trials=("x", "max")
+    )
+
+
 def headlines(trials: pd.DataFrame, points: pd.DataFrame, bound: float = BOUND) -> pd.DataFrame:
     """The worst case of each model that was searched, beside that of recorded attacks which all of them faced.
 
-    `trials` as for `searched`, `points` as from `checkpoints`. Columns: defense, found (most harm within the bound,
-    mean over seeds), low, high, n (searches, one a seed), trials (of the longest), recorded (bounded worst case of the
-    recorded attacks, nan where there is none), attacks (their number). The most harm comes first.
+    `trials` as for `searched`, `points` as from `checkpoints`. Columns: those of `ends`, recorded (bounded worst case
+    of the recorded attacks, nan where there is none), attacks (their number). The most harm comes first.
     """
-    curve = searched(trials)
-    ends = curve.sort_values("x").groupby("defense").agg(
-        found=("mean", "last"), low=("low", "last"), high=("high", "last"), n=("n", "last"), trials=("x", "max"),
-    )  # fmt: skip
-    faced = faced_by_all(points, [d for d in ends.index if d in set(points["defense"])])
+    found = ends(trials)
+    faced = faced_by_all(points, [d for d in found.index if d in set(points["defense"])])
     cases = worst_cases(faced, [bound])
     if len(cases):
-        ends = ends.join(
-            cases.set_index("defense")[["harmfulness", "trials"]].set_axis(["recorded", "attacks"], axis=1)
-        )
+        known = cases.rename(columns={"harmfulness": "recorded", "trials": "attacks"}).set_index("defense")
+        found = found.join(known[["recorded", "attacks"]])
     else:
-        ends = ends.assign(recorded=math.nan, attacks=0)
-    return ends.sort_values("found", ascending=False).reset_index()
+        found = found.assign(recorded=math.nan, attacks=0)
+    return found.sort_values("found", ascending=False).reset_index()
 
 
 def expected_best(values: np.ndarray, nothing: float = 0.0) -> pd.Series:

@@ -97,7 +97,16 @@ def gather(store: Store, run_ids: Sequence[str]) -> Evidence:
         answers=answers,
         held=_held(runs, mine, everything),
         learning=_done(_fine_tunes(store, runs), mine),
+        trials=_searches(store, runs, mine),
     )
+
+
+def _searches(store: Store, runs: pd.DataFrame, mine: pd.DataFrame) -> pd.DataFrame:
+    """The trials of finished searches on these immunizations, and on the undefended model."""
+    trials = queries.searches(store)
+    known = runs.set_index("run_id")[["immunized_by", "archived"]]
+    found = _done(trials.join(known, on="search"), mine)
+    return found if (found["defense"] != "undefended").any() else found.iloc[:0]
 
 
 def _immunizing(store: Store, mine: pd.DataFrame) -> pd.DataFrame:

@@ -76,7 +76,7 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 def _tables(card: Scorecard) -> list[Table]:
     """Title, head and rows of each table that has rows."""
-    tables = [_attacks(card), _skills(card), _domains(card), _crossings(card), _learning(card)]
+    tables = [_attacks(card), _searches(card), _skills(card), _domains(card), _crossings(card), _learning(card)]
     return [table for table in tables if table[2]]
 
 
@@ -94,6 +94,17 @@ def _attacks(card: Scorecard) -> Table:
             {True: "yes", False: "no"}.get(r["vacuous"], "no control"),
         )
         for r in card.attacks.to_dict("records")
+    ]  # fmt: skip
+
+
+def _searches(card: Scorecard) -> Table:
+    head = ("utility that may be lost", "most harm found", "seeds", "trials", "undefended")
+    return "Attacker's search", head, [
+        (
+            f"{r['bound']:.0%}", f"{r['found']:.1%}", f"{r['n']:.0f}: {r['low']:.1%} to {r['high']:.1%}",
+            f"{r['trials']:.0f}", f"{r['control']:.1%}" if r["control"] == r["control"] else "none recorded",
+        )
+        for r in card.searches.to_dict("records")
     ]  # fmt: skip
 
 

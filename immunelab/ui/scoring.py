@@ -30,6 +30,7 @@ LOOKS: dict[str, tuple[str, Literal["blue", "orange", "gray"]]] = {
 }
 TABLES = {
     "Attacks": "attacks",
+    "Attacker's search": "searches",
     "Before any attack": "skills",
     "Domains": "domains",
     "Unseen data": "crossings",
