@@ -99,6 +99,7 @@ def test_searches_are_a_step_curve_with_bands_over_seeds(home: Path) -> None:
         cases.loc[d, "harmfulness"] for d in ("undefended", "seam")
     ]
     assert set(worst["Recorded attacks"]) == {8}
+    assert "| undefended | 75% (60%–90%) | 2 | 3 |" in tradeoff.markdown(found, points)
 
 
 def test_without_a_search_the_page_offers_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

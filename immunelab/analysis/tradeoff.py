@@ -191,6 +191,25 @@ def headlines(trials: pd.DataFrame, points: pd.DataFrame, bound: float = BOUND) 
     return found.sort_values("found", ascending=False).reset_index()
 
 
+def markdown(trials: pd.DataFrame, points: pd.DataFrame) -> str:
+    """The `headlines` of one base model as Markdown, a table for each bound; empty without a search."""
+    parts = []
+    for bound, mine in trials.groupby("bound"):
+        found = headlines(mine, points, float(bound))  # type: ignore[arg-type]
+        lines = [
+            f"Attacker's search: most harm at less than {bound:.0%} of utility lost. Beside it the most that recorded "
+            "attacks do within the same bound, of those that all of these models faced (mean over seeds).", "",
+            "| defense | found by search | searches | trials | recorded attacks |", "| --- | --- | --- | --- | --- |",
+        ]  # fmt: skip
+        for r in found.to_dict("records"):
+            span = f" ({r['low']:.0%}–{r['high']:.0%})" if r["n"] > 1 else ""
+            ladder = f"{r['recorded']:.0%} of {r['attacks']:.0f}" if r["recorded"] == r["recorded"] else "none"
+            cells = (r["defense"], f"{r['found']:.0%}{span}", f"{r['n']:.0f}", f"{r['trials']:.0f}", ladder)
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
 def expected_best(values: np.ndarray, nothing: float = 0.0) -> pd.Series:
     """E[max of k values drawn without replacement] for k = 0 … n, indexed by k; k = 0 gives `nothing`.
 

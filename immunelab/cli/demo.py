@@ -82,17 +82,21 @@ def showcase_build(args: argparse.Namespace) -> int:
 
 
 def showcase_table(args: argparse.Namespace) -> int:
-    """Print the outcome of every defense at every rung, from the runs that ship: the table of the README."""
-    from immunelab.analysis import collapse, outcome_table
+    """Print the outcome of every defense at every rung and its worst case under search: the tables of the README."""
+    from immunelab.analysis import collapse, outcome_table, tradeoff
     from immunelab.store import Store, queries
 
     with tempfile.TemporaryDirectory() as home:  # the shipped runs, and none of this lab's
         store = Store(Path(home))
         store.sync(force=True)
         runs, curves = queries.runs(store, showcase=True), queries.attack_curves(store)
+        trials = queries.searches(store)
     if curves.empty:
         raise UserError("No recorded runs ship with this installation: `immunelab showcase build` records them.")
     print(outcome_table.markdown(outcome_table.outcome_table(collapse.comparable(runs, curves))), end="")
+    for base_model, mine in trials.groupby("base_model"):
+        attacks = curves[(curves["base_model"] == base_model) & (curves["status"] == "done")]
+        print(f"\n{tradeoff.markdown(mine, tradeoff.checkpoints(attacks))}", end="")
     return 0
 
 
