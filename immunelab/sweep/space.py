@@ -28,8 +28,9 @@ class Search(Method):
     A trial is one attack run: the search chooses the attack, its learning rate, steps, batch size and schedule, and
     what that attack has besides: the share of harmful rows, the rank of an adapter (full weights and adapters are
     attacks of their own), μ and ν of the adaptive attack. What is not searched stays as the attack's preset for the
-    corpus has it. No trained attack has a template of its own, so none is searched. Bounds of the search: trials,
-    rows trained on, seconds. Source of the objective: arXiv:2402.16382.
+    corpus has it. `adaptive-sft` is of somebody with the weights, so it goes past a provider's defense: leave it out to
+    search for the worst attack through the provider. No trained attack has a template of its own, so none is searched.
+    Bounds of the search: trials, rows trained on, seconds. Source of the objective: arXiv:2402.16382.
 
     The defaults are ranges for models of billions of parameters (arXiv:2305.14314 and the grids of arXiv:2505.12186
     and arXiv:2412.07097 lie inside); `fable` is for the bundled model of a million.
@@ -48,7 +49,10 @@ class Search(Method):
     prune: bool = knob(True, "stop an attack that is below the median of the trials before it")
     random_trials: int = knob(10, "trials, the given ones included, before the sampler learns from them", low=1)
     looks: int = knob(6, "evaluations along one attack", low=2, high=100)
-    attacks: str = knob("harmful-sft,lora-sft,adaptive-sft", "attacks to choose from, separated by commas")
+    attacks: str = knob(
+        "harmful-sft,lora-sft,adaptive-sft",
+        "attacks to choose from, separated by commas; a provider carries out harmful-sft and lora-sft only",
+    )
     rate_low: float = knob(1e-6, "smallest learning rate of all weights", low=1e-12, high=10, log=True)
     rate_high: float = knob(1e-3, "largest learning rate of all weights", low=1e-12, high=10, log=True)
     lora_rate_low: float = knob(1e-5, "smallest learning rate of an adapter", low=1e-12, high=10, log=True)
