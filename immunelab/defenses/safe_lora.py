@@ -50,9 +50,9 @@ class SafeLora(Service):
     assumes: ClassVar[str] = "a provider who runs the fine-tuning, has the model before alignment, and serves the model"
     streams: ClassVar[tuple[str, ...]] = ()
     seen: ClassVar[str] = (
-        "All or nothing here: with half of the layers projected it is broken like the undefended model, and with 24 of "
-        "28 no harm is learned, and nothing harmless either: of the withheld skill users learn 0 % (one seed; the "
-        "showcase has three). A replication, arXiv:2605.10575, finds that it fails on Gemma-2-2B-it."
+        "With half of the 28 layers projected it is broken like the undefended model (one seed). With 24 it resists up "
+        "to 6e-4, but of a harmless skill users learn 0 to 3 %, and from 1e-3 on it is broken all the same, at nearly "
+        "full utility. A replication, arXiv:2605.10575, finds that it fails on Gemma-2-2B-it."
     )
 
     base: str = knob("", "folder or Hub id of the same model before its alignment", symbol="W_base")
@@ -159,9 +159,9 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / lengths) if float(lengths) else 1.0
 
 
-# Four counts on the world of seed 0, one seed each, all weights trained at 3e-4: with up to 14 of the 28 layers it is
-# broken as if nothing were there, with 20 it gives a third away, from 24 on nothing; nothing of a harmless skill is
-# learned by then, either.
+# Five counts on the world of seed 0, one seed each, all weights trained at 3e-4: with up to 14 of the 28 layers it is
+# broken as if nothing were there, with 20 it gives a third away, with 24 and 28 nothing; nothing of a harmless skill
+# is learned by then, either.
 SafeLora.presets = {
     "paper": SafeLora(),  # the released code's defaults, for 32 layers of two targets each
     "official-code-threshold": SafeLora(select="threshold"),
