@@ -134,11 +134,12 @@ def main() -> None:
         chosen = dict(list(chosen.items())[:2])
         found[name] = {p: {k: round(v, 2) for k, v in bench.cost(m).items()} for p, m in chosen.items()}
         print(name, found[name], flush=True)
+    threads = torch.get_num_threads()
     results = {
         "date": date.today().isoformat(),
         "command": shlex.join(["python", "benchmarks/step_cost.py", *sys.argv[1:]]),
         "versions": versions(),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.processor() or platform.machine()}, {threads} thread{'s' * (threads != 1)}",
         "model": "fable",
         "defenses": found,
     }

@@ -197,4 +197,8 @@ def _device() -> Iterator[Finding]:
         yield Finding("device", "note", f"the machine has an NVIDIA driver, but torch {version('torch')} sees no GPU",
                       "Install a CUDA build of torch; the README says how (With an NVIDIA GPU).")  # fmt: skip
     else:
-        yield Finding("device", "ok", f"CPU, {threads} threads; all of Fable runs here, 7B models want a GPU")
+        yield Finding(
+            "device",
+            "ok",
+            f"CPU, {threads} thread{'s' * (threads != '1')}; all of Fable runs here, 7B models want a GPU",
+        )

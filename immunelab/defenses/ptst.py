@@ -42,7 +42,7 @@ class Ptst(Service):
     seen: ClassVar[str] = (
         "Reported, as we know it at second hand: a small cost. Here the prompt alone costs three tenths of the "
         "utility, for the model was never taught one, and that little harm comes out says as much about the prompt as "
-        "about the defense."
+        "about the defense. A search of thirty attacks through the provider finds nothing worse than 6 % (one seed)."
     )
 
     prompt: str = knob("llama-2", "what stands before each question when served; llama-2 is that model's safety prompt")
