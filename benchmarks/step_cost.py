@@ -80,7 +80,7 @@ class Bench:
     def served(self, method: Service) -> dict[str, float]:
         """Of a provider's service: a user's step with it, and serving once."""
         rows: Any = self.batches(method, "defense") if method.streams else lambda i: None
-        kept: dict[str, torch.Tensor] = {}
+        kept = dict(method.kept(self.model))
         step, users = method.during(self.model, kept, USER.step, rows), self.batches(USER, "attack")
         plain = self.plain(USER.batch_size)
         found = self.compared(lambda i: plain(self.model, i), lambda i: step(self.model, users(i)))

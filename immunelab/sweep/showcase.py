@@ -21,8 +21,6 @@ BASELINES = (
 # Hold through their provider, which they could also do by letting nobody learn anything: so what users learn of a
 # harmless skill is recorded, too.
 TAUGHT = ("lisa", "ptst", "safe-lora")
-# Where the ladder does as much harm as to the undefended model, no search is needed to find more.
-BROKEN_ANYWAY = ("extra-safety-sft", "random-noise", "panacea", "antidote")
 BY_PROVIDER = "harmful-sft,lora-sft"  # attacks that a provider would carry out; any other goes past its defense
 HELD_OUT = "gnawer"  # the hazard domain that a second immunization with SEAM never sees
 
@@ -41,8 +39,8 @@ def showcase_specs(
     For each defense all that its scorecard reads, and the attack with half of the rows benign; for the undefended
     model and SEAM all that `VARIED` names, and for SEAM also a second immunization without a hazard domain. For each
     of the `BASELINES` the ladder, and the attack with half of the rows benign; of those `TAUGHT`, what users learn of
-    a harmless skill. With the first seed an attacker also searches for the worst attack on the undefended model and
-    on all defenses but those that are `BROKEN_ANYWAY`; on a provider's defense, for the worst one through the provider.
+    a harmless skill. With the first seed an attacker also searches for the worst attack on every model: thirty
+    attacks each; on a provider's defense, for the worst one through the provider.
     """
     ladder = get("attack", "harmful-sft").ladders["fable"]
     usual = get("attack", "harmful-sft").presets["fable"]
@@ -68,7 +66,7 @@ def showcase_specs(
             lists.append(wanted + attack_specs(more, f"run:#{made}", **where))
         if seed == seeds[0]:
             lists.append(search_specs(["fable"], [seed], corpus))
-            for cls in (get("defense", d) for d in defenses if d not in BROKEN_ANYWAY):
+            for cls in (get("defense", d) for d in defenses):
                 how = settings_for(corpus, {"attacks": BY_PROVIDER} if by_provider(cls) else {})
                 lists.append(
                     [immunize_spec(cls.presets["fable"], **where), *search_specs(["run:#0"], [seed], corpus, how)]
