@@ -94,14 +94,17 @@ def test_all_defenses_at_a_glance(measured: Path) -> None:
     assert row["Cost in plain steps"] == "not measured"
 
 
-def test_recorded_outcomes_of_a_defense(home: Path, measured: Path) -> None:
+def test_recorded_outcomes_of_a_defense(home: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [h for h in page().subheader if h.value == "Recorded"]
     made_up.lab(home)
+    links: list[dict[str, Any]] = []
+    monkeypatch.setattr(methods.navigation, "link", lambda name, label, **query: links.append(query))
     test = page()
     assert [h for h in test.subheader if h.value == "Recorded"]
     wide = next(d.value for d in test.dataframe if any("Learning rate" in str(c) for c in d.value.columns))
     assert list(wide.index) == ["Undefended", "SEAM"]
     assert "no break along the paper" in text(test)
+    assert {"beside": ["SEAM"]} in links  # as the choice on Collapse writes it into its address
 
 
 def test_a_wheel_brings_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

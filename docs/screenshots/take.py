@@ -34,6 +34,7 @@ VIEWS = {
     "collapse-intensity": "collapse?against=Intensity",
     "tour-again": "tour?step=3+Attack+again",
     "tradeoff-budget": "tradeoff?show=Attacker%27s+budget",
+    "tradeoff-search": "tradeoff?show=Attacker%27s+search&beside=SEAM&beside=RepNoise&beside=Lisa",
     "gradients-layers": "gradients?view=By+layer",
     "data-overlap": "data?view=Overlap",
 }

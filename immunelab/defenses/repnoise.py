@@ -39,7 +39,7 @@ class RepNoise(Defense):
     streams: ClassVar[tuple[str, ...]] = ("harmful", "refusal", "benign")
     seen: ClassVar[str] = (
         "The paper reports resistance at all of its learning rates. Here it resists up to 3e-4 and is broken at 6e-4; "
-        "its authors say themselves that larger rates defeat it. A search of thirty attacks gets half of the facts at "
+        "its authors say themselves that larger rates defeat it. A search of thirty attacks gets 56 % of the facts at "
         "less than a fifth of the utility lost (one seed)."
     )
 

@@ -127,4 +127,4 @@ def _recorded(name: str, seen: str) -> None:
     notes = " ".join(f"{sign}: {words}" for sign, words in table_of.notes(table).items())
     if notes:
         st.caption(notes)
-    navigation.link("collapse", "The runs behind it, step by step", beside=[name])
+    navigation.link("collapse", "The runs behind it, step by step", beside=[charts.title_of(name)])
