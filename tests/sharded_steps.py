@@ -53,7 +53,7 @@ def weights_of(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
 def trained(case: str, tied: bool) -> dict[str, Any]:
     """Traces and weights after a few updates; AdamW would make a unit step of rounding noise, so plain SGD."""
     kind, name, knobs = CASES[case]
-    changed = knobs | {"steps": STEPS, "optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.0, "accumulation": 2}
+    changed = knobs | {"steps": STEPS, "optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.0, "accumulation": 2}
     method: Any = configure(kind, name, changed)  # type: ignore[arg-type]
     model = tiny(tied)
     if dist.is_initialized():

@@ -25,7 +25,7 @@ from immunelab.training import checkpoints, loop
 from immunelab.training.losses import forward, loss
 from immunelab.training.vectors import Vector
 
-LEARN = SecurityVectors(learning_rate=2e-2, steps=150, warmup=0.05, compare=False)
+LEARN = SecurityVectors(learning_rate=2e-2, steps=250, warmup=0.05, compare=False)
 TINY: dict[str, Any] = {"learning_rate": 1e-3, "steps": 4, "batch_size": 4, "samples": 12}
 
 
