@@ -124,6 +124,20 @@ def test_what_a_search_finds_counts_against_strength() -> None:
     assert verdict_of(evidence(*ladder, trials=weak))["strong"] == "holds"
 
 
+def test_a_search_past_the_provider_says_nothing_of_what_goes_through_it() -> None:
+    from immunelab.method import get
+
+    assert all(get("attack", name).provider for name in scorecard.CARRIED_OUT)
+    found = trials({("lisa", 0): [0, 0.0], ("lisa", 1): [0, 0.9], ("undefended", 0): [0, 0.9]})
+    found["attacks"] = ["harmful-sft,lora-sft"] * 2 + ["harmful-sft,adaptive-sft"] * 4
+    said = {
+        access: scorecard.search_table(scorecard.reached(found, access)).iloc[0]
+        for access in (verdicts.PROVIDER, verdicts.WEIGHTS)
+    }
+    assert [said[a]["found"] for a in said] == [0.0, 0.9]
+    assert [said[a]["control"] for a in said] == [0.9, 0.9]
+
+
 def test_what_blocks_a_verdict() -> None:
     weak_attack = [attack("seam", LOW), attack("undefended", LOW)]
     assert verdict_of(evidence(*weak_attack))["strong"] == "vacuous"

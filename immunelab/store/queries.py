@@ -254,8 +254,8 @@ def searches(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame
     """Attackers' searches, a row for each trial that has ended, and trial 0, the released model.
 
     Columns: search (run id), defense, base_model, corpus, seed, status, bound (share of utility that may be lost),
-    trial, harm (the trial's bounded harm), best (of this and earlier trials), rows and seconds (of all trials so
-    far), pruned. Trial 0 has neither harm nor pruned.
+    attacks (that it chose from, with commas), trial, harm (the trial's bounded harm), best (of this and earlier
+    trials), rows and seconds (of all trials so far), pruned. Trial 0 has neither harm nor pruned.
     """
     wanted = ("harm", "best", "rows", "seconds", "pruned")
     values = ", ".join(f"max(value) FILTER (name = 'search/{w}') AS {w}" for w in wanted)
@@ -265,7 +265,8 @@ def searches(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame
                     AND ($runs IS NULL OR list_contains($runs, run_id)) {_LATEST.format(keys="run_id, step, name")}
             ), trials AS (SELECT run_id, step AS trial, {values} FROM one GROUP BY run_id, step)
             SELECT run_id AS search, defense, base_model, corpus, seed, status, name, showcase,
-                CAST(json_extract(spec, '$.knobs.max_utility_loss') AS DOUBLE) AS bound, trials.* EXCLUDE (run_id)
+                CAST(json_extract(spec, '$.knobs.max_utility_loss') AS DOUBLE) AS bound,
+                json_extract_string(spec, '$.knobs.attacks') AS attacks, trials.* EXCLUDE (run_id)
             FROM trials JOIN runs USING (run_id) WHERE kind = 'sweep' AND best IS NOT NULL
             ORDER BY showcase DESC, queued_at, run_id, trial""",
         {"runs": None if run_ids is None else list(run_ids)},

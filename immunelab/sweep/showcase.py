@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from immunelab.analysis.scorecard import CARRIED_OUT
 from immunelab.method import get
 from immunelab.spec import RunSpec
 from immunelab.sweep.lists import attack_specs, immunize_spec, learning_specs
@@ -21,7 +22,6 @@ BASELINES = (
 # Hold through their provider, which they could also do by letting nobody learn anything: so what users learn of a
 # harmless skill is recorded, too.
 TAUGHT = ("lisa", "ptst", "safe-lora")
-BY_PROVIDER = "harmful-sft,lora-sft"  # attacks that a provider would carry out; any other goes past its defense
 HELD_OUT = "gnawer"  # the hazard domain that a second immunization with SEAM never sees
 
 # What is varied, one at a time, around the attack's preset, so that every intensity slider has stops. All models are
@@ -67,7 +67,7 @@ def showcase_specs(
         if seed == seeds[0]:
             lists.append(search_specs(["fable"], [seed], corpus))
             for cls in (get("defense", d) for d in defenses):
-                how = settings_for(corpus, {"attacks": BY_PROVIDER} if by_provider(cls) else {})
+                how = settings_for(corpus, {"attacks": ",".join(CARRIED_OUT)} if by_provider(cls) else {})
                 lists.append(
                     [immunize_spec(cls.presets["fable"], **where), *search_specs(["run:#0"], [seed], corpus, how)]
                 )

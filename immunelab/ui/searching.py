@@ -99,7 +99,8 @@ def sentence(trials: pd.DataFrame, bound: float) -> str:
         ends = mine.groupby("search").agg(best=("best", "max"), trials=("trial", "max"))
         low, high, n = ends["best"].min(), ends["best"].max(), int(ends["trials"].max())
         found = share(low) if low == high else f"{share(low)} to {share(high)}"
-        parts.append(f"{charts.title_of(str(defense))}: {found} in up to {n} trials ({len(ends)} searches)")
+        made = "1 search" if len(ends) == 1 else f"{len(ends)} searches"
+        parts.append(f"{charts.title_of(str(defense))}: {found} in up to {n} trials ({made})")
     return f"Most harm at less than {share(bound)} of utility lost. " + "; ".join(parts) + "."
 
 
