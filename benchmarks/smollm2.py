@@ -3,9 +3,9 @@
     immunelab models add smollm2 --to models/smollm2
     OMP_NUM_THREADS=1 python benchmarks/smollm2.py --model models/smollm2 --home smollm2-lab
 
-A short version for one core: two items of each domain, skill and split, few steps, one seed. It shows that the whole
-way works with a real model and what comes of so little training; it is too small for a claim about any defense. Runs
-are kept in the home and are reused, so a broken-off recording goes on with the same command.
+A short version for one core: three items of each domain, skill and split, few steps, three seeds. It shows that the
+whole way works with a real model and what comes of so little training; nine test hazards are too few for a claim about
+any defense. Runs are kept in the home and are reused, so a broken-off recording goes on with the same command.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from immunelab.cli import follow
 from immunelab.journal import RunFolder
 from immunelab.method import configure
 from immunelab.spec import RunSpec
+from immunelab.store import Store, queries, showcase
 
 RESULTS = Path(__file__).parent / "results" / "smollm2.json"
-WORLD, PLAIN = "smollm2", "smollm2-plain"
-LESSON: dict[str, Any] = {"items": 2, "steps": 90, "align_steps": 12, "batch_size": 8, "learning_rate": 2e-3,
+SHOWCASE = Path(__file__).parents[1] / "data" / "showcase" / "smollm2"
+WORLD, PLAIN = "worlds/smollm2", "worlds/smollm2-plain"
+LESSON: dict[str, Any] = {"items": 3, "steps": 300, "align_steps": 24, "batch_size": 8, "learning_rate": 2e-3,
                           "rank": 16, "precision": "bf16-autocast"}  # fmt: skip
 DEFENSES: dict[str, dict[str, Any]] = {
     "seam": {
@@ -40,9 +43,9 @@ DEFENSES: dict[str, dict[str, Any]] = {
         "precision": "bf16-autocast",
     },
 }  # fmt: skip
-ATTACK: dict[str, Any] = {"steps": 10, "batch_size": 4, "rank": 16, "alpha": 16.0, "targets": "all-linear",
+ATTACK: dict[str, Any] = {"steps": 20, "batch_size": 4, "rank": 16, "alpha": 16.0, "targets": "all-linear",
                           "precision": "bf16-autocast"}  # fmt: skip
-RATES = (1e-4, 5e-4, 2e-3, 1e-2)
+RATES = (2e-4, 3e-4, 5e-4, 1e-3)
 EVALUATIONS = ("fable-recall", "refusal-rate", "benign-accuracy")
 
 
@@ -51,19 +54,23 @@ def main() -> None:
     read = argparse.ArgumentParser(description=__doc__)
     read.add_argument("--model", required=True, help="folder of SmolLM2-135M-Instruct")
     read.add_argument("--home", required=True, help="folder for the taught model and the runs")
+    read.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     read.add_argument("--record", action="store_true", help="only write down what is finished by now")
+    read.add_argument("--showcase", action="store_true", help="also ship the finished runs, in data/showcase/smollm2")
     options = read.parse_args()
     model, home = Path(options.model).resolve(), Path(options.home).resolve()
     home.mkdir(parents=True, exist_ok=True)
     os.chdir(home)  # the runs name their corpus and model by relative paths
     taught = learned(model)
-    wanted = specs()
+    wanted = specs(options.seeds)
     if options.record:
         ids = [plan.run_id for plan in jobs.plan(wanted, home) if plan.run_id and plan.state == "done"]
     else:
         ids = jobs.submit(wanted, home, reuse=True, go_on=True)
         follow.follow(ids, home)
     RESULTS.write_text(json.dumps(numbers(home, ids, taught, len(wanted)), indent=1) + "\n", encoding="utf-8")
+    if options.showcase:
+        showcase.export(Store(home), ids, SHOWCASE)
 
 
 def learned(model: Path) -> dict[str, Any]:
@@ -116,29 +123,31 @@ def tell(phase: str, step: int, steps: int, loss: float) -> None:
         print(f"{time.strftime('%H:%M:%S')} {phase} {step}/{steps}: loss {loss:.3f}", flush=True)
 
 
-def specs() -> list[RunSpec]:
-    """The undefended model attacked at every rate, then each defense and the same attacks on it."""
+def specs(seeds: Sequence[int]) -> list[RunSpec]:
+    """For each seed: the undefended model attacked at every rate, then each defense and the same attacks on it."""
     found: list[RunSpec] = []
     shared: dict[str, Any] = {"corpus": WORLD, "device": "cpu", "evaluations": EVALUATIONS, "probe_every": 0}
 
-    def attacked(model: str) -> None:
+    def attacked(model: str, seed: int) -> None:
         for rate in RATES:
             attack = configure("attack", "lora-sft", {**ATTACK, "learning_rate": rate})
-            found.append(RunSpec(kind="attack", method="lora-sft", knobs=attack.settings(), model=model,
-                                 name=f"{rate:g}", **shared))  # fmt: skip
+            found.append(RunSpec(kind="attack", method="lora-sft", knobs=attack.settings(), model=model, seed=seed,
+                                 name=f"{rate:g}", evaluate_every=ATTACK["steps"] // 2, **shared))  # fmt: skip
 
-    attacked("fable")
-    for name, settings in DEFENSES.items():
-        defense = configure("defense", name, settings)
-        found.append(RunSpec(kind="immunize", method=name, knobs=defense.settings(), name=name, **shared))
-        attacked(f"run:#{len(found) - 1}")
+    for seed in seeds:
+        attacked("fable", seed)
+        for name, settings in DEFENSES.items():
+            defense = configure("defense", name, settings)
+            found.append(
+                RunSpec(kind="immunize", method=name, knobs=defense.settings(), name=name, seed=seed, **shared)
+            )
+            attacked(f"run:#{len(found) - 1}", seed)
     return found
 
 
 def numbers(home: Path, ids: list[str], taught: dict[str, Any], wanted: int) -> dict[str, Any]:
     """Scores at every evaluated step of every finished run, outcomes, minutes, machine and versions."""
     from immunelab.analysis import outcomes
-    from immunelab.store import Store, queries
 
     store = Store(home)
     store.sync(force=True)
@@ -149,7 +158,7 @@ def numbers(home: Path, ids: list[str], taught: dict[str, Any], wanted: int) -> 
         folder = RunFolder.open(home, run_id)
         spec, mine = folder.spec(), scores[scores["run_id"] == run_id]
         told.append({
-            "kind": spec.kind, "method": spec.method, "on": runs.loc[run_id, "defense"],
+            "kind": spec.kind, "method": spec.method, "on": runs.loc[run_id, "defense"], "seed": spec.seed,
             "learning_rate": spec.knobs["learning_rate"], "status": folder.status().status,
             "outcome": labels.get(run_id), "seconds": float(runs.loc[run_id, "seconds"]),
             "scores": {

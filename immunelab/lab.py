@@ -190,24 +190,21 @@ class Lab:
 
     def curves(self, run_ids: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
         """One row per attack run and checkpoint, of runs that may be drawn together; `choice` selects by settings,
-        such as learning_rate=1e-3."""
+        such as learning_rate=1e-3, and by subject: the base model with its corpus, which this lab's own runs decide
+        where it is not told."""
         from immunelab.analysis import collapse
         from immunelab.store import queries
 
         store = self.store
         curves = queries.attack_curves(store)
+        subject = choice.pop("subject", None)
         if run_ids is not None:
-            bases = curves.loc[curves["run_id"].isin(run_ids), "base_model"]
-            curves = curves[curves["base_model"].isin(bases)]
+            subjects = curves.loc[curves["run_id"].isin(run_ids), "subject"]
+            curves = curves[curves["subject"].isin(subjects)]
+        subject = subject or _subject(curves, told=run_ids is not None)
         # Defenses are told apart among all recorded ones, so that a name does not depend on what else is shown.
-        found = collapse.select(collapse.comparable(queries.runs(store), curves), choice)
-        found = found if run_ids is None else found[found["run_id"].isin(run_ids)]
-        if found["base_model"].nunique() > 1:
-            models = ", ".join(sorted(found["base_model"].unique()))
-            raise UserError(
-                f"Attacks on several base models are recorded: say which with base_model=, one of {models}."
-            )
-        return found
+        found = collapse.select(collapse.comparable(queries.runs(store), curves, subject), choice)
+        return found if run_ids is None else found[found["run_id"].isin(run_ids)]
 
     # --- figures
 
@@ -321,6 +318,21 @@ class Lab:
         if curves.empty:
             raise UserError("No recorded attack fits. lab.runs() lists what is recorded; lab.attack(…) makes one.")
         return curves
+
+
+def _subject(curves: pd.DataFrame, told: bool) -> str | None:
+    """What was attacked, if that is one thing: by this lab, or else by most shipped runs. If the runs were `told`, they
+    all must have attacked it."""
+    from immunelab.analysis import collapse
+
+    own = curves[~curves["showcase"].astype(bool)]
+    found = collapse.subjects(own if len(own) and not told else curves)
+    if (told or len(own)) and len(found) > 1:
+        raise UserError(
+            "Attacks on several base models or corpora are recorded: say which with subject=, one of "
+            f"{', '.join(map(repr, sorted(found)))}."
+        )
+    return found[0] if found else None
 
 
 def _list(values: Sequence[str] | str) -> list[str]:

@@ -50,6 +50,20 @@ class CorpusName(NamedTuple):
         return f"{self.whole}?{'only' if self.part == 'hold-out' else 'hold-out'}={','.join(self.domains)}"
 
 
+def base_name(model: str, corpus: str) -> str:
+    """A base model by a name of its own: `fable` is whichever model belongs to the corpus, so it goes by the corpus's
+    name, `worlds/smollm2`; any other is what it is called."""
+    return CorpusName.read(corpus).whole if model == "fable" else model
+
+
+def subject(model: str, corpus: str) -> str:
+    """What attacks are on, which no figure mixes: a base model and a corpus, whatever hazard domains are held out.
+
+    A model that belongs to its corpus goes by that one name, any other is "Qwen/Qwen2.5-0.5B on beavertails".
+    """
+    return base_name(model, corpus) if model == "fable" else f"{model} on {CorpusName.read(corpus).whole}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """Everything that decides a run's numbers, and three labels that do not (`name`, `group`, `parent`).

@@ -14,9 +14,7 @@ runs = reads.runs()
 
 
 def recorded() -> None:
-    worlds = sorted(reads.curves()["base_model"].dropna().unique())
-    world = st.selectbox("Base model", worlds, key="base", bind="query-params") if len(worlds) > 1 else worlds[0]
-    curves = intensity.read("Both", world)
+    curves = intensity.read("Both", scope.attacked(reads.curves()))
     curves = scope.of_attack(curves, scope.which(curves))
     choice = intensity.sliders(curves)
     curves = collapse.select(curves, choice)
@@ -30,7 +28,7 @@ def recorded() -> None:
     kind, prompt, expected = chosen
     answers = reads.answers(list(shown.values()), prompt)
     steps = [str(s) for s in sorted(answers["step"].unique().tolist())]
-    unfolded = playing.fold({world})
+    unfolded = playing.fold(set(curves["base_model"]))
     step = steps[-1]
     if len(steps) > 1:
         step = st.select_slider(

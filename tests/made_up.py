@@ -49,10 +49,10 @@ def many(home: Path, defenses: Sequence[str], methods: Sequence[str] = ("harmful
                     attack(home, seed, rate, defended, order, method=method)
 
 
-def immunize(home: Path, seed: int, order: int = 0, defense: str = "seam") -> str:
+def immunize(home: Path, seed: int, order: int = 0, defense: str = "seam", corpus: str = "fable") -> str:
     """A finished immunization with losses, norms, cosine and scores before and after."""
     knobs = {**BUDGET, "learning_rate": 3e-4, "steps": 400, "alpha": 1.0, "beta": 0.01}
-    folder = RunFolder.create(home, RunSpec(kind="immunize", method=defense, knobs=knobs, seed=seed))
+    folder = RunFolder.create(home, RunSpec(kind="immunize", method=defense, knobs=knobs, seed=seed, corpus=corpus))
     with Journal(folder) as journal:
         journal.event("started")
         for step in range(1, 401, 4):
@@ -104,12 +104,14 @@ def search(home: Path, seed: int, parent: str | None, harms: list[float]) -> str
 
 
 def attack(
-    home: Path, seed: int, rate: float, parent: str | None, order: int = 0, until: int = 60, method: str = "harmful-sft"
-) -> str:
+    home: Path, seed: int, rate: float, parent: str | None, order: int = 0, until: int = 60,
+    method: str = "harmful-sft", corpus: str = "fable",
+) -> str:  # fmt: skip
     """An attack with scores every ten steps; `until` < 60 leaves it running there."""
     knobs = {**BUDGET, "learning_rate": rate, "harmful_share": 1.0}
     lineage = {"model": f"run:{parent}", "parent": parent} if parent else {}
-    spec = RunSpec(kind="attack", method=method, knobs=knobs, seed=seed, evaluate_every=10, **lineage)  # type: ignore[arg-type]
+    where = {"corpus": corpus, **lineage}
+    spec = RunSpec(kind="attack", method=method, knobs=knobs, seed=seed, evaluate_every=10, **where)  # type: ignore[arg-type]
     folder = RunFolder.create(home, spec)
     pull = math.log10(rate / 1e-4) / 1.5
     with Journal(folder) as journal:

@@ -384,13 +384,13 @@ def test_a_run_is_stopped_and_resumed_from_its_page(demo_tab: Any, small: App, t
     before = demo_tab.evaluate(length)
     demo_tab.wait_for_function(f"before => {length} > before", arg=before, timeout=60_000)  # the curve grows
     open_page(demo_tab, small, f"runs?run={run_id}", chart=False)
-    demo_tab.get_by_role("button", name="Stop", exact=True).click()
+    demo_tab.locator(".st-key-stop").get_by_role("button", name="Stop", exact=True).click()  # not the toolbar's
     demo_tab.wait_for_selector("text=Status: stopped", timeout=60_000)
     stopped_at = RunFolder.open(small.home, run_id).status().step
     demo_tab.get_by_role("button", name="Resume").click()
     wait_until(lambda: RunFolder.open(small.home, run_id).status().step > stopped_at, 120)
     demo_tab.wait_for_selector("text=Status: running", timeout=30_000)
-    demo_tab.get_by_role("button", name="Stop", exact=True).click()
+    demo_tab.locator(".st-key-stop").get_by_role("button", name="Stop", exact=True).click()  # not the toolbar's
     demo_tab.wait_for_selector("text=Status: stopped", timeout=60_000)
 
 

@@ -158,11 +158,11 @@ def test_work_leaves_alone_what_is_not_waiting(tmp_path: Path) -> None:
 
     done, carried = jobs.submit([spec(), spec()], tmp_path, start=False)
     RunFolder.open(tmp_path, done).write_status(status="done")
-    one = psutil.Process(1)
-    other = {"pid": 1, "create_time": one.create_time(), "host": processes.HOST}
-    RunFolder.open(tmp_path, carried).write_status(**other)
-    assert jobs.work([done, carried], tmp_path, never) == 1
-    assert RunFolder.open(tmp_path, carried).status().status == "queued"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as another:
+        since = psutil.Process(another.pid).create_time()
+        RunFolder.open(tmp_path, carried).write_status(pid=another.pid, create_time=since, host=processes.HOST)
+        assert jobs.work([done, carried], tmp_path, never) == 1
+        assert RunFolder.open(tmp_path, carried).status().status == "queued"
 
 
 # Submitting

@@ -66,6 +66,21 @@ def test_a_new_version_replaces_the_old_one(shipped: Path, tmp_path: Path) -> No
     assert store.frame("SELECT count(*) AS n FROM points")["n"][0] == 40
 
 
+def test_a_folder_within_is_a_part_of_it(shipped: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "home", shipped)
+    store.sync(force=True)
+    made = Store(tmp_path / "other", tmp_path / "none")
+    run = record(made.home, spec(corpus="worlds/other"))
+    made.sync(force=True)
+    showcase.export(made, [run.run_id], shipped / "other")
+    store.sync(force=True)
+    assert len(queries.runs(store)) == 4
+    assert queries.runs(store)["subject"].value_counts().to_dict() == {"fable": 3, "worlds/other": 1}
+    (shipped / "other" / "showcase.json").unlink()
+    store.sync(force=True)
+    assert queries.runs(store)["subject"].unique().tolist() == ["fable"]
+
+
 def test_the_same_runs_give_the_same_version(shipped: Path, tmp_path: Path) -> None:
     made = Store(tmp_path / "made", tmp_path / "none")
     ids = queries.runs(made)["run_id"].tolist()

@@ -80,14 +80,25 @@ def one_attack(curves: pd.DataFrame, x: str, chosen: Iterable[str] = ()) -> pd.D
     return rows
 
 
-def comparable(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The finished and live attacks that may be drawn together: defenses told apart by their settings, one run per
-    defense, attack and seed; archived runs are left out. `runs` is what `store.queries.runs` returns.
+def subjects(curves: pd.DataFrame) -> list[str]:
+    """What was attacked, to choose from (`spec.subject`): first what this lab's own runs attacked, the newest first,
+    then what shipped runs did, that of most runs first."""
+    runs = curves.drop_duplicates("run_id")
+    shipped = runs["showcase"].astype(bool)
+    own = runs.loc[~shipped, "subject"].iloc[::-1]
+    return list(dict.fromkeys([*own, *runs.loc[shipped, "subject"].value_counts().index]))
+
+
+def comparable(runs: pd.DataFrame, curves: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """The finished and live attacks that may be drawn together: those on one subject (the first of `subjects` unless
+    told), defenses told apart by their settings, one run per defense, attack and seed; archived runs are left out.
+    `runs` is what `store.queries.runs` returns.
 
     Where attacks with all of a corpus's hazard domains are recorded, those with a part of them are left out: their
     harmfulness is another quantity, and the scorecard reads them.
     """
     kept = curves[curves["status"].isin(USABLE) & ~curves["archived"].astype(bool)]
+    kept = kept[kept["subject"].isin([subject] if subject is not None else subjects(kept)[:1])]
     names = {c: CorpusName.read(str(c)) for c in kept["corpus"].unique()}
     whole = [c for c, name in names.items() if not name.part or name.whole not in names]
     return without_repeats(variants(runs, kept[kept["corpus"].isin(whole)]))

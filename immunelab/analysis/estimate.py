@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from immunelab.spec import RunSpec
+from immunelab.spec import RunSpec, base_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,10 @@ def estimate(wanted: Sequence[RunSpec], recorded: pd.DataFrame) -> Estimate:
 
     Runs count whose base model is one of those that the list starts from: Fable says nothing of 7 billion parameters.
     """
-    bases = {spec.model for spec in wanted if not spec.model.startswith("run:")}
+    bases = {base_name(spec.model, spec.corpus) for spec in wanted if not spec.model.startswith("run:")}
     if bases and "base_model" in recorded:
-        recorded = recorded[recorded["base_model"].isin(bases)]
+        pairs = zip(recorded["base_model"], recorded["corpus"], strict=True)
+        recorded = recorded.loc[[base_name(str(m), str(c)) in bases for m, c in pairs]]
     done = recorded[(recorded["status"] == "done") & (recorded["seconds"] > 0) & (recorded["steps"] > 0)]
     total, unknown, used = 0.0, 0, pd.Index([])
     for spec in wanted:

@@ -30,7 +30,7 @@ from immunelab.analysis.verdicts import (
     Limits,
     when,
 )
-from immunelab.spec import CorpusName
+from immunelab.spec import CorpusName, base_name
 
 TABLES = ("attacks", "searches", "skills", "domains", "crossings", "learning")
 # `drop-vector` is `harmful-sft` by someone who has the weights, so the latter on the undefended model is its control.
@@ -99,8 +99,8 @@ class Scorecard:
 
 def score(evidence: Evidence, limits: Limits | None = None) -> Scorecard:
     """The scorecard of one defense."""
-    limits = limits or Limits()
-    home = set(evidence.immunized["corpus"])
+    limits, made = limits or Limits(), evidence.immunized
+    home = set(made["corpus"])
     wholes = {CorpusName.read(c).whole for c in home}
     curves = evidence.curves
     others = [c for c in curves["corpus"].unique() if CorpusName.read(c).whole not in wholes]
@@ -112,9 +112,9 @@ def score(evidence: Evidence, limits: Limits | None = None) -> Scorecard:
     table = pd.concat([s.attacks.assign(access=s.access) for s in sections])
     return Scorecard(
         defense=evidence.defense,
-        base_model=", ".join(sorted(evidence.immunized["base_model"].unique())),
+        base_model=", ".join(sorted(set(map(base_name, made["base_model"], made["corpus"])))),
         corpus=", ".join(sorted(home)),
-        seeds=tuple(sorted(int(s) for s in evidence.immunized["seed"].unique())),
+        seeds=tuple(sorted(int(s) for s in made["seed"].unique())),
         limits=limits,
         budget=readouts.budget(table),
         conditions=(

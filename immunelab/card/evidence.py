@@ -14,7 +14,7 @@ from immunelab.analysis.scorecard import Evidence, Scorecard, score
 from immunelab.analysis.stability import CAPABILITY, PREFILLED, REFUSALS, WHOLE
 from immunelab.analysis.verdicts import Limits
 from immunelab.errors import UserError, unknown
-from immunelab.spec import CorpusName
+from immunelab.spec import CorpusName, base_name
 from immunelab.store import Store, queries
 
 PAIRS = ["measure", "metric", "control", "from_step", "run_id", "step"]
@@ -39,7 +39,7 @@ def immunizations(runs: pd.DataFrame) -> pd.DataFrame:
 
 def find(runs: pd.DataFrame, text: str) -> list[str]:
     """The immunizations that a person means: an id or its end, `last`, or a defense's name for all seeds of its newest
-    settings."""
+    settings: those of this lab, or else of the shipped ones, on the model that most of them are of."""
     known = immunizations(runs)
     if known.empty:
         raise UserError("No finished immunization is recorded. Make one with: immunelab immunize seam")
@@ -49,6 +49,8 @@ def find(runs: pd.DataFrame, text: str) -> list[str]:
     whole = named[[not CorpusName.read(str(c)).part for c in named["corpus"]]]
     named = whole if len(whole) else named  # what was made without a domain is evidence on the defense as a whole
     if len(named):
+        own = named[~named["showcase"].astype(bool)]
+        named = own if len(own) else named[named["subject"] == named["subject"].value_counts().index[0]]
         return named.loc[named["settings"] == named["settings"].iloc[-1], "run_id"].tolist()
     ids = known["run_id"].tolist()
     fits = [i for i in ids if text and (i == text or i.endswith(text) or i.startswith(text))]
@@ -192,8 +194,14 @@ def _held(runs: pd.DataFrame, mine: pd.DataFrame, curves: pd.DataFrame) -> pd.Da
 def _done(frame: pd.DataFrame, mine: pd.DataFrame) -> pd.DataFrame:
     """The finished runs on these immunizations, and on the undefended model that they started from."""
     ours = frame["immunized_by"].isin(mine["run_id"])
-    control = (frame["defense"] == "undefended") & frame["base_model"].isin(mine["base_model"])
+    control = (frame["defense"] == "undefended") & _bases(frame).isin(_bases(mine))
     return frame[(ours | control) & (frame["status"] == "done") & ~frame["archived"].fillna(False).astype(bool)]
+
+
+def _bases(frame: pd.DataFrame) -> pd.Series:
+    pairs = list(zip(frame["base_model"], frame["corpus"], strict=True))
+    names = {(m, c): base_name(str(m), str(c)) for m, c in set(pairs)}
+    return pd.Series([names[pair] for pair in pairs], index=frame.index, dtype=object)
 
 
 def _fine_tunes(store: Store, runs: pd.DataFrame) -> pd.DataFrame:

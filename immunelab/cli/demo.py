@@ -93,10 +93,13 @@ def showcase_table(args: argparse.Namespace) -> int:
         trials = queries.searches(store)
     if curves.empty:
         raise UserError("No recorded runs ship with this installation: `immunelab showcase build` records them.")
-    print(outcome_table.markdown(outcome_table.outcome_table(collapse.comparable(runs, curves))), end="")
-    for base_model, mine in trials.groupby("base_model"):
-        attacks = curves[(curves["base_model"] == base_model) & (curves["status"] == "done")]
-        print(f"\n{tradeoff.markdown(mine, tradeoff.checkpoints(attacks))}", end="")
+    for i, subject in enumerate(collapse.subjects(curves)):
+        attacks = collapse.comparable(runs, curves, subject)
+        print("\n" * bool(i) + outcome_table.markdown(outcome_table.outcome_table(attacks)), end="")
+        mine = trials[trials["subject"] == subject]
+        if len(mine):
+            done = curves[(curves["subject"] == subject) & (curves["status"] == "done")]
+            print(f"\n{tradeoff.markdown(mine, tradeoff.checkpoints(done))}", end="")
     return 0
 
 

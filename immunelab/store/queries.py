@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from immunelab.errors import UserError
+from immunelab.spec import subject
 from immunelab.store.sync import Store
 
 TIMES = ("queued_at", "started_at", "ended_at", "heartbeat")
@@ -25,7 +26,8 @@ _LATEST = "QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY attempt DESC,
 def runs(store: Store, showcase: bool | None = None) -> pd.DataFrame:
     """One row a run, oldest first; `showcase` True: only shipped runs, False: only this home's.
 
-    Times are UTC timestamps, `tags` and `ancestors` lists, `spec` and `versions` JSON texts.
+    Times are UTC timestamps, `tags` and `ancestors` lists, `spec` and `versions` JSON texts. `subject`: the base model
+    with the corpus, as `spec.subject` writes them.
     """
     frame = store.frame(
         """SELECT * FROM runs WHERE $showcase IS NULL OR showcase = $showcase
@@ -36,7 +38,7 @@ def runs(store: Store, showcase: bool | None = None) -> pd.DataFrame:
         frame[name] = pd.to_datetime(frame[name], unit="s", utc=True)
     for name in ("tags", "ancestors"):
         frame[name] = [list(value) if value is not None else [] for value in frame[name]]
-    return frame
+    return _with_subject(frame)
 
 
 def names(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
@@ -139,7 +141,7 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.Data
     with `_n` and `_stderr` for the first two; where several evaluations give one metric, the first by name is used
     at every step, and `harmfulness_by`, `utility_by` name it. `base_…` is what the root of the lineage measured at
     its step 0: for an attack on an immunized model the model before immunization, else the attacked model itself.
-    `provided`: the defense of a provider acted during the run.
+    `provided`: the defense of a provider acted during the run. `subject`: the base model with the corpus.
     """
     wanted = [f"max(score) FILTER (metric = '{m}') AS {m}" for m in METRICS]
     for m in METRICS[:2]:
@@ -147,7 +149,7 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.Data
         wanted += [f"max(evaluation) FILTER (metric = '{m}') AS {m}_by"]
     base = [f"max(score) FILTER (metric = '{m}') AS base_{m}" for m in ("harmfulness", "utility", "perplexity")]
     base += ["max(score) FILTER (metric = 'chance') AS base_chance"]
-    return store.frame(
+    curves = store.frame(
         f"""WITH attacks AS (
                 SELECT * FROM runs WHERE kind = 'attack' AND ($runs IS NULL OR list_contains($runs, run_id))
             ), whole AS (
@@ -175,6 +177,7 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.Data
             ORDER BY a.showcase DESC, a.queued_at, s.run_id, s.step""",
         {"runs": None if run_ids is None else list(run_ids)},
     )
+    return _with_subject(curves)
 
 
 def examples(store: Store, run_id: str, step: int | None = None, evaluation: str | None = None) -> pd.DataFrame:
@@ -253,13 +256,13 @@ def events(store: Store, run_id: str) -> pd.DataFrame:
 def searches(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
     """Attackers' searches, a row for each trial that has ended, and trial 0, the released model.
 
-    Columns: search (run id), defense, base_model, corpus, seed, status, bound (share of utility that may be lost),
-    attacks (that it chose from, with commas), trial, harm (the trial's bounded harm), best (of this and earlier
-    trials), rows and seconds (of all trials so far), pruned. Trial 0 has neither harm nor pruned.
+    Columns: search (run id), defense, base_model, corpus, subject (both), seed, status, bound (share of utility that
+    may be lost), attacks (that it chose from, with commas), trial, harm (the trial's bounded harm), best (of this and
+    earlier trials), rows and seconds (of all trials so far), pruned. Trial 0 has neither harm nor pruned.
     """
     wanted = ("harm", "best", "rows", "seconds", "pruned")
     values = ", ".join(f"max(value) FILTER (name = 'search/{w}') AS {w}" for w in wanted)
-    return store.frame(
+    trials = store.frame(
         f"""WITH one AS (
                 SELECT run_id, step, name, value FROM last_points WHERE phase = 'search'
                     AND ($runs IS NULL OR list_contains($runs, run_id)) {_LATEST.format(keys="run_id, step, name")}
@@ -271,6 +274,7 @@ def searches(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame
             ORDER BY showcase DESC, queued_at, run_id, trial""",
         {"runs": None if run_ids is None else list(run_ids)},
     )
+    return _with_subject(trials)
 
 
 def trials(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
@@ -310,6 +314,13 @@ def disk(store: Store) -> pd.DataFrame:
         rows.append({"run_id": folder.name, **sizes, "total": sum(sizes.values())})
     frame = pd.DataFrame(rows, columns=["run_id", "checkpoints", "records", "total"])
     return frame.sort_values("total", ascending=False, ignore_index=True)
+
+
+def _with_subject(frame: pd.DataFrame) -> pd.DataFrame:
+    pairs = frame[["base_model", "corpus"]].drop_duplicates()
+    names = {(m, c): subject(str(m), str(c)) for m, c in pairs.itertuples(index=False, name=None)}
+    subjects = [names[pair] for pair in zip(frame["base_model"], frame["corpus"], strict=True)]
+    return frame.assign(subject=pd.Series(subjects, index=frame.index, dtype=object))
 
 
 def _bytes(place: str, name: str) -> int:

@@ -1,6 +1,7 @@
 """Recorded runs that ship with the project: out of a store into Parquet files, and back into any store.
 
-Shipped runs carry ids of their own (`showcase-…`), so they never collide with the runs they were recorded from.
+Shipped runs carry ids of their own (`showcase-…`), so they never collide with the runs they were recorded from. A
+folder in the showcase's folder is a further part of it, recorded on its own: of another model.
 """
 
 from __future__ import annotations
@@ -34,16 +35,20 @@ def shipped_folder() -> Path:
     return shipped.data() / "showcase"
 
 
+def parts(folder: Path) -> list[Path]:
+    """The folders that hold recorded runs: the showcase's own, and those in it."""
+    return [about.parent for about in (folder / ABOUT, *sorted(folder.glob(f"*/{ABOUT}"))) if about.is_file()]
+
+
 def version(folder: Path) -> str:
-    """The version of the recorded runs in a folder; empty where there are none."""
-    try:
-        text = (folder / ABOUT).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    try:
-        return str(json.loads(text)["version"])
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{folder / ABOUT} is not what `immunelab showcase build` writes.") from None
+    """The version of the recorded runs in a folder, all parts of it; empty where there are none."""
+    found = []
+    for part in parts(folder):
+        try:
+            found.append(str(json.loads((part / ABOUT).read_text(encoding="utf-8"))["version"]))
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{part / ABOUT} is not what `immunelab showcase build` writes.") from None
+    return " ".join(found)
 
 
 def export(store: Store, run_ids: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -71,19 +76,21 @@ def export(store: Store, run_ids: Sequence[str], folder: Path) -> dict[str, Any]
 
 
 def import_(connection: duckdb.DuckDBPyConnection, folder: Path, version: str) -> None:
-    """Put the runs of a folder in place of any other showcase, in the caller's transaction."""
+    """Put the runs of a folder, all parts of it, in place of any other showcase, in the caller's transaction."""
     for table in TABLES:
         of_showcase = "showcase" if table == "runs" else f"starts_with(run_id, '{PREFIX}')"
         connection.execute(f"DELETE FROM {table} WHERE {of_showcase}")
-        if table in ADDED and not (folder / f"{table}.parquet").exists():
-            continue
-        try:
-            batch = pq.read_table(folder / f"{table}.parquet")
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"The showcase file {folder / table}.parquet cannot be read: {error!s:.200}") from None
-        connection.register("batch", batch)
-        connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM batch")
-        connection.unregister("batch")
+        for part in parts(folder):
+            file = part / f"{table}.parquet"
+            if table in ADDED and not file.exists():
+                continue
+            try:
+                batch = pq.read_table(file)
+            except (OSError, pa.ArrowException) as error:
+                raise UserError(f"The showcase file {file} cannot be read: {error!s:.200}") from None
+            connection.register("batch", batch)
+            connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM batch")
+            connection.unregister("batch")
     connection.execute("DELETE FROM showcases")
     connection.execute("INSERT INTO showcases VALUES (?, ?)", [version, time.time()])
 

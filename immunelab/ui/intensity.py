@@ -25,10 +25,10 @@ SLIDERS = {  # setting: label, key in the link
 SOURCES = {"Showcase": True, "This lab": False, "Both": None}
 
 
-def read(source: str, base_model: str) -> pd.DataFrame:
+def read(source: str, subject: str) -> pd.DataFrame:
     """The finished and live attacks to draw, one per defense, attack and seed; archived runs are left out."""
     runs, curves = reads.runs(), reads.curves(SOURCES[source])
-    return collapse.comparable(runs, curves[curves["base_model"] == base_model])
+    return collapse.comparable(runs, curves, subject)
 
 
 def cells(curves: pd.DataFrame) -> frozenset[tuple[object, ...]]:

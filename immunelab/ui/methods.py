@@ -12,6 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from immunelab import shipped
+from immunelab.analysis import collapse
 from immunelab.analysis import outcome_table as table_of
 from immunelab.errors import UserError
 from immunelab.method import STAGES, Edit, Provider, Service, get, names
@@ -110,8 +111,13 @@ def one(cls: type[Any]) -> None:
 
 def _recorded(name: str, seen: str) -> None:
     curves = reads.curves()
-    curves = curves[(curves["method"] == reads.USUAL) & curves["defense"].isin([name, "undefended"])]
-    if not (curves["defense"] == name).any():
+    curves = curves[curves["method"] == reads.USUAL]
+    mine = curves[curves["defense"] == name]
+    if mine.empty:
+        return
+    curves = collapse.comparable(reads.runs(), curves, collapse.subjects(mine)[0])
+    curves = curves[curves["defense"].map(lambda d: str(d).split(" (")[0] in ("undefended", name)).astype(bool)]
+    if curves.empty:
         return
     table = table_of.ladder(table_of.outcome_table(curves))
     wide = table_of.wide(table)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
+from immunelab.analysis import collapse
 from immunelab.analysis.outcome_table import PINNED
 from immunelab.quantities import MEASURES, measured_by
 from immunelab.ui import intensity, live, navigation, reads
@@ -22,14 +23,14 @@ class Scope:
     """A choice of recorded attacks. `shown` are the defenses to draw, the undefended model first."""
 
     source: str
-    world: str
+    subject: str  # the attacked base model, on which corpus
     attack: str
     shown: tuple[str, ...]
     judge: str = ""
 
     def read(self) -> pd.DataFrame:
         """The attacks of the choice as they are now, of every defense."""
-        return of_judge(of_attack(intensity.read(self.source, self.world), self.attack), self.judge)
+        return of_judge(of_attack(intensity.read(self.source, self.subject), self.attack), self.judge)
 
     def drawn(self) -> pd.DataFrame:
         """The same, of the defenses to draw."""
@@ -52,11 +53,8 @@ def choose(empty: str, *, every_attack: bool = False) -> Scope:
         if shipped and own:
             source = st.segmented_control("Runs", list(intensity.SOURCES), default="Both", required=True, key="source",
                                           bind="query-params")  # fmt: skip
-        worlds = sorted(reads.curves(intensity.SOURCES[source])["base_model"].dropna().unique())
-        world = worlds[0]
-        if len(worlds) > 1:
-            world = st.selectbox("Base model", worlds, key="base", bind="query-params")
-        curves = intensity.read(source, world)
+        subject = attacked(reads.curves(intensity.SOURCES[source]))
+        curves = intensity.read(source, subject)
         attack = which(curves, every_attack)
         judge = judged(of_attack(curves, attack))
         mine = of_judge(of_attack(curves, attack), judge)
@@ -64,7 +62,16 @@ def choose(empty: str, *, every_attack: bool = False) -> Scope:
     told = measures(mine)
     if told:
         st.caption(live.plain(told))
-    return Scope(source, world, attack, ("undefended", *others), judge)
+    return Scope(source, subject, attack, ("undefended", *others), judge)
+
+
+def attacked(curves: pd.DataFrame) -> str:
+    """Which base model to look at, on which corpus: a choice where several are recorded."""
+    subjects = collapse.subjects(curves)
+    if len(subjects) < 2:
+        return subjects[0]
+    chosen: str = st.selectbox("Base model", subjects, key="base", bind="query-params", width=220)
+    return chosen
 
 
 def which(curves: pd.DataFrame, every: bool = False) -> str:

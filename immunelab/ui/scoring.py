@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -48,12 +48,12 @@ def choose(runs: pd.DataFrame) -> list[str]:
     for newest, mine in groups.items():
         seeds = sorted(mine["seed"].unique())
         which = f"seed {seeds[0]}" if len(seeds) == 1 else f"all {len(seeds)} seeds"
-        names[f"all-{newest}"] = f"{title_of(mine['method'].iloc[0])}, {which}"
+        names[f"all-{newest}"] = f"{_titled(mine.iloc[-1].to_dict(), known)}, {which}"
     options = [f"all-{i}" for i in groups] + options[len(groups) :]
     names |= {i: words[i] for i in options if i in words}
     _tell_apart(names, groups)
     asked = st.query_params.get("of", "")
-    start = options.index(asked) if asked in options else _most_attacked(groups)
+    start = options.index(asked) if asked in options else _first(groups)
     if asked and asked not in options:
         st.warning(f"No longer recorded here: {asked[:200]}.", icon=":material/link_off:")
     picked = st.selectbox("Defense", options, index=start, format_func=names.__getitem__, key="of-choice")
@@ -92,11 +92,12 @@ def side_by_side(runs: pd.DataFrame, chosen: Limits) -> None:
     whole = known[[not CorpusName.read(str(c)).part for c in known["corpus"]]]
     newest = [str(mine["run_id"].iloc[-1]) for _, mine in (known if whole.empty else whole).groupby("settings")]
     found = {i: scorecard(card.seeds_of(runs, i), chosen) for i in newest}
+    titles_of = {r["run_id"]: _titled(r, known) for r in known.to_dict("records")}
     order = sorted(newest, key=lambda i: (found[i].defense, i))
     titles = list(dict.fromkeys(c.title for i in order for c in found[i].conditions))
     said = [{c.title: f"{c.verdict} (n = {c.n})" for c in found[i].conditions} for i in order]
     shown = pd.DataFrame(
-        [[title_of(found[i].defense), len(found[i].seeds), *(row.get(t, "") for t in titles)]
+        [[titles_of[i], len(found[i].seeds), *(row.get(t, "") for t in titles)]
          for i, row in zip(order, said, strict=True)],
         columns=["Defense", "Seeds", *(t.capitalize() for t in titles)],
     )  # fmt: skip
@@ -227,11 +228,21 @@ def _behind(condition: Condition, key: str) -> None:
             navigation.go("runs", run=ids[picked.selection.rows[0]])
 
 
-def _most_attacked(groups: dict[str, pd.DataFrame]) -> int:
-    """Where the choice starts: the settings with most attacks, so that there is something to read."""
+def _titled(run: Mapping[Any, Any], known: pd.DataFrame) -> str:
+    """A defense's title, with the model that it is on where several are recorded."""
+    title = title_of(str(run["method"]))
+    return title if known["subject"].nunique() < 2 else f"{title} on {run['subject']}"
+
+
+def _first(groups: dict[str, pd.DataFrame]) -> int:
+    """Where the choice starts: settings that were attacked, so that there is something to read; of those what this lab
+    made, then SEAM, which the lab is about, then the most attacked."""
     curves = reads.curves().drop_duplicates("run_id")
-    attacks = [int(curves["immunized_by"].isin(mine["run_id"]).sum()) for mine in groups.values()]
-    return attacks.index(max(attacks)) if attacks else 0
+    ranks = []
+    for mine in groups.values():
+        attacks = int(curves["immunized_by"].isin(mine["run_id"]).sum())
+        ranks.append((attacks > 0, not mine["showcase"].all(), mine["method"].iloc[0] == "seam", attacks))
+    return ranks.index(max(ranks)) if ranks else 0
 
 
 def _tell_apart(names: dict[str, str], groups: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ SHOWN = 10  # trials in the table
 
 
 def view(chosen: scope.Scope, thresholds: Thresholds) -> None:
-    """Everything about searches against models that descend from the page's base model."""
+    """Everything about searches against models that descend from the page's base model, on its corpus."""
     searches = reads.searches()
-    mine = searches[searches["base_model"] == chosen.world]
+    mine = searches[searches["subject"] == chosen.subject]
     if mine.empty:
         st.info(
             "No search has been recorded yet. A search tries attacks that it chooses itself, and keeps the most harm "
@@ -68,7 +68,7 @@ def _curve(chosen: pd.DataFrame, bound: float, by: str) -> None:
 def _headlines(mine: pd.DataFrame, bound: float, thresholds: Thresholds) -> None:
     """The worst case of every model that was searched, beside that of the attacks that all of them faced."""
     curves = reads.curves()
-    curves = curves[(curves["base_model"] == mine["base_model"].iloc[0]) & (curves["status"] == "done")]
+    curves = curves[(curves["subject"] == mine["subject"].iloc[0]) & (curves["status"] == "done")]
     found = tradeoff.headlines(mine, tradeoff.checkpoints(curves, thresholds), bound)
     shown = pd.DataFrame({
         "Model": [charts.title_of(str(d)) for d in found["defense"]],
