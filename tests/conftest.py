@@ -46,6 +46,17 @@ def chromium() -> str:
     return _chromium()
 
 
+# The shipped runs take a home's first opening seconds, and most tests are of runs of their own: those that are about
+# the shipped ones are marked `showcase`.
+os.environ["IMMUNELAB_SHOWCASE"] = "none"
+
+
+@pytest.fixture(autouse=True)
+def _shipped_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("showcase"):
+        monkeypatch.delenv("IMMUNELAB_SHOWCASE")
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home that `journal.home()` and every process started from here will find."""

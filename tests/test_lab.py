@@ -139,6 +139,7 @@ def test_notebooks_ship_without_outputs() -> None:
         assert not any(c.get("outputs") or c.get("execution_count") for c in book.cells), path.name
 
 
+@pytest.mark.showcase
 @pytest.mark.parametrize("name", ["collapse_curve", "reading_the_store"])
 def test_reading_notebooks_run(name: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert executed(ROOT / "notebooks" / f"{name}.ipynb", lab.home, monkeypatch)

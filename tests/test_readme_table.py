@@ -12,6 +12,7 @@ from immunelab.cli import main
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
+@pytest.mark.showcase
 def test_the_table_of_outcomes_is_made_from_the_shipped_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["showcase", "table"]) == 0
     made = capsys.readouterr().out

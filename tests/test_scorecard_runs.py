@@ -55,6 +55,27 @@ def test_a_providers_defense_is_also_attacked_without_the_provider() -> None:
     assert {s.model for s in again if s.seed == 0} == {"fable", "run:mine"}
 
 
+def test_all_runs_compute_in_the_same_numbers() -> None:
+    usual = sweep.scorecard_specs("seam", [0], hold_out="gnawer")
+    rounded = sweep.scorecard_specs("seam", [0], hold_out="gnawer", numbers={"dtype": "bf16", "attention": "eager"})
+    assert {(s.dtype, s.attention) for s in usual} == {("fp32", "auto")}
+    assert {(s.dtype, s.attention) for s in rounded} == {("bf16", "eager")}
+    assert [s.model for s in rounded] == [s.model for s in usual]
+
+
+def test_missing_runs_compute_as_the_recorded_immunization(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = get("defense", "seam").presets["fable"]
+    spec = RunSpec(kind="immunize", method="seam", knobs=guard.settings(), dtype="bf16", attention="eager")
+    recorded.record(home, spec)
+    asked: list[RunSpec] = []
+    monkeypatch.setattr("immunelab.cli.start.launch", lambda wanted, args, quiet: asked.extend(wanted) or 0)
+    assert main(["scorecard", "seam", "--run-missing"]) == 0, capsys.readouterr().err
+    assert asked
+    assert {(s.dtype, s.attention) for s in asked} == {("bf16", "eager")}
+
+
 def test_what_is_recorded_is_not_missing() -> None:
     specs = sweep.scorecard_specs("seam", [0])
     guard = next(i for i, s in enumerate(specs) if s.kind == "immunize")

@@ -128,7 +128,11 @@ def test_pages_ask_which_and_show_one(both: Store) -> None:
 
 
 def test_the_scorecard_page_says_which_model_a_defense_is_on(both: Store) -> None:
+    made_up.immunize(both.home, 0, 99, corpus="fable?hold-out=gnawer")
+    both.sync(force=True)
+    reads.forget()
     options = page("scorecard").selectbox(key="of-choice").options
+    assert "SEAM without gnawer on fable, seed 0" in options
     assert f"SEAM on {OTHER}, seed 0" in options
     assert "SEAM on fable, all 2 seeds" in options
 

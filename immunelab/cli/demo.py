@@ -95,7 +95,9 @@ def showcase_table(args: argparse.Namespace) -> int:
         raise UserError("No recorded runs ship with this installation: `immunelab showcase build` records them.")
     for i, subject in enumerate(collapse.subjects(curves)):
         attacks = collapse.comparable(runs, curves, subject)
-        print("\n" * bool(i) + outcome_table.markdown(outcome_table.outcome_table(attacks)), end="")
+        if i:
+            print(f"\nOn `{subject}`:\n")
+        print(outcome_table.markdown(outcome_table.outcome_table(attacks)), end="")
         mine = trials[trials["subject"] == subject]
         if len(mine):
             done = curves[(curves["subject"] == subject) & (curves["status"] == "done")]

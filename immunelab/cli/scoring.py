@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immunelab import journal
+from immunelab import journal, numerics
 from immunelab.cli import show, start
 from immunelab.cli.recorded import store_of
 from immunelab.errors import UserError, unknown
@@ -114,6 +114,7 @@ def _wanted(frame: pd.DataFrame, args: argparse.Namespace) -> dict[str, Any]:
         first = mine.iloc[-1]
         spec = RunSpec.from_json(str(first["spec"]), str(first["run_id"]))
         name, found = spec.corpus, {"defense": spec.method, "knobs": spec.knobs, "model": str(first["base_model"])}
+        found["numbers"] = {key: getattr(spec, key) for key in numerics.USUAL}
         here, home = mine[~mine["showcase"].astype(bool)], journal.home(args.home)
         pairs = zip(here["seed"], here["run_id"], strict=True)
         found["made"] = {int(seed): run_id for seed, run_id in pairs if _has_weights(home, run_id)}

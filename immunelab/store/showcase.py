@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +29,20 @@ TABLES = ("runs", "points", "layer_points", "scores", "examples", "checkpoints",
 ADDED = ("events",)  # what older showcases lack
 PRIVATE = ("pid", "heartbeat")  # what only meant something where the run was made
 ABOUT = "showcase.json"
+SETTING = "IMMUNELAB_SHOWCASE"
+PIECE = 200_000  # rows
 
 
 def shipped_folder() -> Path:
-    """Where the shipped runs lie, whether or not there are any."""
-    return shipped.data() / "showcase"
+    """Where the shipped runs lie, whether or not there are any. `IMMUNELAB_SHOWCASE` names another folder, as
+    `immunelab showcase build --to` writes one; with `none` a new home starts empty, without a second's wait for them.
+    """
+    asked = os.environ.get(SETTING, "")
+    if asked == "none":
+        return Path(os.devnull)
+    if asked and not (Path(asked) / ABOUT).is_file():
+        raise UserError(f"{SETTING} is {asked[:200]!r}: neither none nor a folder with a {ABOUT}.")
+    return Path(asked) if asked else shipped.data() / "showcase"
 
 
 def parts(folder: Path) -> list[Path]:
@@ -85,10 +95,13 @@ def import_(connection: duckdb.DuckDBPyConnection, folder: Path, version: str) -
             if table in ADDED and not file.exists():
                 continue
             try:
-                batch = pq.read_table(file)
+                source = pq.ParquetFile(file)
             except (OSError, pa.ArrowException) as error:
                 raise UserError(f"The showcase file {file} cannot be read: {error!s:.200}") from None
-            connection.register("batch", batch)
+            # In pieces: two million recorded answers in one take twice as long, and the memory.
+            connection.register(
+                "batch", pa.RecordBatchReader.from_batches(source.schema_arrow, source.iter_batches(PIECE))
+            )
             connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM batch")
             connection.unregister("batch")
     connection.execute("DELETE FROM showcases")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from immunelab import numerics
 from immunelab.method import Provider, configure, get
 from immunelab.spec import CorpusName, RunSpec
 from immunelab.sweep.lists import attack_specs, family, immunize_spec, learning_specs
@@ -23,6 +24,7 @@ def scorecard_specs(
     made: Mapping[int, str] | None = None,
     hold_out: str = "",
     device: str = "auto",
+    numbers: Mapping[str, str] = numerics.USUAL,
     group: str = "scorecard",
 ) -> list[RunSpec]:
     """For each seed: attacks, a prefilled answer and benign fine-tunes on the undefended and on the immunized model.
@@ -31,7 +33,8 @@ def scorecard_specs(
     first one by someone with the weights (`drop-vector`). With `hold_out`, a hazard domain, also the same defense made
     without it, and a part of the ladder with its own domains and with this one, on it and on the undefended model.
     `knobs` None takes the corpus's own settings of the defense; `made` names immunizations that there are already, by
-    seed. `run:#k` names the k-th run of the list; `missing` leaves out what is recorded. Imports torch.
+    seed; `numbers`, dtype and attention, are those of all runs. `run:#k` names the k-th run of the list; `missing`
+    leaves out what is recorded. Imports torch.
     """
     suited = family(corpus)
     guard = configure("defense", defense, dict(knobs or {}), "" if knobs else suited)
@@ -56,7 +59,7 @@ def scorecard_specs(
             for data in (part, CorpusName.read(part).rest):
                 for target in (model, guarded):
                     specs += attack_specs(few, target, **where | {"corpus": data})
-    return specs
+    return [dataclasses.replace(spec, **dict[str, Any](numbers)) for spec in specs]
 
 
 def by_provider(cls: type) -> bool:

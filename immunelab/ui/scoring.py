@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -202,10 +203,12 @@ def learning_runs(runs: pd.DataFrame, run_ids: Sequence[str]) -> list[RunSpec]:
     specs: list[RunSpec] = []
     for run in runs[runs["run_id"].isin(run_ids)].to_dict("records"):
         seed, corpus, model = int(run["seed"]), str(run["corpus"]), f"run:{run['run_id']}"
+        made = RunSpec.from_json(str(run["spec"]))
         if run["showcase"]:
-            specs.append(RunSpec.from_json(str(run["spec"])))
+            specs.append(made)
             model = f"run:#{len(specs) - 1}"
-        specs += learning_specs(str(run["base_model"]), seed, corpus) + learning_specs(model, seed, corpus)
+        learned = learning_specs(str(run["base_model"]), seed, corpus) + learning_specs(model, seed, corpus)
+        specs += [dataclasses.replace(s, dtype=made.dtype, attention=made.attention) for s in learned]
     return specs
 
 
@@ -229,8 +232,10 @@ def _behind(condition: Condition, key: str) -> None:
 
 
 def _titled(run: Mapping[Any, Any], known: pd.DataFrame) -> str:
-    """A defense's title, with the model that it is on where several are recorded."""
-    title = title_of(str(run["method"]))
+    """A defense's title, with the domain that it was made without, and the model where several are recorded."""
+    title, corpus = title_of(str(run["method"])), CorpusName.read(str(run["corpus"]))
+    if corpus.part:
+        title += f" {'without' if corpus.part == 'hold-out' else 'with only'} {', '.join(corpus.domains)}"
     return title if known["subject"].nunique() < 2 else f"{title} on {run['subject']}"
 
 
