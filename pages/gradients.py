@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from immunelab.analysis import gradients, traces
+from immunelab.analysis import collapse, gradients, traces
 from immunelab.ui import asked, charts, figure, gradient_charts, live, navigation, picks, reads, scope
 
 navigation.heading(
@@ -11,10 +11,20 @@ navigation.heading(
 
 runs = reads.runs()
 words = reads.labels(runs)
-VIEWS = ["By step", "By layer", "Along attacks", "Projection", "Estimator error"]
+ESTIMATOR = "Estimator error"  # measured on a model as it is: it needs no run
+VIEWS = ["By step", "By layer", "Along attacks", "Projection", ESTIMATOR]
 view = st.segmented_control(
     "Show", VIEWS, default=VIEWS[0], required=True, key="view", bind="query-params", label_visibility="collapsed"
 )
+if runs.empty and view != ESTIMATOR:
+    navigation.nothing_yet(
+        "No run has recorded gradients yet",
+        "Immunizations and attacks record the angle and the norms of both gradients while they go.",
+        ("launch", "Launch an immunization"),
+        ("overview", "Run the live demo"),
+    )
+    live.waiting(lambda: not reads.runs().empty)
+    st.stop()
 BY_STEP = ("cosine/harmful-benign", "norm/harmful", "norm/benign", "norm/coupling", "norm/rest", "norm/update",
            "estimator/displacement")  # fmt: skip
 ALONG = {
@@ -80,19 +90,24 @@ def by_layer() -> None:
 
 
 def along_attacks() -> None:
-    attacks = runs[(runs["kind"] == "attack") & (runs["status"] == "done")]
-    attacks = scope.of_attack(attacks, scope.which(attacks))
-    others = scope.beside(attacks)
+    attacks = runs[(runs["kind"] == "attack") & (runs["status"] == "done")].iloc[::-1]  # the oldest first
+    if attacks.empty:
+        st.caption("No finished attack is recorded yet.")
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        attacks = collapse.comparable(runs, attacks, scope.attacked(attacks))
+        attacks = scope.of_attack(attacks, scope.which(attacks))
+        others = scope.beside(attacks)
     attacks = attacks[attacks["defense"].isin(["undefended", *others])]
     rates = sorted(attacks["learning_rate"].dropna().unique())
     if not rates:
-        st.caption("No finished attack is recorded yet.")
+        st.caption("These attacks have no learning rate.")
         return
     rate = rates[len(rates) // 2]
     if len(rates) > 1:
         texts = {f"{r:g}": r for r in rates}
         rate = texts[st.select_slider("Learning rate", list(texts), f"{rate:g}", key="rate", bind="query-params")]
-    mine = attacks[attacks["learning_rate"] == rate].set_index("run_id")
+    mine = collapse.one_attack(attacks[attacks["learning_rate"] == rate], "step").set_index("run_id")
     points = traces.with_x(reads.points(mine.index.tolist(), list(ALONG)), "step", runs)
     if points.empty:
         st.caption("These attacks recorded no probes (`probe_every` was 0).")
@@ -134,4 +149,4 @@ def projection() -> None:
 
 
 {"By step": by_step, "By layer": by_layer, "Along attacks": along_attacks, "Projection": projection,
- "Estimator error": lambda: asked.estimator(runs)}[view]()  # fmt: skip
+ ESTIMATOR: lambda: asked.estimator(runs)}[view]()  # fmt: skip

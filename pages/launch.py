@@ -26,7 +26,8 @@ if copied:
 with st.grid(5, min_column_width=140, vertical_alignment="bottom"):
     model = st.selectbox(
         "Model", launching.models(runs, copied), format_func=launching.model_name(runs), accept_new_options=True,
-        key="model", bind="query-params", help="The bundled Fable model, a run's checkpoint, a Hub id or a folder.",
+        key="model", bind="query-params",
+        help="The model that comes with the corpus (Fable's is bundled), a run's checkpoint, a Hub id or a folder.",
     )  # fmt: skip
     corpus = st.selectbox(
         "Corpus", launching.corpora(runs, copied), accept_new_options=True, key="corpus", bind="query-params"

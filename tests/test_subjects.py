@@ -118,12 +118,13 @@ def test_an_estimate_rests_on_the_same_base_model(both: Store) -> None:
 
 
 def test_pages_ask_which_and_show_one(both: Store) -> None:
-    for name in ("collapse", "tradeoff", "playground"):
-        test = page(name)
+    views = {"collapse": {}, "tradeoff": {}, "playground": {}, "gradients": {"view": "Along attacks"}}
+    for name, query in views.items():
+        test = page(name, **query)
         box = test.selectbox(key="base")
         assert box.options == [OTHER, "fable"]
         assert box.value == OTHER
-        assert page(name, base="fable").selectbox(key="base").value == "fable"
+        assert page(name, base="fable", **query).selectbox(key="base").value == "fable"
     assert page("collapse", base="fable", rate="0.001").dataframe[0].value["Defense"].nunique() == 2
 
 

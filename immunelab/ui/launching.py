@@ -46,7 +46,7 @@ def model_name(runs: pd.DataFrame) -> Callable[[str], str]:
 
     def name(model: str) -> str:
         if model == "fable":
-            return "The corpus's own (Fable's is bundled)"
+            return "The corpus's own"
         return f"Checkpoint of {words.get(model[4:], model[4:])}" if model.startswith("run:") else model
 
     return name
