@@ -45,7 +45,7 @@ DEFENSES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ATTACK: dict[str, Any] = {"steps": 20, "batch_size": 4, "rank": 16, "alpha": 16.0, "targets": "all-linear",
                           "precision": "bf16-autocast"}  # fmt: skip
-RATES = (3e-4, 5e-4, 1e-3, 2e-3)
+RATES = (3e-4, 5e-4, 7e-4, 1e-3, 2e-3)
 EVALUATIONS = ("fable-recall", "refusal-rate", "benign-accuracy")
 
 

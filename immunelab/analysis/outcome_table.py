@@ -170,6 +170,8 @@ def _fixed(section: pd.DataFrame, x: str) -> str:
     row = section.iloc[0]
     words = {"steps": "{:g} steps", "batch_size": "batch {:g}", "samples": "{:g} harmful rows",
              "harmful_share": "{:.0%} of the rows harmful"}  # fmt: skip
+    if row.get("samples") == 0:
+        words["samples"] = "all harmful rows"
     said = [text.format(row[k]) for k, text in words.items() if k in section and k != x and row[k] == row[k]]
     return f", {', '.join(said)}, {section['n'].max():g} seeds" if said else f", {section['n'].max():g} seeds"
 
