@@ -18,11 +18,9 @@ view = st.segmented_control(
 )
 if runs.empty and view != ESTIMATOR:
     navigation.nothing_yet(
-        "No run has recorded gradients yet",
-        "Immunizations and attacks record the angle and the norms of both gradients while they go.",
-        ("launch", "Launch an immunization"),
-        ("overview", "Run the live demo"),
-    )
+        "No run has recorded gradients yet", "Immunizations and attacks record both gradients' angle while they go.",
+        ("launch", "Launch an immunization"), ("overview", "Run the live demo"),
+    )  # fmt: skip
     live.waiting(lambda: not reads.runs().empty)
     st.stop()
 BY_STEP = ("cosine/harmful-benign", "norm/harmful", "norm/benign", "norm/coupling", "norm/rest", "norm/update",
