@@ -14,8 +14,9 @@ runs = reads.runs()
 
 
 def recorded() -> None:
-    curves = intensity.read("Both", scope.attacked(reads.curves()))
-    curves = scope.of_attack(curves, scope.which(curves))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        curves = intensity.read("Both", scope.attacked(reads.curves()))
+        curves = scope.of_attack(curves, scope.which(curves))
     choice = intensity.sliders(curves)
     curves = collapse.select(curves, choice)
     if curves.empty:
