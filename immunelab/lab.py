@@ -289,15 +289,22 @@ class Lab:
         return plane.budgets({title: tradeoff.budget(points, by, b) for title, b in bounds.items()}, by, theme)
 
     def searches(
-        self, run_ids: Sequence[str] | None = None, by: str = "trial", bound: float = 0.2, theme: Any = "light"
+        self,
+        run_ids: Sequence[str] | None = None,
+        by: str = "trial",
+        bound: float = 0.2,
+        theme: Any = "light",
+        subject: str | None = None,
     ) -> go.Figure:
-        """The best bounded harm of attackers' searches against trials, rows or seconds (`by`), defended beside not."""
+        """The best bounded harm of attackers' searches against trials, rows or seconds (`by`), defended beside not; of
+        one `subject`, as `curves` takes it."""
         from immunelab.analysis import tradeoff
         from immunelab.store import queries
         from immunelab.ui import plane
 
         trials = queries.searches(self.store, run_ids)
-        trials = trials[(trials["bound"] - bound).abs() < 1e-9]
+        trials = trials[(trials["bound"] - bound).abs() < 1e-9].assign(run_id=lambda f: f["search"])
+        trials = trials[trials["subject"].isin([subject or _subject(trials, told=run_ids is not None)])]
         if trials.empty:
             raise UserError(f"No search with at most {bound:g} of utility lost is recorded; lab.search(…) makes one.")
         return plane.searches(tradeoff.searched(trials, by), by, theme)

@@ -109,7 +109,7 @@ def as_notebook(title: str, rows: pd.DataFrame, more: dict[str, object]) -> byte
 
 
 def offer(defense: str) -> None:
-    if intensity.under_way(reads.runs(), defense, {**choice, "method": chosen.attack}):
+    if intensity.under_way(reads.runs(), defense, {**choice, "method": chosen.attack, "subject": chosen.subject}):
         st.caption(f"The attack on the {charts.title_of(defense)} model is on its way and appears here by itself.")
         return
     words = ", ".join(f"{intensity.SLIDERS[k][0].lower()} {intensity.shown(k, v)}" for k, v in choice.items())

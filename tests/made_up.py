@@ -82,13 +82,13 @@ def immunize(home: Path, seed: int, order: int = 0, defense: str = "seam", corpu
     return folder.run_id
 
 
-def search(home: Path, seed: int, parent: str | None, harms: list[float]) -> str:
+def search(home: Path, seed: int, parent: str | None, harms: list[float], corpus: str = "fable") -> str:
     """A finished attacker's search whose trials reached these harms, 480 rows and 3 s each."""
     from immunelab.sweep import space
 
     model = f"run:{parent}" if parent else "fable"
     (spec,) = space.search_specs([model], [seed])
-    spec = dataclasses.replace(spec, parent=parent or "")
+    spec = dataclasses.replace(spec, parent=parent or "", corpus=corpus)
     folder = RunFolder.create(home, spec)
     with Journal(folder) as journal:
         journal.event("started")

@@ -81,6 +81,24 @@ def test_a_folder_within_is_a_part_of_it(shipped: Path, tmp_path: Path) -> None:
     assert queries.runs(store)["subject"].unique().tolist() == ["fable"]
 
 
+def test_the_environment_names_another_showcase_or_none(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(showcase.SETTING, str(shipped))
+    another = Store(tmp_path / "another")
+    another.sync(force=True)
+    assert len(queries.runs(another)) == 3
+    monkeypatch.setenv(showcase.SETTING, "none")
+    empty = Store(tmp_path / "empty")
+    empty.sync(force=True)
+    assert queries.runs(empty).empty
+    monkeypatch.setenv(showcase.SETTING, str(tmp_path))
+    with pytest.raises(UserError, match="neither none nor a folder with a showcase"):
+        Store(tmp_path / "home")
+    monkeypatch.delenv(showcase.SETTING)
+    assert showcase.version(showcase.shipped_folder()).count(" ") == len(showcase.parts(showcase.shipped_folder())) - 1
+
+
 def test_the_same_runs_give_the_same_version(shipped: Path, tmp_path: Path) -> None:
     made = Store(tmp_path / "made", tmp_path / "none")
     ids = queries.runs(made)["run_id"].tolist()

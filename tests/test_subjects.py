@@ -99,6 +99,20 @@ def test_from_python_the_subject_is_told_where_there_are_several(both: Store) ->
         lab.curves([*mine, fable])
 
 
+def test_searches_of_two_models_share_no_curve(both: Store) -> None:
+    made_up.search(both.home, 0, None, [0.2, 0.6])
+    other = made_up.search(both.home, 0, None, [0.9], corpus=OTHER)
+    both.sync(force=True)
+    lab = immunelab.open(both.home)
+    with pytest.raises(UserError, match="subject="):
+        lab.searches()
+    most = {
+        s: max(max(line.y) for line in lab.searches(subject=s).data if line.y is not None) for s in ("fable", OTHER)
+    }
+    assert most == {"fable": pytest.approx(0.6), OTHER: pytest.approx(0.9)}
+    assert lab.searches([other]).data
+
+
 def test_a_scorecard_has_the_controls_of_its_own_base_model(both: Store) -> None:
     runs = queries.runs(both)
     assert card.find(runs, "seam") == _guards(runs, OTHER)  # of this lab's immunizations the newest

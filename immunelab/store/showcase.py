@@ -35,7 +35,7 @@ PIECE = 200_000  # rows
 
 def shipped_folder() -> Path:
     """Where the shipped runs lie, whether or not there are any. `IMMUNELAB_SHOWCASE` names another folder, as
-    `immunelab showcase build --to` writes one; with `none` a new home starts empty, without a second's wait for them.
+    `immunelab showcase build --to` writes one; with `none` a new home starts empty, and need not read them first.
     """
     asked = os.environ.get(SETTING, "")
     if asked == "none":

@@ -79,8 +79,8 @@ def another(curves: pd.DataFrame, choice: Mapping[str, float]) -> dict[str, floa
     return {k: v for k, v in wanted.items() if v is not None} if pressed else None
 
 
-def under_way(runs: pd.DataFrame, defense: str, choice: Mapping[str, float]) -> bool:
-    """Whether an attack of this intensity on this defense is queued or going."""
+def under_way(runs: pd.DataFrame, defense: str, choice: Mapping[str, Any]) -> bool:
+    """Whether an attack of this kind and intensity on this defense is queued or going."""
     method = defense.split(" (")[0]
     going = runs[(runs["kind"] == "attack") & (runs["defense"] == method) & runs["status"].isin(reads.ACTIVE)]
     return not collapse.select(going, choice).empty
