@@ -28,6 +28,7 @@ def run(model: PreTrainedModel, method: HarmfulSft, **options: Any) -> list[dict
 
 
 def test_three_steps_are_those_of_torch(llama: PreTrainedModel) -> None:
+    llama.double()  # in float64, so that what differs between processors and kernels is far below the bound
     other = copy.deepcopy(llama)
     method = HarmfulSft(learning_rate=1e-2, steps=3, schedule="constant", warmup=0, weight_decay=0.1)
     traced = run(llama, method)
@@ -38,9 +39,9 @@ def test_three_steps_are_those_of_torch(llama: PreTrainedModel) -> None:
         loss = other(input_ids=rows.input_ids, attention_mask=rows.attention_mask, labels=rows.labels).loss
         loss.backward()
         optimizer.step()
-        assert traced[step]["loss/total"] == pytest.approx(float(loss.detach()), rel=1e-6)
+        assert traced[step]["loss/total"] == pytest.approx(float(loss.detach()), rel=1e-9)
     for mine, theirs in zip(llama.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
