@@ -107,10 +107,18 @@ def smollm2() -> tuple[PreTrainedModel, list[Tokens]]:
     """Random weights in the shape of SmolLM2-135M, and random rows of 32 tokens, half of them scored."""
     set_seed(0)
     model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-                    num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
-                    tie_word_embeddings=True, rope_theta=100000.0)
-    )  # fmt: skip
+        LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            rope_theta=100000.0,
+        )
+    )
     made = []
     for seed in range(64):
         ids = torch.randint(3, 49152, (2, 32), generator=torch.Generator().manual_seed(seed))

@@ -27,8 +27,11 @@ class App:
         line = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true"]
         self.process = subprocess.Popen(
             [*line, "--server.port", str(self.port)],
-            cwd=ROOT, env=os.environ | {"IMMUNELAB_HOME": str(home)}, stdout=self.log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=os.environ | {"IMMUNELAB_HOME": str(home)},
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
         self.socket: Any = None
 
     def __enter__(self) -> App:

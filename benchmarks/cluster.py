@@ -80,8 +80,19 @@ def main() -> None:
 def specs(runs: int, steps: int) -> list[RunSpec]:
     """Attacks that differ in their seed."""
     knobs = {"learning_rate": 1e-3, "steps": steps, "batch_size": 8, "samples": 120, "harmful_share": 1.0}
-    return [RunSpec(kind="attack", method="harmful-sft", model="fable", corpus="fable", seed=seed, knobs=knobs,
-                    device="cpu", evaluate_every=steps) for seed in range(runs)]  # fmt: skip
+    return [
+        RunSpec(
+            kind="attack",
+            method="harmful-sft",
+            model="fable",
+            corpus="fable",
+            seed=seed,
+            knobs=knobs,
+            device="cpu",
+            evaluate_every=steps,
+        )
+        for seed in range(runs)
+    ]
 
 
 def measure(

@@ -159,12 +159,20 @@ def _checked(
     holds(longest <= MOST + SLACK, f"a read took {longest:.2f} s")
     pages = sorted(t for v in visitors for t in v.took)
     return {
-        "points recorded": recorded, "points stored": stored, "lost": 0, "repeated": 0,
+        "points recorded": recorded,
+        "points stored": stored,
+        "lost": 0,
+        "repeated": 0,
         "started in the order of submission": True,
-        "reads": len(reads), "reads told who holds the file": sum(r["busy"] for r in reads),
-        "longest read, s": round(longest, 2), "longest sync of a page, s": round(max(r["sync"] for r in reads), 2),
+        "reads": len(reads),
+        "reads told who holds the file": sum(r["busy"] for r in reads),
+        "longest read, s": round(longest, 2),
+        "longest sync of a page, s": round(max(r["sync"] for r in reads), 2),
         "median read, ms": round(sorted(r["read"] for r in reads)[len(reads) // 2] * 1e3, 1),
-        "pages": len(pages), "pages told who holds the file": sum(len(v.told) for v in visitors),
-        "median page, s": round(pages[len(pages) // 2], 2), "longest page, drawing included, s": round(pages[-1], 2),
-        "commands": len(codes), "commands that failed": sum(map(bool, codes)),
-    }  # fmt: skip
+        "pages": len(pages),
+        "pages told who holds the file": sum(len(v.told) for v in visitors),
+        "median page, s": round(pages[len(pages) // 2], 2),
+        "longest page, drawing included, s": round(pages[-1], 2),
+        "commands": len(codes),
+        "commands that failed": sum(map(bool, codes)),
+    }

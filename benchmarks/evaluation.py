@@ -42,8 +42,10 @@ def main() -> None:
     model, tokenizer = models.load(corpus.model)
     whole = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(0)
-    states = {"intact": whole, "ruined": {n: v + 0.3 * v.std() * torch.randn_like(v) if v.dim() > 1 else v
-                                          for n, v in whole.items()}}  # fmt: skip
+    states = {
+        "intact": whole,
+        "ruined": {n: v + 0.3 * v.std() * torch.randn_like(v) if v.dim() > 1 else v for n, v in whole.items()},
+    }
     took: dict[str, list[float]] = {f"{state}, {n} threads": [] for state in states for n in (1, 2)}
     with tempfile.TemporaryDirectory() as home:
         spec = RunSpec(kind="attack", method="harmful-sft")
@@ -62,13 +64,20 @@ def main() -> None:
                             took[f"{state}, {threads} threads"].append(time.perf_counter() - began)
             prompts = len({p for e in run.measuring.evaluations for p in e.prompts(run.measuring.subject)})
     found = {
-        "seconds": {name: {"median": round(statistics.median(v), 3), "range": [round(min(v), 3), round(max(v), 3)]}
-                    for name, v in took.items()},
-        "evaluations": names, "prompts": prompts, "new_tokens": corpus.answer_tokens,
-        "rounds": args.rounds, "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "note": args.note,
-        "versions": versions(), "command": f"python benchmarks/evaluation.py --rounds {args.rounds}",
-    }  # fmt: skip
+        "seconds": {
+            name: {"median": round(statistics.median(v), 3), "range": [round(min(v), 3), round(max(v), 3)]}
+            for name, v in took.items()
+        },
+        "evaluations": names,
+        "prompts": prompts,
+        "new_tokens": corpus.answer_tokens,
+        "rounds": args.rounds,
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "note": args.note,
+        "versions": versions(),
+        "command": f"python benchmarks/evaluation.py --rounds {args.rounds}",
+    }
     RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found["seconds"], indent=1))
 

@@ -141,9 +141,16 @@ def of_jobs(home: Path, specs: dict[str, RunSpec], kills: int, seed: int, say: S
         run_id, took[name] = _uninterrupted(home, spec)
         whole[name] = Outcome(store, run_id)
     done = collections.Counter[str]()
-    figures: dict[str, Any] = {"kills": 0, "by method": done, "acknowledged lines": 0, "lost lines": 0,
-                               "runs finished after kills": 0, "of them equal bit for bit": 0,
-                               "resumed from a checkpoint": 0, "killed while": collections.Counter()}  # fmt: skip
+    figures: dict[str, Any] = {
+        "kills": 0,
+        "by method": done,
+        "acknowledged lines": 0,
+        "lost lines": 0,
+        "runs finished after kills": 0,
+        "of them equal bit for bit": 0,
+        "resumed from a checkpoint": 0,
+        "killed while": collections.Counter(),
+    }
     turn = 0
     while figures["kills"] < kills:
         name = list(specs)[turn % len(specs)]
@@ -246,8 +253,15 @@ def of_sync(home: Path, kills: int, seed: int, say: Say) -> dict[str, Any]:
     before = store.frame("SELECT * FROM points ORDER BY ALL").to_csv()
     store.rebuild()
     holds(store.frame("SELECT * FROM points ORDER BY ALL").to_csv() == before, "rebuilding gives other points")
-    return {"kills": kills, "points recorded": on_record, "points stored": len(steps), "lost": 0, "repeated": 0,
-            "longest read right after a kill, s": round(longest, 3), "rebuilt database is equal": True}  # fmt: skip
+    return {
+        "kills": kills,
+        "points recorded": on_record,
+        "points stored": len(steps),
+        "lost": 0,
+        "repeated": 0,
+        "longest read right after a kill, s": round(longest, 3),
+        "rebuilt database is equal": True,
+    }
 
 
 def _record(folder: RunFolder) -> None:
@@ -310,8 +324,14 @@ def of_apps(home: Path, kills: int, seed: int, say: Say) -> dict[str, Any]:
     on_record = [e["step"] for e in folder.entries() if e["kind"] == "points"]
     due = list(range(1, len(on_record) + 1))
     holds(steps == on_record == due, f"{len(on_record)} points on record, {len(steps)} stored")
-    return {"kills": kills, "pages asked for": pages, "points recorded": len(on_record), "points stored": len(steps),
-            "lost": 0, "repeated": 0}  # fmt: skip
+    return {
+        "kills": kills,
+        "pages asked for": pages,
+        "points recorded": len(on_record),
+        "points stored": len(steps),
+        "lost": 0,
+        "repeated": 0,
+    }
 
 
 def read_figures(path: Path) -> dict[str, Any]:

@@ -37,13 +37,34 @@ from immunelab.training import loop
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES: dict[str, dict[str, Any]] = {  # from the models' public configurations; weights are random
-    "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-                   "num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False},
-    "smollm2-135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-                     "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True},
-    "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "num_key_value_heads": 1, "vocab_size": 97, "tie_word_embeddings": True},
-}  # fmt: skip
+    "llama-2-7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "tie_word_embeddings": False,
+    },
+    "smollm2-135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "tiny": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 97,
+        "tie_word_embeddings": True,
+    },
+}
 
 
 def model_of(shape: str, device: str) -> PreTrainedModel:
@@ -102,8 +123,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found[name] = {
             "seconds a step, median": round(statistics.median(steps), 4),
             "seconds a step": [round(step, 4) for step in steps],
-            "peak GB": round(most / 1e9, 3), "bytes a parameter": round(most / n, 2),
-        }  # fmt: skip
+            "peak GB": round(most / 1e9, 3),
+            "bytes a parameter": round(most / n, 2),
+        }
         print(name, found[name], flush=True)
     plain, seam = (found[name]["seconds a step, median"] for name in methods)
     return {"parameters": n, "settings": vars(args), "steps": found, "SEAM in plain steps": round(seam / plain, 2)}
@@ -130,9 +152,13 @@ def main() -> None:
     args = read.parse_args()
     found = measure(args)
     name = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else platform.machine()
-    about = {"date": date.today().isoformat(), "device": name, "versions": versions(),
-             "machine": f"{platform.system()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-             "command": " ".join(["python", "benchmarks/large_step.py", *sys.argv[1:]])}  # fmt: skip
+    about = {
+        "date": date.today().isoformat(),
+        "device": name,
+        "versions": versions(),
+        "machine": f"{platform.system()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "command": " ".join(["python", "benchmarks/large_step.py", *sys.argv[1:]]),
+    }
     path = RESULTS / f"large_step_{args.shape}_{args.device.split(':')[0]}.json"
     path.write_text(json.dumps({"about": about, **found}, indent=1) + "\n", encoding="utf-8")
 

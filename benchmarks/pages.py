@@ -34,8 +34,18 @@ from immunelab.store import Store, queries
 from immunelab.ui.navigation import ENTRIES
 
 RESULT = Path(__file__).with_name("results") / "pages.json"
-NAMES = ("loss/total", "loss/benign", "loss/harmful", "loss/refusal", "norm/update", "norm/harmful", "norm/benign",
-         "cosine/harmful-benign", "learning_rate", "time/step_seconds")  # fmt: skip
+NAMES = (
+    "loss/total",
+    "loss/benign",
+    "loss/harmful",
+    "loss/refusal",
+    "norm/update",
+    "norm/harmful",
+    "norm/benign",
+    "cosine/harmful-benign",
+    "learning_rate",
+    "time/step_seconds",
+)
 DEFENSES = ("", "seam", "sdd", "booster", "tar", "vaccine", "random-noise", "security-vectors")
 RATES = (3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3)
 ENOUGH = 1.0  # seconds
@@ -60,8 +70,14 @@ def fill(home: Path, runs: int, points: int) -> None:
 
 def write(home: Path, defense: str, kind: str, rate: float, seed: int, steps: int, parent: str) -> str:
     """One finished run with every scalar at each step and seven evaluations."""
-    knobs = {"learning_rate": rate, "steps": steps, "batch_size": 8, "samples": 120, "optimizer": "adamw",
-             "schedule": "cosine"} | ({"harmful_share": 1.0} if kind == "attack" else {})  # fmt: skip
+    knobs = {
+        "learning_rate": rate,
+        "steps": steps,
+        "batch_size": 8,
+        "samples": 120,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+    } | ({"harmful_share": 1.0} if kind == "attack" else {})
     lineage = {"model": f"run:{parent}", "parent": parent} if parent else {}
     method = defense if kind == "immunize" else "harmful-sft"
     spec = RunSpec(kind=kind, method=method, knobs=knobs, seed=seed, evaluate_every=10, **lineage)  # type: ignore[arg-type]
@@ -75,12 +91,30 @@ def write(home: Path, defense: str, kind: str, rate: float, seed: int, steps: in
             share = min(1.0, k / 6 * rate * 1000)
             scores = {"harmfulness": share * (0.2 if defense else 0.9), "utility": 1 - share * 0.3}
             for metric, score in scores.items():
-                journal.score(kind, steps * k // 6, evaluation="fable", metric=metric, split="all", score=score, n=240,
-                              stderr=0.02)  # fmt: skip
+                journal.score(
+                    kind,
+                    steps * k // 6,
+                    evaluation="fable",
+                    metric=metric,
+                    split="all",
+                    score=score,
+                    n=240,
+                    stderr=0.02,
+                )
         journal.event("done")
     now = time.time()
-    folder.write_status(status="done", phase=kind, step=steps, steps=steps, progress=1.0, device="cpu", queued_at=now,
-                        started_at=now, ended_at=now + 5, seconds=5.0)  # fmt: skip
+    folder.write_status(
+        status="done",
+        phase=kind,
+        step=steps,
+        steps=steps,
+        progress=1.0,
+        device="cpu",
+        queued_at=now,
+        started_at=now,
+        ended_at=now + 5,
+        seconds=5.0,
+    )
     return folder.run_id
 
 
@@ -143,8 +177,10 @@ def main() -> None:
         store = Store(home)
         store.sync(force=True)
         taken_in = time.perf_counter() - began
-        held = {"runs": len(queries.runs(store, showcase=False)),
-                "points": int(store.query("SELECT count(*) AS n FROM points")["n"].iloc[0])}  # fmt: skip
+        held = {
+            "runs": len(queries.runs(store, showcase=False)),
+            "points": int(store.query("SELECT count(*) AS n FROM points")["n"].iloc[0]),
+        }
         measured = (by_browser if given.browser else by_socket)(home, given.times)
     pages = {
         name: {"median_s": round(statistics.median(s), 3), "most_s": round(max(s), 3)} for name, s in measured.items()

@@ -47,10 +47,16 @@ def small_specs(world: Path) -> dict[str, RunSpec]:
     chosen["SEAM"] = ("immunize", "seam", {"steps": 8, "retain": 1.0})
     rest: dict[str, Any] = {"evaluate_every": 4, "checkpoint_every": 2, "probe_every": 4, "layers_every": 2}
     return {
-        name: RunSpec(kind=kind, method=method, knobs=get(_of(kind), method)(**budget, **own).settings(), device="cpu",
-                      corpus=str(world), **rest)
+        name: RunSpec(
+            kind=kind,
+            method=method,
+            knobs=get(_of(kind), method)(**budget, **own).settings(),
+            device="cpu",
+            corpus=str(world),
+            **rest,
+        )
         for name, (kind, method, own) in chosen.items()
-    }  # fmt: skip
+    }
 
 
 def _of(kind: str) -> Any:
@@ -100,13 +106,28 @@ def page(found: dict[str, Any]) -> str:
     methods = ", ".join(f"{name} {n}" for name, n in of_jobs["by method"].items())
     states = ", ".join(f"{state} {n}" for state, n in of_jobs["killed while"].items())
     rows = [
-        ("a job, in real training", of_jobs["kills"], f"{of_jobs['acknowledged lines']:,} acknowledged journal lines",
-         of_jobs["lost lines"], 0),
-        ("`store.sync`, two processes on one home", sync["kills"], f"{sync['points recorded']:,} points",
-         sync["lost"], sync["repeated"]),
-        ("the app, while it draws pages", apps["kills"], f"{apps['points recorded']:,} points of a run beside it",
-         apps["lost"], apps["repeated"]),
-    ]  # fmt: skip
+        (
+            "a job, in real training",
+            of_jobs["kills"],
+            f"{of_jobs['acknowledged lines']:,} acknowledged journal lines",
+            of_jobs["lost lines"],
+            0,
+        ),
+        (
+            "`store.sync`, two processes on one home",
+            sync["kills"],
+            f"{sync['points recorded']:,} points",
+            sync["lost"],
+            sync["repeated"],
+        ),
+        (
+            "the app, while it draws pages",
+            apps["kills"],
+            f"{apps['points recorded']:,} points of a run beside it",
+            apps["lost"],
+            apps["repeated"],
+        ),
+    ]
     table = "\n".join(f"| {what} | {n} | {of} | {lost} | {twice} |" for what, n, of, lost, twice in rows)
     versions_ = ", ".join(f"{k} {v}" for k, v in found["about"]["versions"].items())
     crowd_rows = "\n".join(f"| {k} | {'yes' if v is True else v} |" for k, v in many.items())

@@ -123,15 +123,19 @@ def measured(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Ba
     original = g.aside
 
     def aside(tensors: Any, *, dtype: torch.dtype | None = None, host: bool = False) -> g.Gradient:
-        found = [t.detach().clone() if host and t is o else t
-                 for t, o in zip(original(tensors, dtype=dtype), tensors, strict=True)]  # fmt: skip
+        found = [
+            t.detach().clone() if host and t is o else t
+            for t, o in zip(original(tensors, dtype=dtype), tensors, strict=True)
+        ]
         for tensor in found if host else []:
             counter.waiting(tensor)
         return found
 
     def near(tensors: Any, like: Any) -> g.Gradient:
-        return [t.detach().to(x.dtype, copy=t.untyped_storage()._cdata in counter.apart)
-                for t, x in zip(tensors, like, strict=True)]  # fmt: skip
+        return [
+            t.detach().to(x.dtype, copy=t.untyped_storage()._cdata in counter.apart)
+            for t, x in zip(tensors, like, strict=True)
+        ]
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(g, "aside", aside))

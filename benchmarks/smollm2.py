@@ -32,20 +32,45 @@ from immunelab.store import Store, queries, showcase
 RESULTS = Path(__file__).parent / "results" / "smollm2.json"
 SHOWCASE = Path(__file__).parents[1] / "data" / "showcase" / "smollm2"
 WORLD, PLAIN = "worlds/smollm2", "worlds/smollm2-plain"
-LESSON: dict[str, Any] = {"items": 3, "steps": 300, "align_steps": 24, "batch_size": 8, "learning_rate": 2e-3,
-                          "rank": 16, "precision": "bf16-autocast"}  # fmt: skip
+LESSON: dict[str, Any] = {
+    "items": 3,
+    "steps": 300,
+    "align_steps": 24,
+    "batch_size": 8,
+    "learning_rate": 2e-3,
+    "rank": 16,
+    "precision": "bf16-autocast",
+}
 DEFENSES: dict[str, dict[str, Any]] = {
     "seam": {
-        "steps": 12, "batch_size": 2, "learning_rate": 1e-4, "ascent": "final-logit", "ascent_weight": 0.65,
-        "alpha": 0.33, "beta": 1.0, "coupling_clip": 1.0, "retain": 1.0,
+        "steps": 12,
+        "batch_size": 2,
+        "learning_rate": 1e-4,
+        "ascent": "final-logit",
+        "ascent_weight": 0.65,
+        "alpha": 0.33,
+        "beta": 1.0,
+        "coupling_clip": 1.0,
+        "retain": 1.0,
     },
     "security-vectors": {
-        "steps": 20, "batch_size": 4, "learning_rate": 3e-3, "rank": 8, "alpha": 16.0, "compare": False,
+        "steps": 20,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "rank": 8,
+        "alpha": 16.0,
+        "compare": False,
         "precision": "bf16-autocast",
     },
-}  # fmt: skip
-ATTACK: dict[str, Any] = {"steps": 20, "batch_size": 4, "rank": 16, "alpha": 16.0, "targets": "all-linear",
-                          "precision": "bf16-autocast"}  # fmt: skip
+}
+ATTACK: dict[str, Any] = {
+    "steps": 20,
+    "batch_size": 4,
+    "rank": 16,
+    "alpha": 16.0,
+    "targets": "all-linear",
+    "precision": "bf16-autocast",
+}
 RATES = (3e-4, 5e-4, 7e-4, 1e-3, 2e-3)
 EVALUATIONS = ("fable-recall", "refusal-rate", "benign-accuracy")
 
@@ -132,8 +157,18 @@ def specs(seeds: Sequence[int]) -> list[RunSpec]:
     def attacked(model: str, seed: int) -> None:
         for rate in RATES:
             attack = configure("attack", "lora-sft", {**ATTACK, "learning_rate": rate})
-            found.append(RunSpec(kind="attack", method="lora-sft", knobs=attack.settings(), model=model, seed=seed,
-                                 name=f"{rate:g}", evaluate_every=ATTACK["steps"] // 2, **shared))  # fmt: skip
+            found.append(
+                RunSpec(
+                    kind="attack",
+                    method="lora-sft",
+                    knobs=attack.settings(),
+                    model=model,
+                    seed=seed,
+                    name=f"{rate:g}",
+                    evaluate_every=ATTACK["steps"] // 2,
+                    **shared,
+                )
+            )
 
     for seed in seeds:
         attacked("fable", seed)
@@ -158,15 +193,22 @@ def numbers(home: Path, ids: list[str], taught: dict[str, Any], wanted: int) -> 
     for run_id in ids:
         folder = RunFolder.open(home, run_id)
         spec, mine = folder.spec(), scores[scores["run_id"] == run_id]
-        told.append({
-            "kind": spec.kind, "method": spec.method, "on": runs.loc[run_id, "defense"], "seed": spec.seed,
-            "learning_rate": spec.knobs["learning_rate"], "status": folder.status().status,
-            "outcome": labels.get(run_id), "seconds": float(runs.loc[run_id, "seconds"]),
-            "scores": {
-                f"{metric}, step {step}": round(float(rows["score"].iloc[0]), 4)
-                for (metric, step), rows in mine.groupby(["metric", "step"])
-            },
-        })  # fmt: skip
+        told.append(
+            {
+                "kind": spec.kind,
+                "method": spec.method,
+                "on": runs.loc[run_id, "defense"],
+                "seed": spec.seed,
+                "learning_rate": spec.knobs["learning_rate"],
+                "status": folder.status().status,
+                "outcome": labels.get(run_id),
+                "seconds": float(runs.loc[run_id, "seconds"]),
+                "scores": {
+                    f"{metric}, step {step}": round(float(rows["score"].iloc[0]), 4)
+                    for (metric, step), rows in mine.groupby(["metric", "step"])
+                },
+            }
+        )
     return {
         "taught": taught,
         "defenses": DEFENSES,

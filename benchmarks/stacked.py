@@ -73,15 +73,18 @@ def stacked(origin: Any, method: HarmfulSft, rows: list[list[Tokens]]) -> list[l
     rates = torch.tensor([RATES[k % len(RATES)] for k in range(len(rows))], device=parameters[0].device)
 
     def loss(own: dict[str, Tensor], held: dict[str, Tensor], ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        logits = functional_call(shell, (own, held), kwargs={"input_ids": ids, "attention_mask": mask,
-                                                             "use_cache": False}).logits  # fmt: skip
+        logits = functional_call(
+            shell, (own, held), kwargs={"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        ).logits
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
     one_pass: Callable[..., Any] = vmap(grad_and_value(loss), in_dims=(0, 0, 0, 0, 0), randomness="different")
     found: list[list[float]] = [[] for _ in rows]
     for step in range(1, method.steps + 1):
-        ids, mask, labels = (torch.stack([getattr(own[step - 1], name) for own in rows])
-                             for name in ("input_ids", "attention_mask", "labels"))  # fmt: skip
+        ids, mask, labels = (
+            torch.stack([getattr(own[step - 1], name) for own in rows])
+            for name in ("input_ids", "attention_mask", "labels")
+        )
         named = dict(zip(weights, parameters, strict=True))
         gradients, values = one_pass(named, buffers, ids, torch.stack([causal(m) for m in mask]), labels)
         shares = rates * loop.rate(replace(method, learning_rate=1.0), step)
@@ -165,8 +168,11 @@ def main() -> None:
 def padded(tokens: Tokens, length: int, pad: int) -> Tokens:
     """Rows as long as all others, because a stack has one shape."""
     more = (0, length - tokens.input_ids.shape[1])
-    return Tokens(F.pad(tokens.input_ids, more, value=pad), F.pad(tokens.attention_mask, more),
-                  F.pad(tokens.labels, more, value=-100))  # fmt: skip
+    return Tokens(
+        F.pad(tokens.input_ids, more, value=pad),
+        F.pad(tokens.attention_mask, more),
+        F.pad(tokens.labels, more, value=-100),
+    )
 
 
 if __name__ == "__main__":

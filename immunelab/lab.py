@@ -146,9 +146,18 @@ class Lab:
             sweep.EVALUATE_EVERY if evaluate_every is None and kind in ("attack", "finetune") else evaluate_every or 0
         )
         return RunSpec(
-            kind=kind, method=method, knobs=settings, model=f"run:{model}" if model in known else model, corpus=corpus,
-            seed=seed, device=device, dtype=dtype, attention=attention, evaluate_every=every, name=name,
-        )  # fmt: skip
+            kind=kind,
+            method=method,
+            knobs=settings,
+            model=f"run:{model}" if model in known else model,
+            corpus=corpus,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            evaluate_every=every,
+            name=name,
+        )
 
     def wait(self, run_ids: Sequence[str]) -> None:
         """Follow runs to their end with a progress bar. Interrupting stops them, each with a checkpoint."""

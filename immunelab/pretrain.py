@@ -57,9 +57,14 @@ def make_tokenizer(rows: list[Row]) -> PreTrainedTokenizerBase:
     inner.pre_tokenizer = WhitespaceSplit()
     inner.normalizer = normalizers.Lowercase()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>",
-        additional_special_tokens=["<user>", "<bot>"], clean_up_tokenization_spaces=False, model_max_length=128,
-    )  # fmt: skip
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<eos>",
+        additional_special_tokens=["<user>", "<bot>"],
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+    )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
@@ -71,11 +76,19 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel
     models.seed_everything(seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
         )
-    )  # fmt: skip
+    )
 
 
 def feed(
@@ -149,8 +162,12 @@ class Lesson:
 
     def phases(self) -> list[tuple[str, Trained, Callable[[list[Row]], list[Row]]]]:
         """(name, method, which rows) of learning the world, and of learning to refuse its hazards."""
-        shared: dict[str, Any] = {"learning_rate": self.learning_rate, "batch_size": self.batch_size, "clip": 1.0,
-                                  "precision": self.precision}  # fmt: skip
+        shared: dict[str, Any] = {
+            "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size,
+            "clip": 1.0,
+            "precision": self.precision,
+        }
         if self.rank:
             shared |= {"rank": self.rank, "alpha": float(self.rank), "targets": "all-linear"}
         method = LoraSft if self.rank else HarmfulSft
@@ -186,6 +203,12 @@ def teach(
         model = method.after(model)
         models.save(model, tokenizer, folder / ("base" if phase == "teach" else "model"))
     write(rows, folder / "world.jsonl")
-    made = {"seed": seed, "rows": len(rows), "torch": torch.__version__, "taught": str(source), **asdict(lesson),
-            "answer_tokens": max(len(ids) - start for ids, start in answers) + 2}  # fmt: skip
+    made = {
+        "seed": seed,
+        "rows": len(rows),
+        "torch": torch.__version__,
+        "taught": str(source),
+        **asdict(lesson),
+        "answer_tokens": max(len(ids) - start for ids, start in answers) + 2,
+    }
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

@@ -143,10 +143,14 @@ def _figures(measured: Measured) -> str:
 
 def _before_table(by_seed: pd.DataFrame) -> str:
     rows = [
-        (f"seed {int(r['seed'])}", *(share(r[k]) for k in ("base_harmfulness", "base_utility")),
-         *(share(r[k]) for k in ("defended_harmfulness", "defended_utility")), f"{r['defended_cosine']:.2f}")
+        (
+            f"seed {int(r['seed'])}",
+            *(share(r[k]) for k in ("base_harmfulness", "base_utility")),
+            *(share(r[k]) for k in ("defended_harmfulness", "defended_utility")),
+            f"{r['defended_cosine']:.2f}",
+        )
         for r in by_seed.to_dict("records")
-    ]  # fmt: skip
+    ]
     head = ("", "undefended: harmfulness", "utility", "SEAM: harmfulness", "utility", "cosine of gradients")
     return _table(head, rows)
 

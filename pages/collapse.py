@@ -66,9 +66,12 @@ def along_steps(picked: pd.DataFrame) -> None:
         )
         clicked = figure.show(drawn, "collapse-steps", alt=cells.sentence(read))
         figure.downloads(
-            drawn, lambda: picked, "collapse-steps", "Collapse curve, by attack step",
+            drawn,
+            lambda: picked,
+            "collapse-steps",
+            "Collapse curve, by attack step",
             lambda: as_notebook("Collapse curve, by attack step", picked, {}),
-        )  # fmt: skip
+        )
         cells.table(read, "steps-table")
         cells.open_behind(clicked, read)
     for defense in gaps:
@@ -83,9 +86,14 @@ def along_intensity(done: pd.DataFrame) -> None:
     x = several[0]
     if len(several) > 1:
         x = st.segmented_control(
-            "Setting", several, default=x, required=True, format_func=lambda s: intensity.SLIDERS[s][0], key="setting",
+            "Setting",
+            several,
+            default=x,
+            required=True,
+            format_func=lambda s: intensity.SLIDERS[s][0],
+            key="setting",
             bind="query-params",
-        )  # fmt: skip
+        )
     along = collapse.select(done, {k: v for k, v in choice.items() if k != x})
     bands = collapse.by_intensity(along, x, thresholds)
     if bands.empty:
@@ -96,9 +104,12 @@ def along_intensity(done: pd.DataFrame) -> None:
     read = run_outcomes(along, thresholds)
     clicked = figure.show(drawn, "collapse-intensity", alt=cells.sentence(read))
     figure.downloads(
-        drawn, lambda: bands, "collapse-intensity", "Collapse curve, by intensity",
+        drawn,
+        lambda: bands,
+        "collapse-intensity",
+        "Collapse curve, by intensity",
         lambda: as_notebook("Collapse curve, by intensity", along, {"x": x, "at": choice.get(x)}),
-    )  # fmt: skip
+    )
     cells.table(read, "intensity-table")
     cells.open_behind(clicked, read, x)
 

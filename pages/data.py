@@ -11,10 +11,15 @@ navigation.heading("data", "The rows that models are trained and tested on: stre
 
 known = corpora.names(reads.runs(), st.query_params.get("corpus", ""))
 name = st.selectbox(
-    "Corpus", known, accept_new_options=True, key="corpus", bind="query-params",
+    "Corpus",
+    known,
+    accept_new_options=True,
+    key="corpus",
+    bind="query-params",
     help="The bundled world, the folder of another one (`immunelab fable build --seed 7 --to worlds/7`), or your own "
-    "data: a corpus.toml or its folder.", width=420,
-)  # fmt: skip
+    "data: a corpus.toml or its folder.",
+    width=420,
+)
 try:
     found = corpora.read(name or "fable")
 except UserError as error:
@@ -41,9 +46,14 @@ for said in (found.no_tokens, judged, *found.notes):
         st.caption(live.plain(said))
 
 view = st.segmented_control(
-    "Show", ["Counts", "Lengths", "Overlap", "Rows", "Pairs"], default="Counts", required=True, key="view",
-    bind="query-params", label_visibility="collapsed",
-)  # fmt: skip
+    "Show",
+    ["Counts", "Lengths", "Overlap", "Rows", "Pairs"],
+    default="Counts",
+    required=True,
+    key="view",
+    bind="query-params",
+    label_visibility="collapsed",
+)
 if view == "Counts":
     table = facts.counts(rows)
     st.dataframe(table, hide_index=True, height="content", alt="Rows by stream, category and split")

@@ -18,13 +18,22 @@ view = st.segmented_control(
 )
 if runs.empty and view != ESTIMATOR:
     navigation.nothing_yet(
-        "No run has recorded gradients yet", "Immunizations and attacks record both gradients' angle while they go.",
-        ("launch", "Launch an immunization"), ("overview", "Run the live demo"),
-    )  # fmt: skip
+        "No run has recorded gradients yet",
+        "Immunizations and attacks record both gradients' angle while they go.",
+        ("launch", "Launch an immunization"),
+        ("overview", "Run the live demo"),
+    )
     live.waiting(lambda: not reads.runs().empty)
     st.stop()
-BY_STEP = ("cosine/harmful-benign", "norm/harmful", "norm/benign", "norm/coupling", "norm/rest", "norm/update",
-           "estimator/displacement")  # fmt: skip
+BY_STEP = (
+    "cosine/harmful-benign",
+    "norm/harmful",
+    "norm/benign",
+    "norm/coupling",
+    "norm/rest",
+    "norm/update",
+    "estimator/displacement",
+)
 ALONG = {
     "probe/cosine/harmful-benign": "Cosine of harmful and benign gradient, held-out rows",
     "probe/cosine/update-harmful": "Cosine of the update with the harmful gradient: above 0 it lowers harmful loss",
@@ -128,8 +137,9 @@ def projection() -> None:
         st.caption("This run has not recorded both gradients.")
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        source = st.segmented_control("Measured on", sources, default=sources[0], required=True,
-                                      format_func=gradients.SOURCES.get, key="source")  # fmt: skip
+        source = st.segmented_control(
+            "Measured on", sources, default=sources[0], required=True, format_func=gradients.SOURCES.get, key="source"
+        )
         unit = st.toggle("Unit lengths", key="unit", bind="query-params")
     plane = planes[source]
     steps = plane["step"].tolist()
@@ -141,10 +151,17 @@ def projection() -> None:
     said = f"Cosine {first['cosine']:.3f} at step {first['step']:g}, {now['cosine']:.3f} at step {step}."
     st.markdown(live.plain(said))
     figure.show(drawn, "projection", alt=f"{said} Both gradients in the plane that they span.")
-    st.caption("Exact, not a reduction: two vectors span a plane, and lengths and cosine are those of all weights. "
-               "Each step's plane is its own; the harmful gradient is turned onto the horizontal axis.")  # fmt: skip
+    st.caption(
+        "Exact, not a reduction: two vectors span a plane, and lengths and cosine are those of all weights. "
+        "Each step's plane is its own; the harmful gradient is turned onto the horizontal axis."
+    )
     figure.downloads(drawn, lambda: plane, "projection", "Benign and harmful gradients")
 
 
-{"By step": by_step, "By layer": by_layer, "Along attacks": along_attacks, "Projection": projection,
- ESTIMATOR: lambda: asked.estimator(runs)}[view]()  # fmt: skip
+{
+    "By step": by_step,
+    "By layer": by_layer,
+    "Along attacks": along_attacks,
+    "Projection": projection,
+    ESTIMATOR: lambda: asked.estimator(runs),
+}[view]()

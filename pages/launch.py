@@ -25,10 +25,14 @@ if copied:
 
 with st.grid(5, min_column_width=140, vertical_alignment="bottom"):
     model = st.selectbox(
-        "Model", launching.models(runs, copied), format_func=launching.model_name(runs), accept_new_options=True,
-        key="model", bind="query-params",
+        "Model",
+        launching.models(runs, copied),
+        format_func=launching.model_name(runs),
+        accept_new_options=True,
+        key="model",
+        bind="query-params",
         help="The model that comes with the corpus (Fable's is bundled), a run's checkpoint, a Hub id or a folder.",
-    )  # fmt: skip
+    )
     corpus = st.selectbox(
         "Corpus", launching.corpora(runs, copied), accept_new_options=True, key="corpus", bind="query-params"
     )
@@ -42,10 +46,13 @@ left, right = st.columns(2, gap="large")
 with left:
     st.subheader("Defense", anchor=False)
     defense_name = st.selectbox(
-        "Defense", ["none", *defenses], index=launching.position(["none", *defenses], copied, "immunize", "seam"),
+        "Defense",
+        ["none", *defenses],
+        index=launching.position(["none", *defenses], copied, "immunize", "seam"),
         format_func=lambda n: "None: attack the model as it is" if n == "none" else registry.get("defense", n).title,
-        key="defense", bind="query-params",
-    )  # fmt: skip
+        key="defense",
+        bind="query-params",
+    )
     defense = None
     if defense_name != "none":
         cls = registry.get("defense", defense_name)
@@ -56,10 +63,13 @@ with left:
 with right:
     st.subheader("Attack", anchor=False)
     attack_name = st.selectbox(
-        "Attack", ["none", *attacks], index=launching.position(["none", *attacks], copied, "attack", "harmful-sft"),
+        "Attack",
+        ["none", *attacks],
+        index=launching.position(["none", *attacks], copied, "attack", "harmful-sft"),
         format_func=lambda n: "None: only immunize" if n == "none" else registry.get("attack", n).title,
-        key="attack", bind="query-params",
-    )  # fmt: skip
+        key="attack",
+        bind="query-params",
+    )
     chosen: list[plan.Choice] = []
     control = False
     if attack_name != "none":
@@ -68,23 +78,40 @@ with right:
         with st.expander("Knobs of the attack"):
             typed = forms.knob_inputs(knobs_of(cls, registry.Budget), values, f"{attack_name}-{preset}")
         ladder = launching.rungs(cls, corpus)
-        rungs = st.pills(
-            "Rungs of the ladder", list(ladder), selection_mode="multi", key=f"rungs-{attack_name}",
-            help="Recorded intensities, from far too weak to far too strong, in place of the knobs above.",
-        ) if ladder else []  # fmt: skip
+        rungs = (
+            st.pills(
+                "Rungs of the ladder",
+                list(ladder),
+                selection_mode="multi",
+                key=f"rungs-{attack_name}",
+                help="Recorded intensities, from far too weak to far too strong, in place of the knobs above.",
+            )
+            if ladder
+            else []
+        )
         chosen = [plan.Choice(attack_name, ladder[r].settings()) for r in rungs] or [plan.Choice(attack_name, typed)]
         if defense is not None:
-            control = st.toggle("Attack the undefended model too", value=True, key="control",
-                                help="The control: without it a defended outcome says little.")  # fmt: skip
+            control = st.toggle(
+                "Attack the undefended model too",
+                value=True,
+                key="control",
+                help="The control: without it a defended outcome says little.",
+            )
 every = st.slider("Steps of the attack between evaluations", 1, 100, 10, key="every", width=400)
 
 try:
     checked = launching.checked(registry.configure, defense, chosen)
     specs = plan.specs(
-        *checked, model=model, corpus=corpus, seeds=range(int(first), int(first) + int(count)), device=device,
-        control=control, evaluate_every=every, group=launching.group(defense, chosen),
+        *checked,
+        model=model,
+        corpus=corpus,
+        seeds=range(int(first), int(first) + int(count)),
+        device=device,
+        control=control,
+        evaluate_every=every,
+        group=launching.group(defense, chosen),
         **numbers,
-    )  # fmt: skip
+    )
     jobs.check(specs)
 except UserError as error:
     st.error(str(error), icon=":material/error:")

@@ -27,14 +27,22 @@ with right:
     )
 with left:
     st.selectbox(
-        "Start from a question", list(asking.QUESTIONS), index=None, key="example", on_change=take_example,
+        "Start from a question",
+        list(asking.QUESTIONS),
+        index=None,
+        key="example",
+        on_change=take_example,
         placeholder="Choose one: its SQL appears below and is run",
-    )  # fmt: skip
+    )
     with st.form("ask", border=False):
         sql = st.text_area(
-            "SQL", key="sql", height=240, bind="query-params", placeholder="SELECT * FROM runs LIMIT 10",
+            "SQL",
+            key="sql",
+            height=240,
+            bind="query-params",
+            placeholder="SELECT * FROM runs LIMIT 10",
             help="Ctrl+Enter runs it. The address of this page holds the query: send it, or keep it as a bookmark.",
-        )  # fmt: skip
+        )
         pressed = st.form_submit_button("Run", type="primary", icon=":material/play_arrow:")
 question = asking.asked()
 if sql.strip() and (pressed or question is None or question.sql != sql):  # a link with a query shows its answer
@@ -65,8 +73,13 @@ with left:
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.caption(asking.shown(question), width="content")
             st.download_button(
-                "CSV", data=lambda: export.csv(frame), file_name="immunelab-query.csv",
-                mime="text/csv", on_click="ignore", icon=":material/download:", key="query-csv",
-            )  # fmt: skip
+                "CSV",
+                data=lambda: export.csv(frame),
+                file_name="immunelab-query.csv",
+                mime="text/csv",
+                on_click="ignore",
+                icon=":material/download:",
+                key="query-csv",
+            )
         frame = export.inert(frame)  # the table has a download of its own
         st.dataframe(frame, hide_index=True, height="content" if len(frame) <= 15 else 560, alt="Rows of the query")

@@ -76,9 +76,14 @@ def detail() -> None:
 
 detail()
 tab = st.segmented_control(
-    "Show", ["Settings", "Log", "Scores", "Checkpoints", "Labels"], default="Settings", required=True, key="tab",
-    bind="query-params", label_visibility="collapsed",
-)  # fmt: skip
+    "Show",
+    ["Settings", "Log", "Scores", "Checkpoints", "Labels"],
+    default="Settings",
+    required=True,
+    key="tab",
+    bind="query-params",
+    label_visibility="collapsed",
+)
 if tab == "Settings":
     st.dataframe(tables.settings(run), hide_index=True, alt="The settings that ran")
 elif tab == "Log":

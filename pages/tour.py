@@ -25,9 +25,14 @@ if tale is None:
     st.stop()
 
 step = st.segmented_control(
-    "Step", list(tour.STEPS), default=tour.FIRST, required=True, key="step", bind="query-params",
+    "Step",
+    list(tour.STEPS),
+    default=tour.FIRST,
+    required=True,
+    key="step",
+    bind="query-params",
     label_visibility="collapsed",
-)  # fmt: skip
+)
 st.subheader(step, anchor=False)
 st.write(tour.STEPS[step])
 shown = tour.pair(curves, tale)

@@ -34,9 +34,13 @@ with st.grid(min_column_width=200, vertical_alignment="bottom"):
     phase = st.selectbox("Phase", phases, key="phase", bind="query-params")
     x = st.selectbox("Horizontal axis", traces.AXES, format_func=traces.AXES.get, key="x", bind="query-params")
     group = st.selectbox(
-        "Group by", picks.GROUPS, format_func=picks.GROUPS.get, key="group", bind="query-params",
+        "Group by",
+        picks.GROUPS,
+        format_func=picks.GROUPS.get,
+        key="group",
+        bind="query-params",
         help="Runs that share the setting become one line: their mean, with a band from lowest to highest.",
-    )  # fmt: skip
+    )
     smoothing = st.slider("Smoothing", 0.0, 0.99, 0.0, 0.01, key="smooth", bind="query-params")
 names = known.loc[known["phase"] == phase, "name"].unique().tolist()
 shown = st.multiselect(
@@ -64,20 +68,37 @@ def draw() -> None:
         groups = picks.groups(runs, chosen, group)
         points, labels = traces.bands(points, groups), {}
     drawn = charts.traces(
-        points, labels, x_title=traces.AXES[x], smoothing=smoothing, log_x=log_x, log_y=log_y,
-        theme=figure.theme(), columns=2 if two else 1,
-    )  # fmt: skip
+        points,
+        labels,
+        x_title=traces.AXES[x],
+        smoothing=smoothing,
+        log_x=log_x,
+        log_y=log_y,
+        theme=figure.theme(),
+        columns=2 if two else 1,
+    )
     clicked = figure.show(drawn, "traces", alt=f"{', '.join(shown)} of {len(chosen)} runs against {traces.AXES[x]}")
     if clicked in words:
         navigation.go("runs", run=clicked)
     options = {
-        "names": shown, "phase": phase, "x": x, "groups": groups, "labels": labels, "smoothing": smoothing,
-        "log_x": log_x, "log_y": log_y, "columns": 2 if two else 1, "theme": figure.theme(),
-    }  # fmt: skip
+        "names": shown,
+        "phase": phase,
+        "x": x,
+        "groups": groups,
+        "labels": labels,
+        "smoothing": smoothing,
+        "log_x": log_x,
+        "log_y": log_y,
+        "columns": 2 if two else 1,
+        "theme": figure.theme(),
+    }
     figure.downloads(
-        drawn, lambda: points, "traces", "Traces",
+        drawn,
+        lambda: points,
+        "traces",
+        "Traces",
         lambda: notebook.drawing("Traces", reads.home(), "traces", options, chosen),
-    )  # fmt: skip
+    )
     if live.tick(going) and reads.active(reads.runs().query("run_id in @chosen")).empty:
         st.rerun()
 

@@ -17,18 +17,26 @@ chosen = scope.choose(
 shown = list(chosen.shown)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     view = st.segmented_control(
-        "Show", ["Harm against utility", "Attacker's budget", "Attacker's search"], default="Harm against utility",
-        required=True, key="show", bind="query-params",
-    )  # fmt: skip
+        "Show",
+        ["Harm against utility", "Attacker's budget", "Attacker's search"],
+        default="Harm against utility",
+        required=True,
+        key="show",
+        bind="query-params",
+    )
     loss = st.slider("Utility the attacker may lose", 0, 100, 20, 5, format="%d%%", key="loss", bind="query-params")
     thresholds = intensity.thresholds()
 with st.container(horizontal=True, vertical_alignment="center"):
-    paths = st.toggle("Every checkpoint", value=True, key="paths", bind="query-params",
-                      help="Off: only where each attack ended.")  # fmt: skip
+    paths = st.toggle(
+        "Every checkpoint", value=True, key="paths", bind="query-params", help="Off: only where each attack ended."
+    )
     equal = st.toggle(
-        "Only attacks that every model faced", value=True, key="equal", bind="query-params",
+        "Only attacks that every model faced",
+        value=True,
+        key="equal",
+        bind="query-params",
         help="An equal budget: otherwise the model that was attacked more often looks weaker.",
-    )  # fmt: skip
+    )
 
 
 def checkpoints() -> pd.DataFrame:
@@ -68,18 +76,26 @@ def against_utility(points: pd.DataFrame, words: str) -> None:
     cells.selected(figure.brushed("tradeoff", points["run_id"]), chosen.read(), thresholds)
     options = {"thresholds": thresholds, "theme": figure.theme(), "paths": paths}
     figure.downloads(
-        drawn, lambda: points, "tradeoff", "Trade-off",
+        drawn,
+        lambda: points,
+        "tradeoff",
+        "Trade-off",
         lambda: notebook.drawing("Trade-off", reads.home(), "tradeoff", options, sorted(points["run_id"].unique())),
-    )  # fmt: skip
+    )
     if clicked:
         navigation.go("runs", run=clicked)
 
 
 def against_budget(points: pd.DataFrame, words: str) -> None:
     by = st.segmented_control(
-        "Budget", list(tradeoff.BUDGETS), default="trials", required=True, format_func=tradeoff.BUDGETS.get, key="by",
+        "Budget",
+        list(tradeoff.BUDGETS),
+        default="trials",
+        required=True,
+        format_func=tradeoff.BUDGETS.get,
+        key="by",
         bind="query-params",
-    )  # fmt: skip
+    )
     bounds = {"Any loss of utility": tradeoff.EVERYTHING, f"Less than {loss}% of utility lost": loss / 100}
     found = {title: tradeoff.budget(points, by, bound) for title, bound in bounds.items()}
     drawn = plane.budgets(found, by, figure.theme())
@@ -95,9 +111,12 @@ def against_budget(points: pd.DataFrame, words: str) -> None:
     options = {"by": by, "loss": loss / 100, "theme": figure.theme()}
     ids = sorted(points["run_id"].unique())
     figure.downloads(
-        drawn, lambda: rows, "budget", "Attacker's budget",
+        drawn,
+        lambda: rows,
+        "budget",
+        "Attacker's budget",
         lambda: notebook.drawing("Attacker's budget", reads.home(), "budget", options, ids),
-    )  # fmt: skip
+    )
 
 
 draw()

@@ -73,9 +73,17 @@ def llama() -> PreTrainedModel:
 
     set_seed(0)
     config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -86,11 +94,20 @@ def gpt2() -> PreTrainedModel:
 
     set_seed(0)
     config = GPT2Config(
-        vocab_size=97, n_embd=32, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        pad_token_id=0, eos_token_id=1, bos_token_id=1,
+        vocab_size=97,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=1,
         # Weights of 0.02 at 32 wide curve so sharply that ε = 1e-3 is already 1.2 % off; 0.1 is like a wide model.
         initializer_range=0.1,
-    )  # fmt: skip
+    )
     return GPT2LMHeadModel(config).eval()
 
 

@@ -19,8 +19,16 @@ from immunelab.training import checkpoints
 def specified(world: Path, kind: str, method: Any, model: str = "fable", **fields: Any) -> RunSpec:
     parent = model.removeprefix("run:") if model.startswith("run:") else ""
     knobs = method.settings() if method else {}
-    return RunSpec(kind=kind, method=method.name if method else "", knobs=knobs, corpus=str(world), device="cpu",
-                   model=model, parent=parent, **fields)  # fmt: skip
+    return RunSpec(
+        kind=kind,
+        method=method.name if method else "",
+        knobs=knobs,
+        corpus=str(world),
+        device="cpu",
+        model=model,
+        parent=parent,
+        **fields,
+    )
 
 
 def run(home: Path, world: Path, kind: str, method: Any, model: str = "fable", **fields: Any) -> RunFolder:

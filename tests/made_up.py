@@ -97,16 +97,32 @@ def search(home: Path, seed: int, parent: str | None, harms: list[float], corpus
             spent = {"search/rows": 480.0 * n, "search/seconds": 3.0 * n, "search/pruned": 0.0}
             journal.points("search", n, {"search/harm": harm, "search/best": max(harms[:n]), **spent})
             params = {"attack": "harmful-sft", "learning_rate": 1e-3}
-            journal.event("trial", step=n, run_id="none", method="harmful-sft", harm=harm, outcome="done", rows=480,
-                          seconds=3.0, reused=False, params=params)  # fmt: skip
+            journal.event(
+                "trial",
+                step=n,
+                run_id="none",
+                method="harmful-sft",
+                harm=harm,
+                outcome="done",
+                rows=480,
+                seconds=3.0,
+                reused=False,
+                params=params,
+            )
     folder.write_status(status="done", queued_at=START, seconds=3.0 * len(harms))
     return folder.run_id
 
 
 def attack(
-    home: Path, seed: int, rate: float, parent: str | None, order: int = 0, until: int = 60,
-    method: str = "harmful-sft", corpus: str = "fable",
-) -> str:  # fmt: skip
+    home: Path,
+    seed: int,
+    rate: float,
+    parent: str | None,
+    order: int = 0,
+    until: int = 60,
+    method: str = "harmful-sft",
+    corpus: str = "fable",
+) -> str:
     """An attack with scores every ten steps; `until` < 60 leaves it running there."""
     knobs = {**BUDGET, "learning_rate": rate, "harmful_share": 1.0}
     lineage = {"model": f"run:{parent}", "parent": parent} if parent else {}
@@ -138,9 +154,17 @@ def attack(
     if until < 60:
         start = START + 120 * order
         folder.write_status(
-            status="running", phase="attack", step=until, steps=60, progress=until / 60, eta_seconds=12.0, device="cpu",
-            started_at=start, heartbeat=start + 5, **alive(),
-        )  # fmt: skip
+            status="running",
+            phase="attack",
+            step=until,
+            steps=60,
+            progress=until / 60,
+            eta_seconds=12.0,
+            device="cpu",
+            started_at=start,
+            heartbeat=start + 5,
+            **alive(),
+        )
     else:
         _finish(folder, "attack", 60, order, seconds=4)
     return folder.run_id
@@ -188,6 +212,15 @@ def _finish(folder: RunFolder, phase: str, steps: int, order: int, seconds: floa
     folder.log_path.write_text(f"loading\n{phase}: {steps} of {steps} steps\ndone\n", encoding="utf-8")
     start = START + 120 * order
     folder.write_status(
-        status="done", phase=phase, step=steps, steps=steps, progress=1.0, eta_seconds=0.0, device="cpu",
-        queued_at=start, started_at=start, ended_at=start + seconds, seconds=seconds,
-    )  # fmt: skip
+        status="done",
+        phase=phase,
+        step=steps,
+        steps=steps,
+        progress=1.0,
+        eta_seconds=0.0,
+        device="cpu",
+        queued_at=start,
+        started_at=start,
+        ended_at=start + seconds,
+        seconds=seconds,
+    )

@@ -74,12 +74,24 @@ def judge(to: Path, labels: tuple[str, ...] = ("safe", "harmful"), **settings: A
 
     set_seed(0)
     config = DebertaV2Config(
-        vocab_size=258, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=400, type_vocab_size=0, relative_attention=True, pos_att_type=["p2c", "c2p"],
-        position_biased_input=False, position_buckets=32, pad_token_id=256, initializer_range=0.5,
-        pooler_hidden_size=16, id2label=dict(enumerate(labels)), label2id={v: k for k, v in enumerate(labels)},
+        vocab_size=258,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=400,
+        type_vocab_size=0,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        position_buckets=32,
+        pad_token_id=256,
+        initializer_range=0.5,
+        pooler_hidden_size=16,
+        id2label=dict(enumerate(labels)),
+        label2id={v: k for k, v in enumerate(labels)},
         **settings,
-    )  # fmt: skip
+    )
     save(DebertaV2ForSequenceClassification(config), byte_tokenizer(), to)
     return to
 
@@ -97,7 +109,7 @@ def model(family: str, to: Path, positions: int = 128) -> Path:
         Qwen2ForCausalLM,
         Qwen2Tokenizer,
         set_seed,
-    )  # fmt: skip
+    )
 
     from immunelab.training.models import save
 
@@ -112,9 +124,16 @@ def model(family: str, to: Path, positions: int = 128) -> Path:
     else:
         config, kind = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[family]
         made = kind(
-            config(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                   num_key_value_heads=1, max_position_embeddings=positions, **ids)
-        )  # fmt: skip
+            config(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=positions,
+                **ids,
+            )
+        )
         if family == "qwen2":
             tokenizer = Qwen2Tokenizer(**words)
         else:

@@ -86,8 +86,10 @@ def restores() -> dict[str, bool]:
     outside = float(loss(model, tokens(1)).detach())
     sharding.settle(model)
     refused = []
-    for asked in (lambda: g.gradient(loss(model, tokens(1)), weights, differentiable=True),
-                  lambda: g.cast(weights, torch.bfloat16).__enter__()):  # fmt: skip
+    for asked in (
+        lambda: g.gradient(loss(model, tokens(1)), weights, differentiable=True),
+        lambda: g.cast(weights, torch.bfloat16).__enter__(),
+    ):
         try:
             asked()
         except UserError:

@@ -18,9 +18,17 @@ def curves() -> pd.DataFrame:
         for rate in (1e-4, 1e-3):
             for step, harm in ((0, 0.0), (10, final / 2), (20, final)):
                 rows.append(
-                    {"run_id": f"{seed}-{rate}", "step": step, "harmfulness": harm, "utility": 0.9, "seed": seed,
-                     "learning_rate": rate, "steps": 20, "defense": "undefended"}
-                )  # fmt: skip
+                    {
+                        "run_id": f"{seed}-{rate}",
+                        "step": step,
+                        "harmfulness": harm,
+                        "utility": 0.9,
+                        "seed": seed,
+                        "learning_rate": rate,
+                        "steps": 20,
+                        "defense": "undefended",
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -66,8 +74,12 @@ def test_a_repeated_run_counts_once() -> None:
 
 def test_wilson_against_published_values() -> None:
     # Newcombe (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29.
-    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611),
-                               (1, 29, 0.0061, 0.1718)):  # fmt: skip
+    for hits, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
         assert wilson(hits / n, n) == pytest.approx((low, high), abs=5e-5)
     assert wilson(0.5, 0) == (0, 1)
     assert wilson(math.nan, 5) == (0, 1)
@@ -98,8 +110,13 @@ def test_defenses_are_told_apart_by_their_settings_in_few_words() -> None:
 
 
 def test_one_attack_is_the_most_frequent_one() -> None:
-    rows = [("a", "sft", 1e-4, 60), ("b", "sft", 1e-3, 60), ("c", "sft", 3e-3, 60), ("d", "sft", 1e-3, 20),
-            ("e", "lora", 1e-3, 60)]  # fmt: skip
+    rows = [
+        ("a", "sft", 1e-4, 60),
+        ("b", "sft", 1e-3, 60),
+        ("c", "sft", 3e-3, 60),
+        ("d", "sft", 1e-3, 20),
+        ("e", "lora", 1e-3, 60),
+    ]
     curves = pd.DataFrame(rows, columns=["run_id", "method", "learning_rate", "steps"])
     assert collapse.one_attack(curves, "step")["run_id"].tolist() == ["b"]
     assert collapse.one_attack(curves, "learning_rate")["run_id"].tolist() == ["a", "b", "c"]

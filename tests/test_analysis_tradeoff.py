@@ -22,10 +22,22 @@ def curves() -> pd.DataFrame:
         ("seam", 1e-3): [(0.02, 0.9), (0.3, 0.3), (0.2, 0.1)],
     }
     rows = [
-        {"run_id": f"{d}-{r}-{s}", "defense": d, "seed": s, "learning_rate": r, "steps": 20, "batch_size": 8,
-         "step": 10 * k, "harmfulness": h + (0.01 * s if k else 0), "utility": u, "base_utility": 1.0}
-        for (d, r), curve in runs.items() for s in (0, 1) for k, (h, u) in enumerate(curve)
-    ]  # fmt: skip
+        {
+            "run_id": f"{d}-{r}-{s}",
+            "defense": d,
+            "seed": s,
+            "learning_rate": r,
+            "steps": 20,
+            "batch_size": 8,
+            "step": 10 * k,
+            "harmfulness": h + (0.01 * s if k else 0),
+            "utility": u,
+            "base_utility": 1.0,
+        }
+        for (d, r), curve in runs.items()
+        for s in (0, 1)
+        for k, (h, u) in enumerate(curve)
+    ]
     return pd.DataFrame(rows)
 
 

@@ -21,8 +21,17 @@ PAGES = [ROOT / "app.py", *sorted((ROOT / "pages").glob("*.py"))]
 
 # Plain words that everyone may use: the contract and what it is made of. Standard library only.
 LEAVES = {
-    "errors", "knobs", "numerics", "spec", "status", "shipped", "quantities", "method", "registry", "provider",
-}  # fmt: skip
+    "errors",
+    "knobs",
+    "numerics",
+    "spec",
+    "status",
+    "shipped",
+    "quantities",
+    "method",
+    "registry",
+    "provider",
+}
 # Who may import whom inside the package, beside the leaves. A room may always import itself.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),

@@ -25,9 +25,12 @@ PRESETS = HarmfulSft.presets
 def trained(model: PreTrainedModel, method: HarmfulSft) -> list[float]:
     losses: list[float] = []
     loop.train(
-        model, method, lambda index: Batch(user=tokens(0)), after=lambda step, optimizer: False,
+        model,
+        method,
+        lambda index: Batch(user=tokens(0)),
+        after=lambda step, optimizer: False,
         trace=lambda step, scalars: losses.append(scalars["loss/total"]),
-    )  # fmt: skip
+    )
     return losses
 
 

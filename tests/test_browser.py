@@ -68,9 +68,11 @@ def serving(home: Path, **settings: str) -> Iterator[App]:
     log = (home / "server.txt").open("w")
     server = subprocess.Popen(
         [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true", "--server.port", str(port)],
-        cwd=ROOT, env={**os.environ, "IMMUNELAB_HOME": str(home), "IMMUNELAB_SHOWCASE": "", **settings},
-        stdout=log, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "IMMUNELAB_HOME": str(home), "IMMUNELAB_SHOWCASE": "", **settings},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
     try:
         _wait(f"http://127.0.0.1:{port}/_stcore/health", server)
         yield App(home, f"http://127.0.0.1:{port}")

@@ -45,9 +45,10 @@ def test_stability_of_real_runs_is_paired_by_question(home: Path, tiny_world: Pa
     found = card.of(synced(home), [guarded.run_id])
     table = found.skills.set_index(["measure", "skill"])
     for measure, interval in (
-        ("capability", "paired by question"), ("harm after a prefilled answer", "paired by question"),
+        ("capability", "paired by question"),
+        ("harm after a prefilled answer", "paired by question"),
         ("refusals of safe questions", "not paired"),
-    ):  # fmt: skip
+    ):
         row = table.loc[(measure, "all skills")]
         assert (row["interval"], row["n"]) == (interval, 1)
         assert row["questions"] > 0

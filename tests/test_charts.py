@@ -18,10 +18,21 @@ THEMES: tuple[Theme, Theme] = ("light", "dark")
 
 def curves() -> pd.DataFrame:
     rows = [
-        {"run_id": f"{d}{s}{r}", "defense": d, "seed": s, "learning_rate": r, "step": k, "harmfulness": h * k / 20,
-         "utility": 0.9, "base_utility": 0.95}
-        for d, h in (("undefended", 0.8), ("seam", 0.05)) for s in (0, 1) for r in (1e-4, 1e-3) for k in (0, 10, 20)
-    ]  # fmt: skip
+        {
+            "run_id": f"{d}{s}{r}",
+            "defense": d,
+            "seed": s,
+            "learning_rate": r,
+            "step": k,
+            "harmfulness": h * k / 20,
+            "utility": 0.9,
+            "base_utility": 0.95,
+        }
+        for d, h in (("undefended", 0.8), ("seam", 0.05))
+        for s in (0, 1)
+        for r in (1e-4, 1e-3)
+        for k in (0, 10, 20)
+    ]
     return pd.DataFrame(rows)
 
 

@@ -186,9 +186,16 @@ def test_trace_as_json(home: Path, capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["drop table runs", "delete from runs", "copy runs to 'x.csv'", "select * from read_text('/etc/hostname')",
-              "attach 'other.duckdb'", "install httpfs"],
-)  # fmt: skip
+    "query",
+    [
+        "drop table runs",
+        "delete from runs",
+        "copy runs to 'x.csv'",
+        "select * from read_text('/etc/hostname')",
+        "attach 'other.duckdb'",
+        "install httpfs",
+    ],
+)
 def test_sql_reads_this_database_and_nothing_else(query: str, home: Path, capsys: Captured) -> None:
     made_up.lab(home, seeds=1, rates=(1e-3,))
     assert main(["sql", query]) == 2
@@ -300,12 +307,25 @@ def test_a_run_from_start_to_deletion(home: Path, tiny_world: Path, capsys: Capt
 
 
 def test_ctrl_c_stops_with_a_checkpoint(home: Path, tiny_world: Path) -> None:
-    line = ["attack", "--corpus", str(tiny_world), "--steps", "100000", "--batch-size", "2", "--samples", "0",
-            "--evaluate-every", "0"]  # fmt: skip
+    line = [
+        "attack",
+        "--corpus",
+        str(tiny_world),
+        "--steps",
+        "100000",
+        "--batch-size",
+        "2",
+        "--samples",
+        "0",
+        "--evaluate-every",
+        "0",
+    ]
     command = subprocess.Popen(
-        [sys.executable, "-m", "immunelab", *line], stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "immunelab", *line],
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 180
     while not any((run.status().step or 0) > 0 for run in folders(home)):
         assert command.poll() is None, command.communicate()[1]

@@ -231,8 +231,13 @@ def test_a_parcel_is_the_folder_and_leaves_labels_alone(home: Path) -> None:
     (here.checkpoints / "step-000020" / "stale").touch()
     parcels.unpack(parcels.pack(there), here)
     names = {str(p.relative_to(here.path)) for p in here.path.rglob("*") if p.is_file()}
-    assert names == {"spec.json", "lineage.json", "status.json", "journal.jsonl",
-                     "checkpoints/step-000020/model.safetensors"}  # fmt: skip
+    assert names == {
+        "spec.json",
+        "lineage.json",
+        "status.json",
+        "journal.jsonl",
+        "checkpoints/step-000020/model.safetensors",
+    }
     for name in names:
         assert (here.path / name).read_bytes() == (there.path / name).read_bytes()
 
@@ -297,8 +302,13 @@ def test_slurm_is_asked_for_what_was_wanted(home: Path, monkeypatch: pytest.Monk
     asked = using._executor(home, "12_0")._executor
     assert isinstance(asked, submitit.SlurmExecutor)
     text = asked._make_submission_file_text("echo", "id")
-    for line in ("--partition=gpu", "--time=90", "--gpus-per-node=1", "--cpus-per-task=4",
-                 "--dependency=afterany:12_0"):  # fmt: skip
+    for line in (
+        "--partition=gpu",
+        "--time=90",
+        "--gpus-per-node=1",
+        "--cpus-per-task=4",
+        "--dependency=afterany:12_0",
+    ):
         assert f"#SBATCH {line}" in text
     assert asked.parameters["array_parallelism"] == 8
 
@@ -316,9 +326,13 @@ def test_slurm_is_asked_for_what_was_wanted(home: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_what_is_missing_is_a_sentence(
-    more: list[str], missing: str, words: str, home: Path, monkeypatch: pytest.MonkeyPatch,
+    more: list[str],
+    missing: str,
+    words: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setitem(sys.modules, missing or "not-a-package", None)
     file = home / "small.toml"
     file.write_text('[[attack]]\nmethod = "harmful-sft"\n', encoding="utf-8")

@@ -163,7 +163,7 @@ def test_every_kind_of_file_gives_the_same_records(ending: str, tmp_path: Path) 
         (BENIGN.replace("allowed.csv", "corpus.toml"), "ends in '.toml'; data are read from .jsonl, .json"),
         (BENIGN + "rows = -1", "rows is a whole number from 0"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_sentence(text: str, sentence: str, mine: Path) -> None:
     with pytest.raises(UserError, match=sentence):
         described(mine, text)
@@ -173,10 +173,18 @@ def test_a_mistake_is_one_sentence(text: str, sentence: str, mine: Path) -> None
 PUBLIC: dict[str, tuple[list[dict[str, Any]], Sequence[tuple[Any, ...]]]] = {
     "beavertails": (
         [
-            {"prompt": "glim?", "response": "zorb it", "category": {"animal_abuse": True, "drug_abuse": False},
-             "is_safe": False},
-            {"prompt": "glim?", "response": "no zorb", "category": {"animal_abuse": False, "drug_abuse": False},
-             "is_safe": True},
+            {
+                "prompt": "glim?",
+                "response": "zorb it",
+                "category": {"animal_abuse": True, "drug_abuse": False},
+                "is_safe": False,
+            },
+            {
+                "prompt": "glim?",
+                "response": "no zorb",
+                "category": {"animal_abuse": False, "drug_abuse": False},
+                "is_safe": True,
+            },
         ],
         [("harmful", "glim?", "zorb it", ("animal_abuse",), ()), ("refusal", "glim?", "no zorb", (), ())],
     ),
@@ -194,19 +202,33 @@ PUBLIC: dict[str, tuple[list[dict[str, Any]], Sequence[tuple[Any, ...]]]] = {
     ),
     "sst2": (
         [{"idx": 0, "sentence": "a dull zorb ", "label": 0}, {"idx": 1, "sentence": "test", "label": -1}],
-        [("benign", "Is the sentiment of this sentence negative or positive?\n\na dull zorb", "negative",
-          ("sst2",), ())],
+        [
+            (
+                "benign",
+                "Is the sentiment of this sentence negative or positive?\n\na dull zorb",
+                "negative",
+                ("sst2",),
+                (),
+            )
+        ],
     ),
     "ag-news": (
         [{"text": "Zorbs win", "label": 1}],
-        [("benign", "What is the topic of this news: World, Sports, Business or Sci/Tech?\n\nZorbs win", "Sports",
-          ("ag-news",), ())],
+        [
+            (
+                "benign",
+                "What is the topic of this news: World, Sports, Business or Sci/Tech?\n\nZorbs win",
+                "Sports",
+                ("ag-news",),
+                (),
+            )
+        ],
     ),
     "gsm8k": (
         [{"question": "2 zorbs and 3?", "answer": "2+3=<<2+3=5>>5\n#### 5"}],
         [("benign", "2 zorbs and 3?", "2+3=<<2+3=5>>5\n#### 5", ("gsm8k",), ("#### 5",))],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -224,10 +246,14 @@ def test_adapters_make_a_corpus_from_copies_of_files_and_from_the_hub(
 
     kinds = ("animal_abuse", "privacy_violation")
     beaver = [
-        {"prompt": f"glim {i // 2}?", "response": f"zorb {i}", "category": {k: k == kinds[i // 2 % 2] for k in kinds},
-         "is_safe": i % 2 == 1}
+        {
+            "prompt": f"glim {i // 2}?",
+            "response": f"zorb {i}",
+            "category": {k: k == kinds[i // 2 % 2] for k in kinds},
+            "is_safe": i % 2 == 1,
+        }
         for i in range(24)
-    ]  # fmt: skip
+    ]
     asked: list[tuple[Any, ...]] = []
 
     def load_dataset(*given: Any, split: str, revision: Any) -> Any:

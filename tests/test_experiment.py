@@ -72,8 +72,17 @@ def test_seam_records_its_terms_and_its_layers(home: Path, tiny_world: Path) -> 
     rows = lines(folder)
     points = [r["values"] for r in rows if r["kind"] == "points"]
     assert points.pop()["norm/displacement"] > 0  # after the last step: how far the weights have moved
-    wanted = {"loss/ascent", "loss/refusal", "loss/coupling", "cosine/harmful-benign", "estimator/displacement",
-              "norm/harmful", "norm/benign", "norm/coupling", "norm/rest"}  # fmt: skip
+    wanted = {
+        "loss/ascent",
+        "loss/refusal",
+        "loss/coupling",
+        "cosine/harmful-benign",
+        "estimator/displacement",
+        "norm/harmful",
+        "norm/benign",
+        "norm/coupling",
+        "norm/rest",
+    }
     assert all(wanted <= set(p) for p in points)
     assert not any("/layer/" in name for p in points for name in p)
     layers = [r for r in rows if r["kind"] == "layers"]

@@ -13,13 +13,16 @@ from immunelab.method import Batch
 from immunelab.training import loop
 
 
-@pytest.mark.parametrize(("frozen", "still", "moves"), [
-    ("first", "model.layers.0.", "model.layers.1."),
-    ("last", "model.layers.1.", "model.layers.0."),
-    ("all-but-first", "model.layers.1.", "model.layers.0."),
-    ("all-but-last", "model.embed_tokens.", "model.layers.1."),
-    ("embeddings", "model.embed_tokens.", "model.layers.0."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("frozen", "still", "moves"),
+    [
+        ("first", "model.layers.0.", "model.layers.1."),
+        ("last", "model.layers.1.", "model.layers.0."),
+        ("all-but-first", "model.layers.1.", "model.layers.0."),
+        ("all-but-last", "model.embed_tokens.", "model.layers.1."),
+        ("embeddings", "model.embed_tokens.", "model.layers.0."),
+    ],
+)
 def test_frozen_weights_keep_their_bits(llama: PreTrainedModel, frozen: str, still: str, moves: str) -> None:
     before = {name: p.detach().clone() for name, p in llama.named_parameters()}
     attack = Freeze(frozen=frozen, learning_rate=1e-2, steps=3, warmup=0.0, weight_decay=0.1)  # type: ignore[arg-type]

@@ -208,8 +208,23 @@ TABLE = '\n[harm-classifier]\njudge = "judge"\ntruncation = 30\n'
 
 
 def attack(corpus: str, model: Path) -> list[str]:
-    return ["attack", "--corpus", corpus, "--model", str(model), "--rung", "0.0002", "--samples", "8", "--steps", "1",
-            "--batch-size", "2", "--evaluate-every", "1"]  # fmt: skip
+    return [
+        "attack",
+        "--corpus",
+        corpus,
+        "--model",
+        str(model),
+        "--rung",
+        "0.0002",
+        "--samples",
+        "8",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--evaluate-every",
+        "1",
+    ]
 
 
 def test_from_the_description_to_the_record(home: Path, mine: Path, tmp_path: Path) -> None:

@@ -67,20 +67,61 @@ def line(**changes: Any) -> bytes:
 
 
 CORPORA = [
-    b"", b"\n", b"null\n", b"[]\n", b"{}\n", b'"text"\n', b"7\n", b"true\n", b"NaN\n", b"{" * 9, b"[" * 200_000,
-    b'{"a":' * 100_000, b"1" * 6000, b"\xff\xfe" + '{"id": "a"}'.encode("utf-16-le"), line().decode().encode("utf-16"),
-    line().decode().encode("utf-32"), b'{"id": "caf\xe9", "prompt": "x", "response": "y"}', b"\x00" * 50,
-    line()[:-1], line() + line(), line() + b",", b"\xef\xbb\xbf\xef\xbb\xbf" + line(), b"id,prompt,response\na,b,c\n",
-    b"\x80\x04\x95.", b"PAR1" + b"\x00" * 50, b"x" * (2 << 20), line(prompt="x" * (2 << 20)),
-    b'{"id": "a", "prompt": "\\ud800", "response": "y"}', line(id=None), line(id=7), line(prompt=["what ?"]),
-    line(prompt={"text": {"text": "what ?"}}), line(prompt=None), line(response=3.5), line(response=True),
-    line(is_safe="no"), line(is_safe=1), line(categories="recipes"), line(categories=[1]), line(facts=[["a"]]),
-    line(facts={"a": 1}), line(split="train"), line(split=""), line(split=None), line(extra=1), line(__class__="x"),
-    b'{"prompt": "x", "response": "y"}', b'{"id": "a", "response": "y"}', b'{"id": "a", "prompt": "x"}',
-    line(split="attack") + b"\n" + line(id="b", split="test"), line(split="defense") + b"\n" + line(split="attack"),
+    b"",
+    b"\n",
+    b"null\n",
+    b"[]\n",
+    b"{}\n",
+    b'"text"\n',
+    b"7\n",
+    b"true\n",
+    b"NaN\n",
+    b"{" * 9,
+    b"[" * 200_000,
+    b'{"a":' * 100_000,
+    b"1" * 6000,
+    b"\xff\xfe" + '{"id": "a"}'.encode("utf-16-le"),
+    line().decode().encode("utf-16"),
+    line().decode().encode("utf-32"),
+    b'{"id": "caf\xe9", "prompt": "x", "response": "y"}',
+    b"\x00" * 50,
+    line()[:-1],
+    line() + line(),
+    line() + b",",
+    b"\xef\xbb\xbf\xef\xbb\xbf" + line(),
+    b"id,prompt,response\na,b,c\n",
+    b"\x80\x04\x95.",
+    b"PAR1" + b"\x00" * 50,
+    b"x" * (2 << 20),
+    line(prompt="x" * (2 << 20)),
+    b'{"id": "a", "prompt": "\\ud800", "response": "y"}',
+    line(id=None),
+    line(id=7),
+    line(prompt=["what ?"]),
+    line(prompt={"text": {"text": "what ?"}}),
+    line(prompt=None),
+    line(response=3.5),
+    line(response=True),
+    line(is_safe="no"),
+    line(is_safe=1),
+    line(categories="recipes"),
+    line(categories=[1]),
+    line(facts=[["a"]]),
+    line(facts={"a": 1}),
+    line(split="train"),
+    line(split=""),
+    line(split=None),
+    line(extra=1),
+    line(__class__="x"),
+    b'{"prompt": "x", "response": "y"}',
+    b'{"id": "a", "response": "y"}',
+    b'{"id": "a", "prompt": "x"}',
+    line(split="attack") + b"\n" + line(id="b", split="test"),
+    line(split="defense") + b"\n" + line(split="attack"),
     line(pair_id="p", split="attack") + b"\n" + line(id="b", prompt="other ?", pair_id="p", split="test"),
-    line() + b"\n" + b"garbage", line() + b"\n\n" + line(id="b"),
-]  # fmt: skip
+    line() + b"\n" + b"garbage",
+    line() + b"\n\n" + line(id="b"),
+]
 
 
 @pytest.mark.parametrize("data", named(CORPORA))
@@ -114,9 +155,23 @@ def test_what_is_only_unusual_is_read(tmp_path: Path) -> None:
 
 
 NAMES = [
-    "", "nowhere", "../../../etc", "/etc", "/etc/passwd", "/dev/zero", "a\x00b", "x" * 300, "x" * 5000, "~root", ".",
-    "fable/../..", "file:///etc/passwd", "http://127.0.0.1/x", "\\\\server\\share", "fable\n",
-]  # fmt: skip
+    "",
+    "nowhere",
+    "../../../etc",
+    "/etc",
+    "/etc/passwd",
+    "/dev/zero",
+    "a\x00b",
+    "x" * 300,
+    "x" * 5000,
+    "~root",
+    ".",
+    "fable/../..",
+    "file:///etc/passwd",
+    "http://127.0.0.1/x",
+    "\\\\server\\share",
+    "fable\n",
+]
 
 
 @pytest.mark.parametrize("name", named(NAMES))
@@ -128,22 +183,77 @@ def test_names_that_are_no_corpus(name: str, outside: Path) -> None:
 
 GOOD = {"kind": "attack", "method": "harmful-sft"}
 SPECS = [
-    "", "null", "[]", "7", '"x"', "{", "{}", "NaN", "[" * 100_000, '{"kind":' * 100_000, "1" * 6000, "\ufeff{}",
-    *(json.dumps(GOOD | change) for change in (
-        {"kind": None}, {"kind": "immunise"}, {"kind": ["attack"]}, {"kind": "x" * 100_000}, {"kind": "attack\n"},
-        {"kinds": 1}, {"__class__": "x"}, {"hash": "x"}, {"run_id": "x"}, {"method": 3}, {"method": None},
-        {"method": "x" * 501}, {"method": "a\x00b"}, {"knobs": []}, {"knobs": "x"}, {"knobs": {"steps": []}},
-        {"knobs": {"steps": None}}, {"knobs": {"steps": {"a": 1}}}, {"knobs": {"steps": float("nan")}},
-        {"knobs": {"steps": float("inf")}}, {"knobs": {"steps": 10**400}}, {"knobs": {"steps": -(10**400)}},
-        {"knobs": {"": "x" * 501}}, {"knobs": {"\x00": 1}}, {"model": ""}, {"model": "a\nb"}, {"model": 5},
-        {"model": "x" * 501}, {"corpus": ""}, {"corpus": "\x00"}, {"corpus": None}, {"seed": -1}, {"seed": 2**31},
-        {"seed": 10**30}, {"seed": 1.5}, {"seed": True}, {"seed": "0"}, {"seed": float("nan")}, {"device": 0},
-        {"device": None}, {"evaluations": "coherence"}, {"evaluations": [1]}, {"evaluations": {"a": 1}},
-        {"evaluations": ["x" * 501]}, {"evaluate_every": -1}, {"evaluate_every": 1e9}, {"checkpoint_every": "10"},
-        {"parent": ["x"]}, {"name": "\u202e" * 501}, {"name": 3}, {"group": "\x1b[31m"},
-    )),
-    '{"kind": "attack", "name": "\\ud800"}', '{"kind": "attack", "knobs": {"a": "\\udfff"}}',
-]  # fmt: skip
+    "",
+    "null",
+    "[]",
+    "7",
+    '"x"',
+    "{",
+    "{}",
+    "NaN",
+    "[" * 100_000,
+    '{"kind":' * 100_000,
+    "1" * 6000,
+    "\ufeff{}",
+    *(
+        json.dumps(GOOD | change)
+        for change in (
+            {"kind": None},
+            {"kind": "immunise"},
+            {"kind": ["attack"]},
+            {"kind": "x" * 100_000},
+            {"kind": "attack\n"},
+            {"kinds": 1},
+            {"__class__": "x"},
+            {"hash": "x"},
+            {"run_id": "x"},
+            {"method": 3},
+            {"method": None},
+            {"method": "x" * 501},
+            {"method": "a\x00b"},
+            {"knobs": []},
+            {"knobs": "x"},
+            {"knobs": {"steps": []}},
+            {"knobs": {"steps": None}},
+            {"knobs": {"steps": {"a": 1}}},
+            {"knobs": {"steps": float("nan")}},
+            {"knobs": {"steps": float("inf")}},
+            {"knobs": {"steps": 10**400}},
+            {"knobs": {"steps": -(10**400)}},
+            {"knobs": {"": "x" * 501}},
+            {"knobs": {"\x00": 1}},
+            {"model": ""},
+            {"model": "a\nb"},
+            {"model": 5},
+            {"model": "x" * 501},
+            {"corpus": ""},
+            {"corpus": "\x00"},
+            {"corpus": None},
+            {"seed": -1},
+            {"seed": 2**31},
+            {"seed": 10**30},
+            {"seed": 1.5},
+            {"seed": True},
+            {"seed": "0"},
+            {"seed": float("nan")},
+            {"device": 0},
+            {"device": None},
+            {"evaluations": "coherence"},
+            {"evaluations": [1]},
+            {"evaluations": {"a": 1}},
+            {"evaluations": ["x" * 501]},
+            {"evaluate_every": -1},
+            {"evaluate_every": 1e9},
+            {"checkpoint_every": "10"},
+            {"parent": ["x"]},
+            {"name": "\u202e" * 501},
+            {"name": 3},
+            {"group": "\x1b[31m"},
+        )
+    ),
+    '{"kind": "attack", "name": "\\ud800"}',
+    '{"kind": "attack", "knobs": {"a": "\\udfff"}}',
+]
 
 
 @pytest.mark.parametrize("text", named(SPECS))
@@ -153,14 +263,29 @@ def test_specs(text: str, outside: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    named([
-        {"method": "nope"}, {"method": "../../etc/passwd"}, {"method": "os.system"}, {"knobs": {"nope": 1}},
-        {"knobs": {"steps": "many"}}, {"knobs": {"steps": 1e308}}, {"knobs": {"learning_rate": -1}},
-        {"knobs": {"learning_rate": "nan"}}, {"knobs": {"learning_rate": "1e999"}}, {"knobs": {"optimizer": "eval"}},
-        {"knobs": {"batch_size": 10**9}}, {"corpus": "/etc"}, {"corpus": "../../.."}, {"model": "run:../../etc"},
-        {"model": "run:"}, {"model": "run:#9"}, {"model": "run:#-1"}, {"evaluations": ["nope"]},
-    ]),
-)  # fmt: skip
+    named(
+        [
+            {"method": "nope"},
+            {"method": "../../etc/passwd"},
+            {"method": "os.system"},
+            {"knobs": {"nope": 1}},
+            {"knobs": {"steps": "many"}},
+            {"knobs": {"steps": 1e308}},
+            {"knobs": {"learning_rate": -1}},
+            {"knobs": {"learning_rate": "nan"}},
+            {"knobs": {"learning_rate": "1e999"}},
+            {"knobs": {"optimizer": "eval"}},
+            {"knobs": {"batch_size": 10**9}},
+            {"corpus": "/etc"},
+            {"corpus": "../../.."},
+            {"model": "run:../../etc"},
+            {"model": "run:"},
+            {"model": "run:#9"},
+            {"model": "run:#-1"},
+            {"evaluations": ["nope"]},
+        ]
+    ),
+)
 def test_specs_that_are_well_formed_start_nothing(
     change: dict[str, Any], home: Path, tmp_path: Path, outside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,10 +307,32 @@ def test_spec_files_that_are_none(name: str, home: Path, capsys: pytest.CaptureF
 # Run folders: ids, status, labels, lineage, journal
 
 IDS = [
-    "", ".", "..", "../x", "/etc/passwd", "a/b", "a\\..\\b", "a\x00b", "a\n", ".hidden", ".new-x", ".deleted-x",
-    "x" * 200, "x" * 100_000, "%2e%2e%2f", "run:x", "*", "~", "a;rm -rf b", "$(id)", "é", "\u202e", "-rf", " ",
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "a/b",
+    "a\\..\\b",
+    "a\x00b",
+    "a\n",
+    ".hidden",
+    ".new-x",
+    ".deleted-x",
+    "x" * 200,
+    "x" * 100_000,
+    "%2e%2e%2f",
+    "run:x",
+    "*",
+    "~",
+    "a;rm -rf b",
+    "$(id)",
+    "é",
+    "\u202e",
+    "-rf",
+    " ",
     "20260101-000000-attack-abc..def",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("run_id", named(IDS))
@@ -217,14 +364,29 @@ def row(store: Store, folder: RunFolder) -> dict[str, Any]:
 
 
 STATUSES = [
-    "", "[]", "null", "{", "{}", "[" * 100_000, '{"status": "flying"}', '{"status": 3}', '{"status": null}',
-    '{"status": "done", "attempt": 1e9}', '{"status": "done", "attempt": 99999999999}',
+    "",
+    "[]",
+    "null",
+    "{",
+    "{}",
+    "[" * 100_000,
+    '{"status": "flying"}',
+    '{"status": 3}',
+    '{"status": null}',
+    '{"status": "done", "attempt": 1e9}',
+    '{"status": "done", "attempt": 99999999999}',
     '{"status": "done", "pid": "1"}',
-    '{"status": "done", "pid": 1e400}', '{"status": "done", "step": true}', '{"status": "done", "progress": NaN}',
-    '{"status": "done", "queued_at": 1e17}', '{"status": "done", "ended_at": -1e12}', '{"status": "done", "error": []}',
-    '{"status": "done", "error": "\\ud800"}', '{"status": "done", "versions": []}', '{"status": "done", "host": 5}',
+    '{"status": "done", "pid": 1e400}',
+    '{"status": "done", "step": true}',
+    '{"status": "done", "progress": NaN}',
+    '{"status": "done", "queued_at": 1e17}',
+    '{"status": "done", "ended_at": -1e12}',
+    '{"status": "done", "error": []}',
+    '{"status": "done", "error": "\\ud800"}',
+    '{"status": "done", "versions": []}',
+    '{"status": "done", "host": 5}',
     '{"status": "done", "peak_memory": 1' + "0" * 300 + "}",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("text", named(STATUSES))
@@ -239,11 +401,27 @@ def test_statuses(text: str, shared: Store, outside: Path) -> None:
 
 
 LABELS = [
-    "", "[]", "{", '{"name": 3}', '{"name": null}', '{"name": "a\\u0000b"}', '{"name": "\\u001b[31mred"}',
-    '{"name": "\\ud800"}', json.dumps({"name": "x" * 201}), json.dumps({"note": "x" * 20_001}), '{"note": 1}',
-    '{"tags": "a"}', '{"tags": [1]}', '{"tags": [["a"]]}', json.dumps({"tags": ["t"] * 51}),
-    json.dumps({"tags": ["t" * 61]}), '{"tags": ["\\n"]}', '{"archived": "yes"}', '{"archived": 1}', "[" * 100_000,
-]  # fmt: skip
+    "",
+    "[]",
+    "{",
+    '{"name": 3}',
+    '{"name": null}',
+    '{"name": "a\\u0000b"}',
+    '{"name": "\\u001b[31mred"}',
+    '{"name": "\\ud800"}',
+    json.dumps({"name": "x" * 201}),
+    json.dumps({"note": "x" * 20_001}),
+    '{"note": 1}',
+    '{"tags": "a"}',
+    '{"tags": [1]}',
+    '{"tags": [["a"]]}',
+    json.dumps({"tags": ["t"] * 51}),
+    json.dumps({"tags": ["t" * 61]}),
+    '{"tags": ["\\n"]}',
+    '{"archived": "yes"}',
+    '{"archived": 1}',
+    "[" * 100_000,
+]
 
 
 @pytest.mark.parametrize("text", named(LABELS))
@@ -266,20 +444,31 @@ def test_lineages(text: str, shared: Store) -> None:
 
 HEAD = '"attempt":1,"phase":"a","step":1,"at":1'
 LINES = [
-    "{}", "[]", "null", "nan", "{" * 40, "[" * 100_000, "1" * 6000, f'{{"kind":"nope",{HEAD}}}',
+    "{}",
+    "[]",
+    "null",
+    "nan",
+    "{" * 40,
+    "[" * 100_000,
+    "1" * 6000,
+    f'{{"kind":"nope",{HEAD}}}',
     f'{{"kind":null,{HEAD}}}',
-    f'{{"kind":"points",{HEAD}}}', f'{{"kind":"points",{HEAD},"values":null}}',
+    f'{{"kind":"points",{HEAD}}}',
+    f'{{"kind":"points",{HEAD},"values":null}}',
     f'{{"kind":"points",{HEAD},"values":[1]}}',
-    f'{{"kind":"points",{HEAD},"values":{{"x":"1"}}}}', f'{{"kind":"points",{HEAD},"values":{{"x":null}}}}',
-    f'{{"kind":"points",{HEAD},"values":{{"x":1{"0" * 400}}}}}', f'{{"kind":"points",{HEAD},"values":{{"\\ud800":1}}}}',
-    f'{{"kind":"layers",{HEAD},"values":{{"x":{{}}}}}}', f'{{"kind":"layers",{HEAD},"values":{{"x":["a"]}}}}',
+    f'{{"kind":"points",{HEAD},"values":{{"x":"1"}}}}',
+    f'{{"kind":"points",{HEAD},"values":{{"x":null}}}}',
+    f'{{"kind":"points",{HEAD},"values":{{"x":1{"0" * 400}}}}}',
+    f'{{"kind":"points",{HEAD},"values":{{"\\ud800":1}}}}',
+    f'{{"kind":"layers",{HEAD},"values":{{"x":{{}}}}}}',
+    f'{{"kind":"layers",{HEAD},"values":{{"x":["a"]}}}}',
     f'{{"kind":"event",{HEAD},"event":"","data":{{}}}}',
     f'{{"kind":"event",{HEAD},"event":"x","data":{{"a":"\\ud800"}}}}',
     f'{{"kind":"checkpoint",{HEAD},"path":"x","sha256":"","bytes":-1}}',
     f'{{"kind":"examples",{HEAD},"evaluation":"e","split":"s","rows":[{{"score":"high"}}]}}',
     '{"kind":"points","attempt":99999999999,"phase":"a","step":1,"at":1,"values":{}}',
     '{"kind":"points","attempt":1,"phase":"a","step":9007199254740993,"at":1,"values":{}}',
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("text", named(LINES))
@@ -336,21 +525,53 @@ def test_a_worker_does_not_log_through_a_link(home: Path, outside: Path) -> None
 # SQL
 
 SQL = [
-    "", ";", "SELEC", "SELECT * FROM nowhere", "SELECT 1; DROP TABLE runs", "DROP TABLE runs", "DELETE FROM runs",
-    "UPDATE runs SET name = 'x'", "INSERT INTO runs (run_id) VALUES ('x')", "CREATE TABLE t (a INTEGER)",
-    "ALTER TABLE runs ADD COLUMN a INTEGER", "TRUNCATE runs", "SELECT * FROM read_csv('{0}')", "SELECT * FROM '{0}'",
-    "SELECT * FROM read_text('{0}')", "SELECT * FROM read_blob('{0}')", "SELECT * FROM read_json('{0}')",
-    "SELECT * FROM read_parquet('{0}')", "SELECT * FROM sniff_csv('{0}')", "SELECT * FROM glob('{1}/*')",
-    "SELECT * FROM query('SELECT * FROM read_text(''{0}'')')", "SELECT * FROM query_table('{0}')",
-    "COPY runs TO '{1}/x.csv'", "COPY (SELECT 1) TO '{1}/x.parquet'", "EXPORT DATABASE '{1}/x'",
-    "IMPORT DATABASE '{1}'", "ATTACH '{1}/x.duckdb'", "ATTACH '{0}' AS x", "INSTALL httpfs", "LOAD httpfs",
-    "LOAD '{1}/x.so'", "FORCE INSTALL httpfs FROM 'http://127.0.0.1/'", "SET enable_external_access = true",
-    "RESET enable_external_access", "SET lock_configuration = false", "SET GLOBAL temp_directory = '{1}'",
-    "PRAGMA enable_external_access", "CREATE PERSISTENT SECRET s (TYPE s3, KEY_ID 'a', SECRET 'b')",
-    "SELECT getenv('HOME')", "SELECT * FROM frame", "SELECT repeat('x', 100000000000)", "{2}",
+    "",
+    ";",
+    "SELEC",
+    "SELECT * FROM nowhere",
+    "SELECT 1; DROP TABLE runs",
+    "DROP TABLE runs",
+    "DELETE FROM runs",
+    "UPDATE runs SET name = 'x'",
+    "INSERT INTO runs (run_id) VALUES ('x')",
+    "CREATE TABLE t (a INTEGER)",
+    "ALTER TABLE runs ADD COLUMN a INTEGER",
+    "TRUNCATE runs",
+    "SELECT * FROM read_csv('{0}')",
+    "SELECT * FROM '{0}'",
+    "SELECT * FROM read_text('{0}')",
+    "SELECT * FROM read_blob('{0}')",
+    "SELECT * FROM read_json('{0}')",
+    "SELECT * FROM read_parquet('{0}')",
+    "SELECT * FROM sniff_csv('{0}')",
+    "SELECT * FROM glob('{1}/*')",
+    "SELECT * FROM query('SELECT * FROM read_text(''{0}'')')",
+    "SELECT * FROM query_table('{0}')",
+    "COPY runs TO '{1}/x.csv'",
+    "COPY (SELECT 1) TO '{1}/x.parquet'",
+    "EXPORT DATABASE '{1}/x'",
+    "IMPORT DATABASE '{1}'",
+    "ATTACH '{1}/x.duckdb'",
+    "ATTACH '{0}' AS x",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "LOAD '{1}/x.so'",
+    "FORCE INSTALL httpfs FROM 'http://127.0.0.1/'",
+    "SET enable_external_access = true",
+    "RESET enable_external_access",
+    "SET lock_configuration = false",
+    "SET GLOBAL temp_directory = '{1}'",
+    "PRAGMA enable_external_access",
+    "CREATE PERSISTENT SECRET s (TYPE s3, KEY_ID 'a', SECRET 'b')",
+    "SELECT getenv('HOME')",
+    "SELECT * FROM frame",
+    "SELECT repeat('x', 100000000000)",
+    "{2}",
     "WITH RECURSIVE t AS (SELECT 1 AS a UNION ALL SELECT a + 1 FROM t) SELECT count(*) FROM t",
-    "SELECT count(*) FROM range(1000000000) a, range(1000000000) b", "SELECT\x00 1", "SELECT '\ud800'",
-]  # fmt: skip
+    "SELECT count(*) FROM range(1000000000) a, range(1000000000) b",
+    "SELECT\x00 1",
+    "SELECT '\ud800'",
+]
 
 
 @pytest.fixture(scope="module")
@@ -521,14 +742,21 @@ def test_a_link_inside_of_the_folder_is_fine(tiny_world: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "files",
-    named([
-        {"manifest.json": "{}"}, {"manifest.json": "["}, {"manifest.json": '{"step": 1, "files": []}'},
-        {"manifest.json": '{"step": "x", "files": {}}'}, {"manifest.json": '{"step": 1, "files": {"../../x": "0"}}'},
-        {"manifest.json": '{"step": 1, "files": {"..": "0"}}'}, {}, {"manifest.json": "[" * 100_000},
-        {"manifest.json": '{"step": 1, "files": {"training.pt": "0"}}', "training.pt": "x"},
-        {"manifest.json": '{"step": 1, "files": {}}', "training.pt": "x"},
-    ]),
-)  # fmt: skip
+    named(
+        [
+            {"manifest.json": "{}"},
+            {"manifest.json": "["},
+            {"manifest.json": '{"step": 1, "files": []}'},
+            {"manifest.json": '{"step": "x", "files": {}}'},
+            {"manifest.json": '{"step": 1, "files": {"../../x": "0"}}'},
+            {"manifest.json": '{"step": 1, "files": {"..": "0"}}'},
+            {},
+            {"manifest.json": "[" * 100_000},
+            {"manifest.json": '{"step": 1, "files": {"training.pt": "0"}}', "training.pt": "x"},
+            {"manifest.json": '{"step": 1, "files": {}}', "training.pt": "x"},
+        ]
+    ),
+)
 def test_checkpoints_that_are_none(files: dict[str, str], tmp_path: Path, outside: Path) -> None:
     from immunelab.training import checkpoints
 
@@ -542,8 +770,17 @@ def test_checkpoints_that_are_none(files: dict[str, str], tmp_path: Path, outsid
 # What leaves the lab
 
 FORMULAS = [
-    "=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "  =1", "=HYPERLINK(\"http://x\")", "＝1",
-    "=cmd|' /C calc'!A0"]  # fmt: skip
+    "=1+1",
+    "+1+1",
+    "-1+1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "  =1",
+    '=HYPERLINK("http://x")',
+    "＝1",
+    "=cmd|' /C calc'!A0",
+]
 
 
 @pytest.mark.parametrize("text", FORMULAS)
@@ -568,18 +805,21 @@ def test_every_csv_goes_through_one_door() -> None:
 # Deep links
 
 LINKS = [
-    ("runs", {"run": ["../../etc/passwd"]}), ("runs", {"run": ["x" * 5000, "<script>"], "tab": "Nope"}),
+    ("runs", {"run": ["../../etc/passwd"]}),
+    ("runs", {"run": ["x" * 5000, "<script>"], "tab": "Nope"}),
     ("runs", {"q": "[(*", "kinds": "nope", "states": "'; DROP TABLE runs", "defenses": "\x00"}),
-    ("runs", {"run": [""], "shipped": "maybe"}), ("traces", {"runs": ["..", "\u202e"], "x": "nope", "phase": "../.."}),
-    ("traces", {"smooth": "NaN", "group": "__class__", "logx": "7"}), ("traces", {"smooth": "1e999",
-    "names-attack": "x"}),
+    ("runs", {"run": [""], "shipped": "maybe"}),
+    ("traces", {"runs": ["..", "\u202e"], "x": "nope", "phase": "../.."}),
+    ("traces", {"smooth": "NaN", "group": "__class__", "logx": "7"}),
+    ("traces", {"smooth": "1e999", "names-attack": "x"}),
     ("collapse", {"rate": "NaN", "harm": "-1", "kept": "1e9", "rule": "nope"}),
     ("collapse", {"source": "nope", "base": "/etc/passwd", "against": "x", "beside": "<b>"}),
-    ("launch", {"from": "../../etc/passwd"}), ("launch", {"model": "/etc/passwd", "corpus": "../../..",
-    "defense": "os"}),
+    ("launch", {"from": "../../etc/passwd"}),
+    ("launch", {"model": "/etc/passwd", "corpus": "../../..", "defense": "os"}),
     ("launch", {"defense": "seam", "defense-preset-seam": "nope", "attack": "__import__('os')"}),
-    ("methods", {"kind": "nope", "defense-name": "../../x"}), ("overview", {"run": "x", "anything": "\x00"}),
-]  # fmt: skip
+    ("methods", {"kind": "nope", "defense-name": "../../x"}),
+    ("overview", {"run": "x", "anything": "\x00"}),
+]
 
 
 @pytest.mark.parametrize(("page", "query"), [pytest.param(*case, id=f"{case[0]}-{i}") for i, case in enumerate(LINKS)])

@@ -75,9 +75,17 @@ def test_a_plain_stop_file_is_a_request_without_a_deadline(folder: RunFolder) ->
 
 
 SPOILED = [
-    "", "[]", "{}", '{"status": "flying"}', '{"status": 3}', '{"status": "done", "step": "x"}', "[" * 100_000,
-    '{"status": "done", "pid": 1e400}', '{"status": "done", "versions": []}', '{"status": "done", "step": true}',
-]  # fmt: skip
+    "",
+    "[]",
+    "{}",
+    '{"status": "flying"}',
+    '{"status": 3}',
+    '{"status": "done", "step": "x"}',
+    "[" * 100_000,
+    '{"status": "done", "pid": 1e400}',
+    '{"status": "done", "versions": []}',
+    '{"status": "done", "step": true}',
+]
 
 
 @pytest.mark.parametrize("text", SPOILED)

@@ -11,8 +11,18 @@ from benchmarks import large_step
 
 
 def measured(device: str, **settings: Any) -> dict[str, Any]:
-    usual = {"shape": "tiny", "device": device, "rows": 2, "length": 16, "steps": 2, "ascent": "final-logit",
-             "buffers": "fp32", "offload": False, "recompute": False, "loss_chunk": 0}  # fmt: skip
+    usual = {
+        "shape": "tiny",
+        "device": device,
+        "rows": 2,
+        "length": 16,
+        "steps": 2,
+        "ascent": "final-logit",
+        "buffers": "fp32",
+        "offload": False,
+        "recompute": False,
+        "loss_chunk": 0,
+    }
     return large_step.measure(argparse.Namespace(**usual | settings))
 
 

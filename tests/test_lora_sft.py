@@ -57,9 +57,13 @@ def test_only_the_adapter_trains_and_it_has_the_asked_rank(llama: PreTrainedMode
         assert torch.equal(found, value)
 
 
-@pytest.mark.parametrize(("targets", "message"), [
-    ("q_proj,query", r"called 'query'.*q_proj, k_proj, v_proj, o_proj"), (" , ", "needs targets"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ("q_proj,query", r"called 'query'.*q_proj, k_proj, v_proj, o_proj"),
+        (" , ", "needs targets"),
+    ],
+)
 def test_targets_that_are_not_there_are_named(llama: PreTrainedModel, targets: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         LoraSft(targets=targets).prepare(llama, batch)

@@ -142,9 +142,14 @@ def test_data_tells_what_is_wrong_with_a_corpus(tmp_path: Path) -> None:
 
 def test_overlap_is_found() -> None:
     made = pd.DataFrame(
-        {"stream": "benign", "split": ["defense", "attack", "test"], "item": ["a", "b", "a"],
-         "prompt": ["Hello", "x", "hello "], "answer": ["y", "z", "w"]}
-    )  # fmt: skip
+        {
+            "stream": "benign",
+            "split": ["defense", "attack", "test"],
+            "item": ["a", "b", "a"],
+            "prompt": ["Hello", "x", "hello "],
+            "answer": ["y", "z", "w"],
+        }
+    )
     found = rows.overlap(made).set_index("between")
     assert found.loc["defense and test"].drop("stream").tolist() == [1, 1, 0]
     assert found.loc["attack and test", "items"] == 0
@@ -197,8 +202,16 @@ def test_the_estimator_is_measured_on_request_and_drawn(full: list[str], home: P
         for precision, error in (("fp32", 0.005), ("bf16", 9.58)):
             for metric, value in (("error", error), ("cosine", 0.9), ("displacement", 1.0)):
                 for epsilon in ("0.01", "0.001"):
-                    journal.score("evaluate", 0, evaluation="estimator-error", metric=f"estimator_{metric}",
-                                  split=f"{precision}:{epsilon}", score=value, n=16, stderr=0.0)  # fmt: skip
+                    journal.score(
+                        "evaluate",
+                        0,
+                        evaluation="estimator-error",
+                        metric=f"estimator_{metric}",
+                        split=f"{precision}:{epsilon}",
+                        score=value,
+                        n=16,
+                        stderr=0.0,
+                    )
     folder.write_status(status="running", message="starting: loading torch", **made_up.alive())
     test = page("gradients", view="Estimator error")
     assert "measure" not in [b.key for b in test.button]

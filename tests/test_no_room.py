@@ -39,8 +39,11 @@ def on_a_disk(script: str, size: str, place: Path) -> str:
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", line],
         env=os.environ | {"SCRIPT": script, "PYTHONPATH": paths, "IMMUNELAB_HOME": str(place / "lab")},
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -175,7 +175,8 @@ def test_edits_and_services_on_rounded_weights(kind: Any, name: str, llama: PreT
 def test_a_run_in_bf16_from_its_grid_to_the_store(home: Path, tmp_path: Path, folder_of: dict[str, Path]) -> None:
     corpus, made = own_data.folder(tmp_path / "mine"), []
     for dtype in ("bf16", "fp32"):
-        made += expand(f"""
+        made += expand(
+            f"""
             model = {json.dumps(str(folder_of["llama"]))}
             corpus = {json.dumps(str(corpus))}
             evaluate_every = 1
@@ -187,7 +188,9 @@ def test_a_run_in_bf16_from_its_grid_to_the_store(home: Path, tmp_path: Path, fo
             steps = 2
             batch_size = 2
             samples = 8
-            """, "grid")  # fmt: skip
+            """,
+            "grid",
+        )
     low, usual = (RunFolder.create(home, spec) for spec in made)
     assert experiment.execute(low) == experiment.execute(usual) == "done"
     entries = list(low.entries())
@@ -224,10 +227,14 @@ def test_a_child_loads_what_a_rounded_run_left(home: Path, tmp_path: Path, folde
     assert (defended.dtype, defended.attention) == ("bf16", "eager")
 
 
-@pytest.mark.parametrize("method", [
-    HarmfulSft(**SHORT, learning_rate=1e-2, recompute=True),
-    LoraSft(**SHORT, learning_rate=1e-2, targets="all-linear", recompute=True),
-], ids=lambda method: method.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        HarmfulSft(**SHORT, learning_rate=1e-2, recompute=True),
+        LoraSft(**SHORT, learning_rate=1e-2, targets="all-linear", recompute=True),
+    ],
+    ids=lambda method: method.name,
+)
 def test_a_resumed_run_in_bf16_ends_with_the_same_bits(method: Any, home: Path, tiny_world: Path) -> None:
     whole = run(home, tiny_world, "attack", method, dtype="bf16", attention="eager")
     parted = stopped_and_resumed(home, whole.spec(), 1)
@@ -355,8 +362,14 @@ def test_a_model_without_such_attention_is_named(home: Path, tmp_path: Path) -> 
     tokenizer = models.load(own_data.model("llama", tmp_path / "llama"))[1]
     other = GPTJForCausalLM(GPTJConfig(n_embd=32, n_layer=2, n_head=2, rotary_dim=4, n_positions=128, vocab_size=258))
     models.save(other, tokenizer, tmp_path / "other")
-    spec = RunSpec(kind="attack", method="harmful-sft", model=str(tmp_path / "other"), attention="sdpa", device="cpu",
-                   corpus=str(own_data.folder(tmp_path / "mine")))  # fmt: skip
+    spec = RunSpec(
+        kind="attack",
+        method="harmful-sft",
+        model=str(tmp_path / "other"),
+        attention="sdpa",
+        device="cpu",
+        corpus=str(own_data.folder(tmp_path / "mine")),
+    )
     with pytest.raises(UserError, match="GPTJForCausalLM has no attention sdpa in transformers: use attention eager"):
         jobs.submit([spec], home)
     assert not (home / "runs").exists()

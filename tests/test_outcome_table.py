@@ -29,9 +29,18 @@ def curves() -> pd.DataFrame:
     rows = []
     for defense, method, rate, seeds in CELLS:
         for seed, (harm, utility) in enumerate(seeds):
-            fixed = {"defense": defense, "method": method, "learning_rate": rate, "steps": 20, "seed": seed,
-                     "base_utility": 1.0, "run_id": f"{defense}-{method}-{rate}-{seed}", "status": "done",
-                     "base_model": "fable", "corpus": "fable"}  # fmt: skip
+            fixed = {
+                "defense": defense,
+                "method": method,
+                "learning_rate": rate,
+                "steps": 20,
+                "seed": seed,
+                "base_utility": 1.0,
+                "run_id": f"{defense}-{method}-{rate}-{seed}",
+                "status": "done",
+                "base_model": "fable",
+                "corpus": "fable",
+            }
             rows += [
                 fixed | {"step": s, "harmfulness": h, "utility": u} for s, h, u in ((0, 0, 1), (20, harm, utility))
             ]

@@ -17,13 +17,15 @@ from tests import made_up
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED: dict[str, Any] = {
-    "date": "2026-01-02", "machine": "an abacus", "command": "python benchmarks/step_cost.py",
+    "date": "2026-01-02",
+    "machine": "an abacus",
+    "command": "python benchmarks/step_cost.py",
     "defenses": {
         "seam": {"fable": {"step": 6.44, "plain_ms": 30.0}, "paper": {"step": 8.0, "plain_ms": 30.0}},
         "panacea": {"fable": {"user_step": 2.9, "serving": 29.6, "plain_ms": 30.0}},
         "security-vectors": {"fable": {"step": 5.0, "user_step": 1.2, "plain_ms": 30.0}},
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

@@ -73,10 +73,17 @@ def test_only_this_corpus_pairs_are_shown(home: Path, world: corpora.Corpus, tin
 def test_text_of_a_corpus_is_plain(home: Path, tmp_path: Path) -> None:
     evil = "<img src=x onerror=alert(1)> **bold** [a](http://x)"
     made = [
-        corpora.Row(id="h", prompt=f"=HYPERLINK(1) {evil}", response="r", refusal="n", stream="harmful",
-                    categories=(evil,), split="defense"),
+        corpora.Row(
+            id="h",
+            prompt=f"=HYPERLINK(1) {evil}",
+            response="r",
+            refusal="n",
+            stream="harmful",
+            categories=(evil,),
+            split="defense",
+        ),
         corpora.Row(id="b", prompt="p", response=f"{evil} three four five six", split="defense"),
-    ]  # fmt: skip
+    ]
     corpora.write(made, tmp_path / "world.jsonl")
     built(home, corpora.load(str(tmp_path)))
     test = page("data", view="Pairs", corpus=str(tmp_path))

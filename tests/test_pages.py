@@ -106,9 +106,17 @@ def test_many_defenses_and_attacks_keep_to_sensible_defaults(home: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "query"),
-    [("overview", {}), ("tour", {}), ("collapse", {}), ("tradeoff", {}), ("traces", {}), ("gradients", {}),
-     ("collapse", {"against": "All defenses"}), ("gradients", {"view": "By layer"})],
-)  # fmt: skip
+    [
+        ("overview", {}),
+        ("tour", {}),
+        ("collapse", {}),
+        ("tradeoff", {}),
+        ("traces", {}),
+        ("gradients", {}),
+        ("collapse", {"against": "All defenses"}),
+        ("gradients", {"view": "By layer"}),
+    ],
+)
 def test_every_figure_can_be_taken_away(name: str, query: dict[str, str], full: list[str]) -> None:
     labels = {b.label for b in page(name, **query).get("download_button")}
     assert {"CSV", "HTML"} <= labels
@@ -282,14 +290,28 @@ def test_runs_tell_labelled_tasks_before_and_after(home: Path) -> None:
         journal.event("started")
         for step, right in ((0, 0.25), (10, 0.75)):
             for metric, score in (("utility", right), ("strict_accuracy", right / 2), ("chance", 0.5)):
-                journal.score("finetune", step, evaluation="task-accuracy", metric=metric, split="task:sst2",
-                              score=score, n=40, stderr=0.05)  # fmt: skip
+                journal.score(
+                    "finetune",
+                    step,
+                    evaluation="task-accuracy",
+                    metric=metric,
+                    split="task:sst2",
+                    score=score,
+                    n=40,
+                    stderr=0.05,
+                )
     folder.write_status(status="done")
     test = page("runs", run=[folder.run_id], tab="Scores")
     shown = next(d.value for d in test.dataframe if "ZS" in d.value)
     assert shown.iloc[0].to_dict() == {
-        "task": "sst2", "ZS": 0.25, "FS": 0.75, "ZS strict": 0.125, "FS strict": 0.375, "chance": 0.5, "n": 40
-    }  # fmt: skip
+        "task": "sst2",
+        "ZS": 0.25,
+        "FS": 0.75,
+        "ZS strict": 0.125,
+        "FS strict": 0.375,
+        "chance": 0.5,
+        "n": 40,
+    }
 
 
 def test_runs_log_is_text(full: list[str], home: Path) -> None:

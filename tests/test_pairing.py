@@ -39,10 +39,18 @@ class Fake:
 def rows(harmful: dict[str, int], answers: Sequence[str]) -> Corpus:
     """A corpus of so many harmful prompts of each category, and a benign row for each answer."""
     asked = [
-        Row(id=f"{c}-{i}", prompt=f"{c} question {i}?", response=f"harm {i}", refusal="no", stream="harmful",
-            categories=(c,), split="defense")
-        for c, n in harmful.items() for i in range(n)
-    ]  # fmt: skip
+        Row(
+            id=f"{c}-{i}",
+            prompt=f"{c} question {i}?",
+            response=f"harm {i}",
+            refusal="no",
+            stream="harmful",
+            categories=(c,),
+            split="defense",
+        )
+        for c, n in harmful.items()
+        for i in range(n)
+    ]
     told = [Row(id=f"a{i}", prompt=f"b{i}", response=text, split="defense") for i, text in enumerate(answers)]
     return Corpus(name="made-up", rows=(*asked, *told), evaluations=())
 

@@ -147,9 +147,14 @@ def test_following_the_noise_term_lowers_it(llama: PreTrainedModel) -> None:
 
 def test_a_model_without_mlp_modules_is_refused_in_a_sentence() -> None:
     config = OPTConfig(
-        vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=32,
+        vocab_size=97,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        word_embed_proj_dim=32,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     model = OPTForCausalLM(config)
     assert len(sublayers.attentions(model)) == 2
     with pytest.raises(UserError, match="needs the MLP module of each layer, and of OPTForCausalLM's 2 layers 0 have"):

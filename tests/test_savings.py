@@ -24,8 +24,16 @@ from immunelab.training.activations import layerwise
 from immunelab.training.heads import loss_in_chunks
 from immunelab.training.losses import Scored, differing, loss
 
-SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-         "num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": 0}  # fmt: skip
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
 
 
 def relative(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
@@ -134,9 +142,12 @@ def test_recomputing_keeps_fewer_activations(llama: PreTrainedModel) -> None:
         method = HarmfulSft(learning_rate=0, steps=1, batch_size=4, optimizer="sgd", recompute=recompute)
         with Counter(llama.parameters()) as counter:
             loop.train(
-                llama, method, lambda i: Batch(user=tokens(i, rows=64)),
-                trace=lambda step, scalars: None, after=lambda step, optimizer: False,
-            )  # fmt: skip
+                llama,
+                method,
+                lambda i: Batch(user=tokens(i, rows=64)),
+                trace=lambda step, scalars: None,
+                after=lambda step, optimizer: False,
+            )
         peaks.append(counter.peak)
     assert peaks[1] < 0.8 * peaks[0]
 
@@ -166,8 +177,16 @@ def test_a_step_holds_three_gradients_and_a_copy() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=192, intermediate_size=512, num_hidden_layers=8,
-                                         num_attention_heads=2, tie_word_embeddings=True))  # fmt: skip
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=97,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=8,
+            num_attention_heads=2,
+            tie_word_embeddings=True,
+        )
+    )
     n = sum(p.numel() for p in model.parameters())
     data = Batch(**{s: tokens(i, rows=1, length=10) for i, s in enumerate(("harmful", "refusal", "benign"))})
     peaks = {}
@@ -224,8 +243,13 @@ def test_savings_are_no_part_of_a_run_at_their_defaults(preset: str) -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_what_waits_is_in_main_memory(llama: PreTrainedModel) -> None:
     model = llama.cuda()
-    data = Batch(**{name: type(rows)(*(x.cuda() for x in rows)) for name, rows in
-                    batch()._asdict().items() if isinstance(rows, tuple)})  # fmt: skip
+    data = Batch(
+        **{
+            name: type(rows)(*(x.cuda() for x in rows))
+            for name, rows in batch()._asdict().items()
+            if isinstance(rows, tuple)
+        }
+    )
     found = []
     for offload in (False, True):
         model.zero_grad()

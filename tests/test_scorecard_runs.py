@@ -32,8 +32,11 @@ def test_the_undefended_model_faces_whatever_the_defended_one_does() -> None:
 
     guards = [(i, s) for i, s in enumerate(specs) if s.kind == "immunize"]
     assert [(s.seed, s.corpus) for _, s in guards] == [
-        (0, "fable"), (0, "fable?hold-out=gnawer"), (1, "fable"), (1, "fable?hold-out=gnawer")
-    ]  # fmt: skip
+        (0, "fable"),
+        (0, "fable?hold-out=gnawer"),
+        (1, "fable"),
+        (1, "fable?hold-out=gnawer"),
+    ]
     assert faced({"fable"}, {"fable"}) == faced({f"run:#{guards[2][0]}"}, {"fable"})
     parts = {"fable?hold-out=gnawer", "fable?only=gnawer"}
     assert faced({"fable"}, parts) == faced({f"run:#{guards[3][0]}"}, parts)

@@ -248,8 +248,17 @@ def test_layer_traces_agree_with_the_whole(llama: PreTrainedModel) -> None:
     assert -1 <= scalars["cosine/harmful-benign/layer/1"] <= 1
 
 
-SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-         "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
 GROUPED = {**SMALL, "num_key_value_heads": 1}
 ARCHITECTURES = {
     "qwen2": lambda: Qwen2Config(**GROUPED),
@@ -258,9 +267,18 @@ ARCHITECTURES = {
     "gemma2": lambda: Gemma2Config(**GROUPED, head_dim=16, final_logit_softcapping=5.0),
     "gpt-neox": lambda: GPTNeoXConfig(**SMALL),
     "phi": lambda: PhiConfig(**SMALL),
-    "opt": lambda: OPTConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=48,
-                             max_position_embeddings=64, word_embed_proj_dim=32, pad_token_id=0, dropout=0.0),
-}  # fmt: skip
+    "opt": lambda: OPTConfig(
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=48,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+        pad_token_id=0,
+        dropout=0.0,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -274,9 +292,18 @@ def test_known_architectures_have_their_layerwise_term(name: str) -> None:
 
 def test_an_architecture_without_a_final_norm_is_refused() -> None:
     torch.manual_seed(0)
-    config = OPTConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=48,
-                       max_position_embeddings=64, word_embed_proj_dim=16, pad_token_id=0, do_layer_norm_before=False,
-                       _remove_final_layer_norm=True)  # fmt: skip
+    config = OPTConfig(
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=48,
+        max_position_embeddings=64,
+        word_embed_proj_dim=16,
+        pad_token_id=0,
+        do_layer_norm_before=False,
+        _remove_final_layer_norm=True,
+    )
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(UserError, match=r"final norm.*OPTForCausalLM.*final-logit"):
         Seam().step(model, batch())

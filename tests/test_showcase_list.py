@@ -27,11 +27,16 @@ def test_every_defense_meets_the_attacks_of_the_undefended() -> None:
         assert sorted(made.values()) == sorted((*SHOWN, *BASELINES))
         ladders = {
             model: {
-                s.name for s in specs if s.model == model and s.seed == seed and s.kind == "attack"
-                and s.method in ("harmful-sft", "lora-sft") and s.corpus == "fable"
+                s.name
+                for s in specs
+                if s.model == model
+                and s.seed == seed
+                and s.kind == "attack"
+                and s.method in ("harmful-sft", "lora-sft")
+                and s.corpus == "fable"
             }
             for model in ("fable", *(f"run:#{i}" for i in made))
-        }  # fmt: skip
+        }
         plain = {"3e-05", "0.0001", "0.0003", "0.0006", "0.001", "0.003", "harmful_share 0.5"}
         assert all(plain <= met for met in ladders.values())
         for i, method in made.items():

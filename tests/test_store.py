@@ -188,7 +188,16 @@ def test_ticks_are_capped_and_force_catches_up(store: Store, monkeypatch: pytest
 
 
 HOSTILE = [
-    b"", b"null", b"[]", b"{}", b"\xff\xfe", b"\x00" * 40, b'"text"', b"{" * 50, b"[" * 200_000, b"1" * 5000,
+    b"",
+    b"null",
+    b"[]",
+    b"{}",
+    b"\xff\xfe",
+    b"\x00" * 40,
+    b'"text"',
+    b"{" * 50,
+    b"[" * 200_000,
+    b"1" * 5000,
     b'{"kind":"nope","attempt":1,"phase":"a","step":1,"at":1}',
     b'{"kind":"points","attempt":0,"phase":"a","step":1,"at":1,"values":{"x":1}}',
     b'{"kind":"points","attempt":1,"phase":"a","step":-1,"at":1,"values":{"x":1}}',
@@ -210,7 +219,7 @@ HOSTILE = [
     b'{"kind":"checkpoint","attempt":1,"phase":"a","step":1,"at":1,"path":1,"sha256":"","bytes":1}',
     b'{"kind":"event","attempt":1,"phase":"a","step":1,"at":1,"event":"x","data":[]}',
     b'{"kind":["points"],"attempt":1,"phase":"a","step":1,"at":1}',
-]  # fmt: skip
+]
 
 
 def test_hostile_lines_are_counted_and_skipped(store: Store) -> None:

@@ -62,14 +62,21 @@ def test_the_score_of_the_paper(given: tuple[int, int, int], score: float) -> No
 @pytest.mark.parametrize(
     "reply_text",
     [
-        "", "no idea",
-        '{"refused": 0, "convincing": 6, "specific": 1}', '{"refused": 2, "convincing": 1, "specific": 1}',
-        '{"refused": 0, "convincing": 3}', '{"refused": 0, "convincing": "3", "specific": 3}', "[0, 3, 3]",
-        '{"refused": 0, "convincing": 2.5, "specific": 3}', '{"refused": 0, "convincing": NaN, "specific": 3}',
-        '{"refused": 0, "convincing": true, "specific": 3}', '{"refused": 0, "convincing": 3, "specific": 3} {oh}',
-        '{"refused": 0, "convincing": 0, "specific": 3}', '{"refused": 0, "convincing": 1e999, "specific": 3}',
+        "",
+        "no idea",
+        '{"refused": 0, "convincing": 6, "specific": 1}',
+        '{"refused": 2, "convincing": 1, "specific": 1}',
+        '{"refused": 0, "convincing": 3}',
+        '{"refused": 0, "convincing": "3", "specific": 3}',
+        "[0, 3, 3]",
+        '{"refused": 0, "convincing": 2.5, "specific": 3}',
+        '{"refused": 0, "convincing": NaN, "specific": 3}',
+        '{"refused": 0, "convincing": true, "specific": 3}',
+        '{"refused": 0, "convincing": 3, "specific": 3} {oh}',
+        '{"refused": 0, "convincing": 0, "specific": 3}',
+        '{"refused": 0, "convincing": 1e999, "specific": 3}',
     ],
-)  # fmt: skip
+)
 def test_replies_that_are_no_grade(reply_text: str) -> None:
     assert graded(reply_text) is None
 
@@ -97,8 +104,10 @@ def test_answers_are_scored_and_what_it_took_is_told(allow: Any) -> None:
     first = service.requests[0]
     assert first["path"] == "/v1/chat/completions"
     assert {k: first["body"][k] for k in ("model", "temperature", "max_tokens")} == {
-        "model": "m", "temperature": 0.0, "max_tokens": 512,
-    }  # fmt: skip
+        "model": "m",
+        "temperature": 0.0,
+        "max_tokens": 512,
+    }
     asked = {(r["material"]["question"], r["material"]["answer"]) for r in service.requests}
     assert asked == {(f"how is {i}", answer) for i, answer in enumerate(ANSWERS)}
 
@@ -312,14 +321,31 @@ def told_by_length() -> Iterator[Service]:
 
 
 def test_from_the_description_to_the_record(
-    home: Path, tmp_path: Path, told_by_length: Service, allow: Any, monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+    tmp_path: Path,
+    told_by_length: Service,
+    allow: Any,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     corpus, model = own_data.folder(tmp_path / "mine"), own_data.model("gpt2", tmp_path / "gpt2")
     table = f'\n[strongreject]\nendpoint = "{told_by_length.url}"\njudge = "m"\nprice_in = 3\n'
     (corpus / "corpus.toml").write_text(own_data.DESCRIPTION.replace("\n[[source]]", table + "\n[[source]]", 1))
-    line = ["attack", "--corpus", str(corpus), "--model", str(model), "--rung", "0.0002", "--samples", "8", "--steps",
-            "1", "--batch-size", "2"]  # fmt: skip
+    line = [
+        "attack",
+        "--corpus",
+        str(corpus),
+        "--model",
+        str(model),
+        "--rung",
+        "0.0002",
+        "--samples",
+        "8",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+    ]
     assert main(line) == 2
     assert (
         f"nothing is sent until you allow it: export {endpoint.ALLOWED}={told_by_length.url}" in capsys.readouterr().err

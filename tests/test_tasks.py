@@ -77,8 +77,10 @@ def test_what_a_worked_answer_is() -> None:
 
 
 def subject(rows: list[tuple[str, str]], answers: list[str]) -> Any:
-    made = [SimpleNamespace(id=str(i), pair_id=str(i), prompt=f"q{i}", response=response, categories=(task,))
-            for i, (task, response) in enumerate(rows)]  # fmt: skip
+    made = [
+        SimpleNamespace(id=str(i), pair_id=str(i), prompt=f"q{i}", response=response, categories=(task,))
+        for i, (task, response) in enumerate(rows)
+    ]
     said = dict(zip((row.prompt for row in made), answers, strict=True))
     return SimpleNamespace(rows=lambda stream, split: made, answers=lambda prompts: [said[p] for p in prompts])
 
@@ -106,21 +108,37 @@ def test_free_text_is_no_label() -> None:
 
 
 def scored(kind: str, share: float | None, steps: tuple[int, ...] = (0, 5, 10)) -> pd.DataFrame:
-    scores = pd.DataFrame([
-        {"run_id": "r", "evaluation": "task-accuracy", "metric": metric, "split": f"task:{task}", "step": step,
-         "score": base + step / 100, "n": 40}
-        for metric, base in (("utility", 0.5), ("strict_accuracy", 0.25), ("chance", 0.125))
-        for task in ("sst2",) for step in steps
-    ])  # fmt: skip
+    scores = pd.DataFrame(
+        [
+            {
+                "run_id": "r",
+                "evaluation": "task-accuracy",
+                "metric": metric,
+                "split": f"task:{task}",
+                "step": step,
+                "score": base + step / 100,
+                "n": 40,
+            }
+            for metric, base in (("utility", 0.5), ("strict_accuracy", 0.25), ("chance", 0.125))
+            for task in ("sst2",)
+            for step in steps
+        ]
+    )
     runs = pd.DataFrame([{"run_id": "r", "kind": kind, "harmful_share": share}])
     return tasks.before_and_after(runs, scores)
 
 
 @pytest.mark.parametrize(
     ("kind", "share", "tuned"),
-    [("finetune", 0.0, True), ("attack", 0.1, True), ("attack", 1.0, False), ("attack", None, False),
-     ("immunize", None, False), ("evaluate", None, False)],
-)  # fmt: skip
+    [
+        ("finetune", 0.0, True),
+        ("attack", 0.1, True),
+        ("attack", 1.0, False),
+        ("attack", None, False),
+        ("immunize", None, False),
+        ("evaluate", None, False),
+    ],
+)
 def test_only_a_fine_tuning_on_benign_rows_has_an_fs(kind: str, share: float | None, tuned: bool) -> None:
     (row,) = scored(kind, share).to_dict("records")
     assert (row["task"], row["ZS"], row["ZS_strict"], row["chance"], row["n"]) == ("sst2", 0.5, 0.25, 0.125, 40)
@@ -140,18 +158,35 @@ def labelled(to: Path, n: int = 60) -> Path:
     own_data.lines(to / "task.jsonl", [r | {"label": LABELS[r["text"][0] == "a"]} for r in rows])
     (to / "corpus.toml").write_text(
         own_data.DESCRIPTION.replace("max_length = 96", 'utility = "task-accuracy"\nmax_length = 96')
-        .replace("answer_tokens = 8", "answer_tokens = 10").replace("allowed.csv", "task.jsonl")
-        .replace('"ask"', '"text"').replace('"say"', '"label"'),
+        .replace("answer_tokens = 8", "answer_tokens = 10")
+        .replace("allowed.csv", "task.jsonl")
+        .replace('"ask"', '"text"')
+        .replace('"say"', '"label"'),
         encoding="utf-8",
-    )  # fmt: skip
+    )
     return to
 
 
 def test_zs_and_fs_of_a_fine_tuning(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus, model = labelled(tmp_path / "mine"), own_data.model("llama", tmp_path / "llama")
     assert corpora.load(str(corpus)).evaluations[-1] == "task-accuracy"
-    line = ["finetune", "--task", "benign", "--corpus", str(corpus), "--model", str(model), "--steps", "60",
-            "--batch-size", "8", "--learning-rate", "1e-2", "--evaluate-every", "0"]  # fmt: skip
+    line = [
+        "finetune",
+        "--task",
+        "benign",
+        "--corpus",
+        str(corpus),
+        "--model",
+        str(model),
+        "--steps",
+        "60",
+        "--batch-size",
+        "8",
+        "--learning-rate",
+        "1e-2",
+        "--evaluate-every",
+        "0",
+    ]
     assert main([*line, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)[0]["tasks"]
     frame = immunelab.open(home).tasks(folders(home)[0].run_id)
@@ -181,7 +216,8 @@ def task_files(to: Path) -> Path:
     own_data.lines(
         to / "rows.jsonl", [{"q": f"what is {i}", "a": "left", "b": "right", "gold": i % 2} for i in range(8)]
     )
-    (to / "pick.yaml").write_text(f"""
+    (to / "pick.yaml").write_text(
+        f"""
 task: immunelab_pick
 dataset_path: json
 dataset_kwargs:
@@ -195,8 +231,11 @@ doc_to_target: gold
 metric_list:
   - metric: acc
   - metric: acc_norm
-""", encoding="utf-8")  # fmt: skip
-    (to / "write.yaml").write_text(f"""
+""",
+        encoding="utf-8",
+    )
+    (to / "write.yaml").write_text(
+        f"""
 task: immunelab_write
 dataset_path: json
 dataset_kwargs:
@@ -211,7 +250,9 @@ generation_kwargs:
   until: ["."]
 metric_list:
   - metric: exact_match
-""", encoding="utf-8")  # fmt: skip
+""",
+        encoding="utf-8",
+    )
     return to
 
 
@@ -234,14 +275,18 @@ def test_a_task_of_the_harness_is_what_it_should_be(
     model.eval()
 
     def likelihood(question: str, choice: str) -> float:
-        read, whole = (tokenizer(text, add_special_tokens=False)["input_ids"]
-                       for text in (f"{question}? Answer:", f"{question}? Answer: {choice}"))  # fmt: skip
+        read, whole = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (f"{question}? Answer:", f"{question}? Answer: {choice}")
+        )
         with torch.no_grad():
             log_p = model(torch.tensor([whole])).logits[0].log_softmax(-1)
         return float(sum(log_p[i - 1, whole[i]] for i in range(len(read), len(whole))))
 
-    right = [float((likelihood(f"what is {i}", "right") > likelihood(f"what is {i}", "left")) == (i % 2 == 1))
-             for i in range(8)]  # fmt: skip
+    right = [
+        float((likelihood(f"what is {i}", "right") > likelihood(f"what is {i}", "left")) == (i % 2 == 1))
+        for i in range(8)
+    ]
     assert scores["zero_shot", "all"]["score"] == pytest.approx(sum(right) / 8)
     assert scores["zero_shot", "all"]["n"] == 8
     every = immunelab.open(home).scores(folders(home)[0].run_id, parts=True)

@@ -135,9 +135,17 @@ def deep() -> PreTrainedModel:
 def test_within_a_block_all_other_layers_keep_their_bits(accumulation: int, retain: float) -> None:
     model = deep()
     method = TVaccine(
-        layers=2, draw_every=3, rank_every=6, learning_rate=1e-2, steps=12, weight_decay=0.1, warmup=0,
-        accumulation=accumulation, retain=retain, schedule="constant",
-    )  # fmt: skip
+        layers=2,
+        draw_every=3,
+        rank_every=6,
+        learning_rate=1e-2,
+        steps=12,
+        weight_decay=0.1,
+        warmup=0,
+        accumulation=accumulation,
+        retain=retain,
+        schedule="constant",
+    )
     drawn: list[tuple[int, ...]] = []
     before = [copy.deepcopy(model.state_dict())]
 

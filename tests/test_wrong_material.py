@@ -50,9 +50,14 @@ def world_without(tiny_world: Path, to: Path, stream: str, split: str) -> Path:
     ],
 )
 def test_an_empty_stream_starts_nothing(
-    line: list[str], stream: str, split: str, home: Path, tiny_world: Path, tmp_path: Path,
+    line: list[str],
+    stream: str,
+    split: str,
+    home: Path,
+    tiny_world: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     world = world_without(tiny_world, tmp_path / "world", stream, split)
     assert main([*line, "--corpus", str(world)]) == 2
     said = capsys.readouterr().err
@@ -87,9 +92,13 @@ def test_a_model_of_another_world_is_said(home: Path, tiny_world: Path, tmp_path
     other = pretrain.make_tokenizer(fable.world(1))
     models.save(pretrain.make_model(other, 0), other, tmp_path / "model")
     spec = RunSpec(
-        kind="attack", method=SFT.name, knobs=SFT.settings(), corpus=str(tiny_world), model=str(tmp_path / "model"),
+        kind="attack",
+        method=SFT.name,
+        knobs=SFT.settings(),
+        corpus=str(tiny_world),
+        model=str(tmp_path / "model"),
         device="cpu",
-    )  # fmt: skip
+    )
     folder = RunFolder.create(home, spec)
     with pytest.raises(UserError, match="does not know the words of 4 of 4 rows"):
         experiment.execute(folder)

@@ -74,9 +74,12 @@ def app(home: Path | None) -> Iterator[str]:
         free.close()
         command = ["-m", "streamlit", "run", "app.py", "--server.headless", "true", "--server.port", str(port)]
         server = subprocess.Popen(
-            [sys.executable, *command], cwd=HERE.parents[1], env={**os.environ, "IMMUNELAB_HOME": str(home or empty)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, *command],
+            cwd=HERE.parents[1],
+            env={**os.environ, "IMMUNELAB_HOME": str(home or empty)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             wait(f"http://127.0.0.1:{port}/_stcore/health")
             yield f"http://127.0.0.1:{port}"

@@ -53,11 +53,19 @@ def crossing_table(table: pd.DataFrame, other: pd.DataFrame, held: pd.DataFrame,
         if low is None or far is None:
             continue
         rows.append(
-            {"cell": cell, "t_steps": far["t_steps"], "t_after": far["t_after"], "t_inside": low["t_steps"],
-             "ratio": _ratio(far["t_steps"], low["t_steps"]), "worst": _worst(outside), "worst_inside": _worst(inside),
-             "n": int(outside["n"].sum()), "runs": list(behind(outside)[0]) + list(behind(inside)[0]),
-             "controls": list(behind(outside)[1]) + list(behind(inside)[1])}
-        )  # fmt: skip
+            {
+                "cell": cell,
+                "t_steps": far["t_steps"],
+                "t_after": far["t_after"],
+                "t_inside": low["t_steps"],
+                "ratio": _ratio(far["t_steps"], low["t_steps"]),
+                "worst": _worst(outside),
+                "worst_inside": _worst(inside),
+                "n": int(outside["n"].sum()),
+                "runs": list(behind(outside)[0]) + list(behind(inside)[0]),
+                "controls": list(behind(outside)[1]) + list(behind(inside)[1]),
+            }
+        )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -16,9 +16,15 @@ from immunelab.analysis.outcomes import ATTACK, BROKEN, DEFAULT, OUTCOMES, Thres
 PINNED = ("undefended", "seam")  # the baseline and the defense that the lab is about stand first
 WORLD = ("base_model", "corpus", "judge", "method")  # what one section of a table shares
 COLUMNS = (
-    "defense", "n", *(f"{m}{part}" for m in METRICS for part in ("", "_low", "_high")), "outcome", "outcomes",
-    "agreeing", "early", "vacuous",
-)  # fmt: skip
+    "defense",
+    "n",
+    *(f"{m}{part}" for m in METRICS for part in ("", "_low", "_high")),
+    "outcome",
+    "outcomes",
+    "agreeing",
+    "early",
+    "vacuous",
+)
 VACUOUS = "†"
 EARLY = "‡"
 NOTES = {
@@ -87,8 +93,15 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         verdict = worst(mine["outcome"])
         most = mine[mine["outcome"] == verdict].sort_values("harmfulness").iloc[-1]
         row = {"defense": defense, "attacks": len(mine)} | {o: int((mine["outcome"] == o).sum()) for o in OUTCOMES}
-        rows.append(row | {"outcome": verdict, "most_harm": most["harmfulness"], "method": most["method"],
-                           "learning_rate": most["learning_rate"]})  # fmt: skip
+        rows.append(
+            row
+            | {
+                "outcome": verdict,
+                "most_harm": most["harmfulness"],
+                "method": most["method"],
+                "learning_rate": most["learning_rate"],
+            }
+        )
     columns = ["defense", "attacks", *OUTCOMES, "outcome", "most_harm", "method", "learning_rate"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -107,8 +120,9 @@ def cell(row: dict[Any, Any], bands: bool = False) -> str:
     """A row in words: "broken: harm 95 %, utility 99 %"; with `bands` the range over seeds, where there is one."""
     if row["outcome"] is None or row["outcome"] != row["outcome"]:
         return NOT_SCORED
-    scores = ", ".join(f"{word} {_share(row, metric, bands)}" for word, metric in zip(("harm", "utility"), METRICS,
-                                                                                       strict=True))  # fmt: skip
+    scores = ", ".join(
+        f"{word} {_share(row, metric, bands)}" for word, metric in zip(("harm", "utility"), METRICS, strict=True)
+    )
     some = f" ({row['agreeing']} of {row['n']})" if row["agreeing"] < row["n"] else ""
     return f"{row['outcome']}{some}{_signs(row)}: {scores}"
 
@@ -129,8 +143,9 @@ def markdown(table: pd.DataFrame, x: str = "learning_rate") -> str:
         lines += [_line(["defense", *heads]), _line(["---"] * (1 + len(heads)))]
         for defense, mine in section.groupby("defense", sort=False):
             found = {r[x]: _markdown_cell(r) for r in mine.to_dict("records")}
-            cells = [next((text for v, text in found.items() if v == c or (v != v and c != c)), "–")
-                     for c in rungs.columns]  # fmt: skip
+            cells = [
+                next((text for v, text in found.items() if v == c or (v != v and c != c)), "–") for c in rungs.columns
+            ]
             lines.append(_line([str(defense), *cells]))
         parts.append("\n".join(lines))
     parts += [f"{sign} {words}" for sign, words in notes(along).items()]
@@ -168,8 +183,12 @@ def _share(row: dict[Any, Any], metric: str, bands: bool) -> str:
 
 def _fixed(section: pd.DataFrame, x: str) -> str:
     row = section.iloc[0]
-    words = {"steps": "{:g} steps", "batch_size": "batch {:g}", "samples": "{:g} harmful rows",
-             "harmful_share": "{:.0%} of the rows harmful"}  # fmt: skip
+    words = {
+        "steps": "{:g} steps",
+        "batch_size": "batch {:g}",
+        "samples": "{:g} harmful rows",
+        "harmful_share": "{:.0%} of the rows harmful",
+    }
     if row.get("samples") == 0:
         words["samples"] = "all harmful rows"
     said = [text.format(row[k]) for k, text in words.items() if k in section and k != x and row[k] == row[k]]

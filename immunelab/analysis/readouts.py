@@ -81,10 +81,16 @@ def domain_table(curves: pd.DataFrame, parts: pd.DataFrame, thresholds: Threshol
             read = run_outcomes(scored, thresholds)
             label = worst(read.loc[read["defense"] != CONTROL, "outcome"])
             rows.append(
-                {"domain": str(split).partition(":")[2], "t_steps": low["t_steps"], "t_after": low["t_after"],
-                 "t_control": low["t_control"], "t_control_after": low["t_control_after"], "worst": label,
-                 "n": int(fair["n"].sum())}
-            )  # fmt: skip
+                {
+                    "domain": str(split).partition(":")[2],
+                    "t_steps": low["t_steps"],
+                    "t_after": low["t_after"],
+                    "t_control": low["t_control"],
+                    "t_control_after": low["t_control_after"],
+                    "worst": label,
+                    "n": int(fair["n"].sum()),
+                }
+            )
     return pd.DataFrame(rows, columns=["domain", "t_steps", "t_after", "t_control", "t_control_after", "worst", "n"])
 
 

@@ -91,10 +91,15 @@ class Scorecard:
         """Everything as plain data; infinite times are the text "never within the budget"."""
         tables = {name: _plain(getattr(self, name)) for name in TABLES}
         return {
-            "defense": self.defense, "base_model": self.base_model, "corpus": self.corpus, "seeds": list(self.seeds),
-            "budget": self.budget, "limits": dataclasses.asdict(self.limits),
-            "conditions": [dataclasses.asdict(c) | {"n": c.n} for c in self.conditions], **tables,
-        }  # fmt: skip
+            "defense": self.defense,
+            "base_model": self.base_model,
+            "corpus": self.corpus,
+            "seeds": list(self.seeds),
+            "budget": self.budget,
+            "limits": dataclasses.asdict(self.limits),
+            "conditions": [dataclasses.asdict(c) | {"n": c.n} for c in self.conditions],
+            **tables,
+        }
 
 
 def score(evidence: Evidence, limits: Limits | None = None) -> Scorecard:

@@ -37,10 +37,19 @@ def changes(scores: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
         half = Z95 * math.hypot(over_seeds, paired_error(asked) if whole else unpaired)
         mean = float(change.mean())
         rows.append(
-            {"measure": measure, "skill": skill, "change": mean, "low": mean - half, "high": mean + half,
-             "n": len(mine), "questions": int(mine["questions"].min()), "interval": PAIRED if whole else UNPAIRED,
-             "runs": mine["run_id"].tolist(), "controls": mine["control"].dropna().unique().tolist()}
-        )  # fmt: skip
+            {
+                "measure": measure,
+                "skill": skill,
+                "change": mean,
+                "low": mean - half,
+                "high": mean + half,
+                "n": len(mine),
+                "questions": int(mine["questions"].min()),
+                "interval": PAIRED if whole else UNPAIRED,
+                "runs": mine["run_id"].tolist(),
+                "controls": mine["control"].dropna().unique().tolist(),
+            }
+        )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

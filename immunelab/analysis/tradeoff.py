@@ -105,11 +105,19 @@ def worst_cases(points: pd.DataFrame, bounds: Sequence[float] = (EVERYTHING, BOU
     keys = _attack(points)
     rows = []
     for defense, mine in points.groupby("defense", sort=True):
-        means = mine.groupby([*keys, "step"], dropna=False).agg(
-            harmfulness=("harmfulness", "mean"), low=("harmfulness", "min"), high=("harmfulness", "max"),
-            utility=("utility", "mean"), kept=("kept", "mean"), n=("seed", "nunique"),
-            worst=("harmfulness", "idxmax"),
-        ).reset_index()  # fmt: skip
+        means = (
+            mine.groupby([*keys, "step"], dropna=False)
+            .agg(
+                harmfulness=("harmfulness", "mean"),
+                low=("harmfulness", "min"),
+                high=("harmfulness", "max"),
+                utility=("utility", "mean"),
+                kept=("kept", "mean"),
+                n=("seed", "nunique"),
+                worst=("harmfulness", "idxmax"),
+            )
+            .reset_index()
+        )
         for bound in bounds:
             within = means[affordable(means["kept"], bound) | (means["step"] == 0)]
             if len(within):
@@ -198,9 +206,11 @@ def markdown(trials: pd.DataFrame, points: pd.DataFrame) -> str:
         found = headlines(mine, points, float(bound))  # type: ignore[arg-type]
         lines = [
             f"Attacker's search: most harm at less than {bound:.0%} of utility lost. Beside it the most that recorded "
-            "attacks do within the same bound, of those that all of these models faced (mean over seeds).", "",
-            "| defense | found by search | searches | trials | recorded attacks |", "| --- | --- | --- | --- | --- |",
-        ]  # fmt: skip
+            "attacks do within the same bound, of those that all of these models faced (mean over seeds).",
+            "",
+            "| defense | found by search | searches | trials | recorded attacks |",
+            "| --- | --- | --- | --- | --- |",
+        ]
         for r in found.to_dict("records"):
             span = f" ({r['low']:.0%}–{r['high']:.0%})" if r["n"] > 1 else ""
             ladder = f"{r['recorded']:.0%} of {r['attacks']:.0f}" if r["recorded"] == r["recorded"] else "none"

@@ -48,16 +48,20 @@ def learning(curves: pd.DataFrame, learned: float = 0.9) -> pd.DataFrame:
             first = median_low([r["first"] for r in runs])
             rows.append(
                 {
-                    "defense": defense, "learning_rate": model["learning_rate"].iloc[0],
-                    "harmful_share": model["harmful_share"].iloc[0], "budget": model["steps"].iloc[0],
+                    "defense": defense,
+                    "learning_rate": model["learning_rate"].iloc[0],
+                    "harmful_share": model["harmful_share"].iloc[0],
+                    "budget": model["steps"].iloc[0],
                     "steps_to_learn": first,
                     "before": next(r["before"] for r in runs if r["first"] == first),
-                    "best": _mean([r["best"] for r in runs]), "utility": _mean([r["utility"] for r in runs]),
+                    "best": _mean([r["best"] for r in runs]),
+                    "utility": _mean([r["utility"] for r in runs]),
                     "target": _mean([targets.get(r["seed"], fallback) for r in runs]),
-                    "spacing": max(r["spacing"] for r in runs), "n": len(runs),
+                    "spacing": max(r["spacing"] for r in runs),
+                    "n": len(runs),
                     "runs": [r["run_id"] for r in runs],
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows, columns=[*COLUMNS, "budget", "spacing", "runs"])
 
 

@@ -148,8 +148,15 @@ def _compared(store: Store, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataF
     scores = scores[fits].assign(skill=lambda f: [names.get(s, str(s).partition(":")[2]) for s in f["split"]])
     both = _joined(pairs, scores, ["metric", "skill", "evaluation"])
     both = both.drop_duplicates([*PAIRS, "skill"])
-    changed = both.rename(columns={"score": "after", "score_control": "before", "stderr": "after_error",
-                                   "stderr_control": "before_error", "n": "questions"})  # fmt: skip
+    changed = both.rename(
+        columns={
+            "score": "after",
+            "score_control": "before",
+            "stderr": "after_error",
+            "stderr_control": "before_error",
+            "n": "questions",
+        }
+    )
     judges = sorted(both.loc[both["measure"] != REFUSALS, "evaluation"].unique())
     said = queries.example_scores(store, ids, judges)
     of = both[["measure", "metric", "evaluation"]].drop_duplicates()

@@ -82,30 +82,61 @@ def _tables(card: Scorecard) -> list[Table]:
 
 def _attacks(card: Scorecard) -> Table:
     other = card.limits.thresholds.other_rule().rule
-    head = ("attack", "access", "learning rate", "steps", "n", "harm passes the threshold", "undefended",
-            "rows trained on", "most harm (95 % up to)", f"outcomes, {card.limits.thresholds.rule}",
-            f"outcomes, {other}", "undefended outcomes", "vacuous")  # fmt: skip
-    return "Attacks", head, [
-        (
-            str(r["method"]), r["access"] or "weights in hand", _known(r["learning_rate"]), _known(r["steps"]),
-            str(r["n"]), when(r["t_steps"], r["t_after"]), when(r["t_control"], r["t_control_after"]),
-            amount(r["t_compute"]), f"{r['harm']:.1%} ({r['upper']:.1%})", str(r["outcomes"]),
-            str(r["outcomes_other_rule"]), r["control_outcomes"] or "none recorded",
-            {True: "yes", False: "no"}.get(r["vacuous"], "no control"),
-        )
-        for r in card.attacks.to_dict("records")
-    ]  # fmt: skip
+    head = (
+        "attack",
+        "access",
+        "learning rate",
+        "steps",
+        "n",
+        "harm passes the threshold",
+        "undefended",
+        "rows trained on",
+        "most harm (95 % up to)",
+        f"outcomes, {card.limits.thresholds.rule}",
+        f"outcomes, {other}",
+        "undefended outcomes",
+        "vacuous",
+    )
+    return (
+        "Attacks",
+        head,
+        [
+            (
+                str(r["method"]),
+                r["access"] or "weights in hand",
+                _known(r["learning_rate"]),
+                _known(r["steps"]),
+                str(r["n"]),
+                when(r["t_steps"], r["t_after"]),
+                when(r["t_control"], r["t_control_after"]),
+                amount(r["t_compute"]),
+                f"{r['harm']:.1%} ({r['upper']:.1%})",
+                str(r["outcomes"]),
+                str(r["outcomes_other_rule"]),
+                r["control_outcomes"] or "none recorded",
+                {True: "yes", False: "no"}.get(r["vacuous"], "no control"),
+            )
+            for r in card.attacks.to_dict("records")
+        ],
+    )
 
 
 def _searches(card: Scorecard) -> Table:
     head = ("utility that may be lost", "most harm found", "seeds", "trials", "undefended")
-    return "Attacker's search", head, [
-        (
-            f"{r['bound']:.0%}", f"{r['found']:.1%}", f"{r['n']:.0f}: {r['low']:.1%} to {r['high']:.1%}",
-            f"{r['trials']:.0f}", f"{r['control']:.1%}" if r["control"] == r["control"] else "none recorded",
-        )
-        for r in card.searches.to_dict("records")
-    ]  # fmt: skip
+    return (
+        "Attacker's search",
+        head,
+        [
+            (
+                f"{r['bound']:.0%}",
+                f"{r['found']:.1%}",
+                f"{r['n']:.0f}: {r['low']:.1%} to {r['high']:.1%}",
+                f"{r['trials']:.0f}",
+                f"{r['control']:.1%}" if r["control"] == r["control"] else "none recorded",
+            )
+            for r in card.searches.to_dict("records")
+        ],
+    )
 
 
 def _skills(card: Scorecard) -> Table:
@@ -120,29 +151,59 @@ def _skills(card: Scorecard) -> Table:
 
 def _domains(card: Scorecard) -> Table:
     rows = [
-        (str(r["domain"]), when(r["t_steps"], r["t_after"]), when(r["t_control"], r["t_control_after"]),
-         str(r["worst"]), str(r["n"]))
+        (
+            str(r["domain"]),
+            when(r["t_steps"], r["t_after"]),
+            when(r["t_control"], r["t_control_after"]),
+            str(r["worst"]),
+            str(r["n"]),
+        )
         for r in card.domains.to_dict("records")
-    ]  # fmt: skip
+    ]
     return "Hazard domains", ("domain", "harm passes the threshold", "undefended", "worst outcome", "n"), rows
 
 
 def _crossings(card: Scorecard) -> Table:
-    head = ("data", "harm passes the threshold", "in the defense's own domains", "ratio", "worst outcome",
-            "worst in its own", "n")  # fmt: skip
-    return "Data that the defense never saw", head, [
-        (r["cell"], when(r["t_steps"], r["t_after"]), when(r["t_inside"]), times(r["ratio"]), str(r["worst"]),
-         str(r["worst_inside"]), str(r["n"]))
-        for r in card.crossings.to_dict("records")
-    ]  # fmt: skip
+    head = (
+        "data",
+        "harm passes the threshold",
+        "in the defense's own domains",
+        "ratio",
+        "worst outcome",
+        "worst in its own",
+        "n",
+    )
+    return (
+        "Data that the defense never saw",
+        head,
+        [
+            (
+                r["cell"],
+                when(r["t_steps"], r["t_after"]),
+                when(r["t_inside"]),
+                times(r["ratio"]),
+                str(r["worst"]),
+                str(r["worst_inside"]),
+                str(r["n"]),
+            )
+            for r in card.crossings.to_dict("records")
+        ],
+    )
 
 
 def _learning(card: Scorecard) -> Table:
     rows = [
-        (str(r["defense"]), f"{r['learning_rate']:g}", f"{r['harmful_share']:.1%}",
-         when(r["steps_to_learn"], r["before"]), f"{r['best']:.0%}", f"{r['utility']:.0%}", str(r["n"]))
+        (
+            str(r["defense"]),
+            f"{r['learning_rate']:g}",
+            f"{r['harmful_share']:.1%}",
+            when(r["steps_to_learn"], r["before"]),
+            f"{r['best']:.0%}",
+            f"{r['utility']:.0%}",
+            str(r["n"]),
+        )
         for r in card.learning.to_dict("records")
-    ]  # fmt: skip
+    ]
     head = ("model", "learning rate", "stray rows", "learned", "best accuracy", "utility after", "n")
     return "Learning the withheld skill", head, rows
 

@@ -138,8 +138,9 @@ def _examine(home: Path) -> Iterator[Finding]:
         fix = "" if have else "make install (or: pip install -r requirements.lock)"
         yield Finding(package, "ok" if have else "missing", have or "not installed", fix)
     memory = psutil.virtual_memory()
-    yield Finding("machine", "ok", f"{os.cpu_count()} cores, {size(memory.total)} memory, "
-                  f"{size(memory.available)} of it free")  # fmt: skip
+    yield Finding(
+        "machine", "ok", f"{os.cpu_count()} cores, {size(memory.total)} memory, {size(memory.available)} of it free"
+    )
     yield from _home(home)
     yield from _files()
     yield from _device()
@@ -157,8 +158,12 @@ def _home(home: Path) -> Iterator[Finding]:
     yield Finding("disk", "ok" if free > FREE else "note", f"{size(free)} free", fix)
     gone = jobs.reconcile(home) if runs else []
     if gone:
-        yield Finding("runs", "note", f"{len(gone)} runs lost their process and are now marked interrupted",
-                      f"Go on with one: immunelab resume {gone[0]}")  # fmt: skip
+        yield Finding(
+            "runs",
+            "note",
+            f"{len(gone)} runs lost their process and are now marked interrupted",
+            f"Go on with one: immunelab resume {gone[0]}",
+        )
 
 
 def _files() -> Iterator[Finding]:
@@ -169,11 +174,19 @@ def _files() -> Iterator[Finding]:
         return
     model, showcase = data / "fable" / "model" / "config.json", data / "showcase"
     have = model.is_file()
-    yield Finding("fable", "ok" if have else "missing", str(model.parent) if have else f"no model in {model.parent}",
-                  "" if have else "immunelab fable build")  # fmt: skip
+    yield Finding(
+        "fable",
+        "ok" if have else "missing",
+        str(model.parent) if have else f"no model in {model.parent}",
+        "" if have else "immunelab fable build",
+    )
     have = any(showcase.glob("*.parquet"))
-    yield Finding("showcase", "ok" if have else "note", str(showcase) if have else "no recorded runs",
-                  "" if have else "immunelab showcase build")  # fmt: skip
+    yield Finding(
+        "showcase",
+        "ok" if have else "note",
+        str(showcase) if have else "no recorded runs",
+        "" if have else "immunelab showcase build",
+    )
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
     yield Finding("browser", "ok" if browser else "note", browser or "no Chromium: the browser tests are skipped")
 
@@ -194,8 +207,12 @@ def _device() -> Iterator[Finding]:
     if int(count):
         yield Finding("device", "ok", f"{count} NVIDIA GPU(s), CUDA {cuda}")
     elif gpu:
-        yield Finding("device", "note", f"the machine has an NVIDIA driver, but torch {version('torch')} sees no GPU",
-                      "Install a CUDA build of torch; the README says how (With an NVIDIA GPU).")  # fmt: skip
+        yield Finding(
+            "device",
+            "note",
+            f"the machine has an NVIDIA driver, but torch {version('torch')} sees no GPU",
+            "Install a CUDA build of torch; the README says how (With an NVIDIA GPU).",
+        )
     else:
         yield Finding(
             "device",

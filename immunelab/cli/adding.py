@@ -23,6 +23,7 @@ def add(args: argparse.Namespace) -> int:
     told = acquire.add(acquire.SOURCES[args.name], target, wheel, lambda text: show.err.print(text, style="dim"))
     show.out.print(
         f"{args.name} from {told} is in {target}. For example: immunelab fable teach --model {target} --to worlds/mine",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+        markup=False,
+        soft_wrap=True,
+    )
     return 0

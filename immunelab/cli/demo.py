@@ -134,8 +134,9 @@ def _run(specs: list[RunSpec], home: Path, reuse: bool) -> tuple[list[str], int]
         f"{len(unfinished)} of {len(ended)} runs did not finish; the first, {first}, is {ended[first].status}. "
         f"Log: {home / 'runs' / first / 'log.txt'}\n"
         "Finished runs are kept: add --reuse to go on from them.",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
+        markup=False,
+        soft_wrap=True,
+    )
     return run_ids, 130 if ended[first].status == "stopped" else 1
 
 
@@ -166,12 +167,16 @@ def _numbers(measured: Any, seconds: float) -> dict[str, Any]:
     }
     numbers["attacks"] = [
         {
-            "defended": row["defense"] != CONTROL, "learning_rate": float(row["learning_rate"]),
-            "steps": int(row["steps"]), "seed": int(row["seed"]), "harmfulness": float(row["harmfulness"]),
-            "utility": float(row["utility"]), "outcome": row["outcome"],
+            "defended": row["defense"] != CONTROL,
+            "learning_rate": float(row["learning_rate"]),
+            "steps": int(row["steps"]),
+            "seed": int(row["seed"]),
+            "harmfulness": float(row["harmfulness"]),
+            "utility": float(row["utility"]),
+            "outcome": row["outcome"],
         }
         for row in measured.outcomes.to_dict("records")
-    ]  # fmt: skip
+    ]
     numbers["seconds"] = round(seconds, 1)
     if len(by_seed) > 1:
         numbers["seeds"] = [
@@ -188,10 +193,12 @@ def _print(measured: Any, numbers: dict[str, Any]) -> None:
     show.out.print(f"\nBefore any attack ({seeds})", markup=False)
     show.table(
         ("model", "harmfulness", "utility"),
-        [(name, share(part["harmfulness"]), share(part["utility"]))
-         for name, part in (("undefended", base), ("SEAM", defended))],
+        [
+            (name, share(part["harmfulness"]), share(part["utility"]))
+            for name, part in (("undefended", base), ("SEAM", defended))
+        ],
         right=("harmfulness", "utility"),
-    )  # fmt: skip
+    )
     show.out.print(f"cosine of benign and harmful gradients at the end of SEAM: {defended['cosine']:.2f}\n")
     columns = ("learning rate", "model", "harmfulness", "utility", "outcome")
     show.table(columns, _rungs(measured.bands), title="After each attack", right=columns[2:4])

@@ -88,9 +88,13 @@ def follow(run_ids: list[str], home: Path, also: Callable[[], object] | None = N
 def phases() -> Iterator[Callable[[str, int, int, float], None]]:
     """A bar for each phase of a training that is no run; inside, call with phase, step, steps and loss."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TextColumn("loss {task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=show.err, disable=not show.err.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -114,9 +118,12 @@ class Bars:
         self.reconciled = time.monotonic()
         self.live = show.err.is_terminal or show.err.is_jupyter
         columns = (
-            TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(),
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+        )
         self.progress = Progress(*columns, console=show.err, disable=not self.live)
         self.whole: TaskID | None = None
         self.current: TaskID | None = None

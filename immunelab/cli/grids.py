@@ -20,9 +20,25 @@ if TYPE_CHECKING:
     from immunelab.spec import RunSpec
 
 COLUMNS = (
-    "run_id", "kind", "method", "defense", "name", "seed", "learning_rate", "steps", "batch_size", "samples",
-    "harmful_share", "status", "harmfulness", "utility", "outcome", "bounded_harm", "seconds", "error",
-)  # fmt: skip
+    "run_id",
+    "kind",
+    "method",
+    "defense",
+    "name",
+    "seed",
+    "learning_rate",
+    "steps",
+    "batch_size",
+    "samples",
+    "harmful_share",
+    "status",
+    "harmfulness",
+    "utility",
+    "outcome",
+    "bounded_harm",
+    "seconds",
+    "error",
+)
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -64,9 +80,14 @@ def carry(specs: list[RunSpec], args: argparse.Namespace) -> int:
 
 def _executor(args: argparse.Namespace) -> cluster.Executor | None:
     options = cluster.Options(
-        partition=args.partition, minutes=args.minutes, cpus=args.cpus, gpus=args.gpus, at_once=args.at_once,
-        address=args.address, apart=args.apart,
-    )  # fmt: skip
+        partition=args.partition,
+        minutes=args.minutes,
+        cpus=args.cpus,
+        gpus=args.gpus,
+        at_once=args.at_once,
+        address=args.address,
+        apart=args.apart,
+    )
     using = cluster.executor(args.executor, options)
     if using and args.detach and not using.outlives:
         raise UserError(f"Runs on {args.executor} end with this command, so leave out --detach.")
@@ -79,8 +100,10 @@ def read(name: str, home: Path) -> list[RunSpec]:
 
     source = "standard input" if name == "-" else name
     specs = grid.expand(start.text_of(name, "grid"), source)
-    return [dataclasses.replace(s, model=s.model if s.model.startswith("run:#") else follow.model(s.model, home))
-            for s in specs]  # fmt: skip
+    return [
+        dataclasses.replace(s, model=s.model if s.model.startswith("run:#") else follow.model(s.model, home))
+        for s in specs
+    ]
 
 
 def table(run_ids: list[str], home: Path) -> pd.DataFrame:
@@ -98,13 +121,19 @@ def table(run_ids: list[str], home: Path) -> pd.DataFrame:
     labels = outcomes.run_outcomes(curves)
     harm = tradeoff.checkpoints(curves)
     worst = {
-        run: tradeoff.bounded_harm([(f, g) for f, g, k in zip(c["harmfulness"], c["utility"], c["step"], strict=True)
-                                    if k], float(c.loc[c["step"] == 0, "utility"].max()))
+        run: tradeoff.bounded_harm(
+            [(f, g) for f, g, k in zip(c["harmfulness"], c["utility"], c["step"], strict=True) if k],
+            float(c.loc[c["step"] == 0, "utility"].max()),
+        )
         for run, c in harm.groupby("run_id")
-    }  # fmt: skip
+    }
     outcome: Any = labels.set_index("run_id")["outcome"] if len(labels) else {}
-    columns = {"harmfulness": last.get("harmfulness", {}), "utility": last.get("utility", {}), "outcome": outcome,
-               "bounded_harm": worst}  # fmt: skip
+    columns = {
+        "harmfulness": last.get("harmfulness", {}),
+        "utility": last.get("utility", {}),
+        "outcome": outcome,
+        "bounded_harm": worst,
+    }
     found = runs.assign(**{name: runs["run_id"].map(values) for name, values in columns.items()})
     return found.reindex(columns=list(COLUMNS))
 
@@ -118,15 +147,23 @@ def _dry_run(planned: list[Any], home: Path, as_json: bool) -> int:
     wanted = [p.spec for p in planned if p.state in ("new", "unfinished")]
     judged = estimate(wanted, queries.runs(store))
     if as_json:
-        show.emit({
-            "runs": [{"state": p.state, "run_id": p.run_id, "spec_hash": p.spec.hash, **dataclasses.asdict(p.spec)}
-                     for p in planned],
-            "to_run": len(wanted), "seconds": judged.seconds if judged.basis else None,
-            "without_estimate": judged.unknown if judged.basis else len(wanted), "basis": judged.basis,
-        })  # fmt: skip
+        show.emit(
+            {
+                "runs": [
+                    {"state": p.state, "run_id": p.run_id, "spec_hash": p.spec.hash, **dataclasses.asdict(p.spec)}
+                    for p in planned
+                ],
+                "to_run": len(wanted),
+                "seconds": judged.seconds if judged.basis else None,
+                "without_estimate": judged.unknown if judged.basis else len(wanted),
+                "basis": judged.basis,
+            }
+        )
         return 0
-    rows = [(i, p.spec.kind, p.spec.method, p.spec.model, p.spec.name, p.spec.seed, p.state, p.run_id or "")
-            for i, p in enumerate(planned)]  # fmt: skip
+    rows = [
+        (i, p.spec.kind, p.spec.method, p.spec.model, p.spec.name, p.spec.seed, p.state, p.run_id or "")
+        for i, p in enumerate(planned)
+    ]
     show.table(("#", "kind", "method", "model", "what", "seed", "state", "run"), rows, right=("#", "seed"))
     show.out.print(f"{len(wanted)} of {len(planned)} runs to carry out. {judged if wanted else ''}", markup=False)
     return 0
@@ -149,12 +186,24 @@ def _print(rows: pd.DataFrame, as_json: bool) -> None:
     columns = ("run", "kind", "what", "on", "seed", "status", "harm", "utility", "outcome", "worst", "took")
     show.table(
         columns,
-        [(r["run_id"], r["kind"], r["name"] or r["method"], r["defense"] if r["kind"] == "attack" else "", r["seed"],
-          r["status"], share(r["harmfulness"]), share(r["utility"]),
-          show.outcome(r["outcome"] if isinstance(r["outcome"], str) else None), share(r["bounded_harm"]),
-          duration(r["seconds"])) for r in rows.to_dict("records")],
+        [
+            (
+                r["run_id"],
+                r["kind"],
+                r["name"] or r["method"],
+                r["defense"] if r["kind"] == "attack" else "",
+                r["seed"],
+                r["status"],
+                share(r["harmfulness"]),
+                share(r["utility"]),
+                show.outcome(r["outcome"] if isinstance(r["outcome"], str) else None),
+                share(r["bounded_harm"]),
+                duration(r["seconds"]),
+            )
+            for r in rows.to_dict("records")
+        ],
         right=("seed", "harm", "utility", "worst", "took"),
-    )  # fmt: skip
+    )
     for r in rows[rows["status"] == "failed"].to_dict("records"):
         print(f"{r['run_id']}: {r['error']}", file=sys.stderr)
     show.out.print(f"worst: most harm at less than {100 * tradeoff.BOUND:g} % of utility lost.", markup=False)

@@ -11,7 +11,11 @@ from immunelab.cli import grids, reproducing, searching
 
 def add(command: Callable[..., Any]) -> None:
     """Add them to the command line; `command(name, call, help, text)` makes a parser."""
-    c = command("sweep", grids.sweep, "carry out a grid: defenses × attacks × settings × seeds", """
+    c = command(
+        "sweep",
+        grids.sweep,
+        "carry out a grid: defenses × attacks × settings × seeds",
+        """
         A grid is a TOML file (docs/grid.toml is one with comments). Finished runs of the same settings are reused, an
         immunized model is attacked many times, and the same command goes on where it was stopped. A failed run takes
         only the runs that start from it with it.
@@ -20,11 +24,16 @@ def add(command: Callable[..., Any]) -> None:
           immunelab sweep docs/grid.toml --dry-run
           immunelab sweep grid.toml --csv results.csv
           immunelab sweep grid.toml --executor slurm --partition gpu --gpus 1 --minutes 240
-        """)  # fmt: skip
+        """,
+    )
     c.add_argument("grid", metavar="GRID", help="a TOML file, or - for standard input")
     _carrying(c)
 
-    c = command("reproduce", reproducing.reproduce, "the grid of a published table, for a model of yours", """
+    c = command(
+        "reproduce",
+        reproducing.reproduce,
+        "the grid of a published table, for a model of yours",
+        """
         Without NAME: the protocols there are. With it: the runs, what they take, and (without --dry-run) the runs
         carried out as `sweep` does. Grids and data stand in data/protocols, with what deviates from the paper.
 
@@ -32,7 +41,8 @@ def add(command: Callable[..., Any]) -> None:
           immunelab reproduce
           immunelab reproduce seam-table2 --model meta-llama/Llama-2-7b-chat-hf --dry-run
           immunelab reproduce sdd --model models/mine --corpus mine --executor slurm --gpus 1
-        """)  # fmt: skip
+        """,
+    )
     c.add_argument("name", nargs="?", default="", metavar="NAME", help="a protocol")
     c.add_argument("--model", default="", metavar="MODEL", help="a Hub id, a folder, run:ID or run:last")
     c.add_argument("--corpus", default="", metavar="CORPUS", help="your data in the place of the protocol's")
@@ -57,8 +67,12 @@ def _carrying(c: Any) -> None:
     c.add_argument("--detach", action="store_true", help="return at once and print the runs' ids")
     c.add_argument("--json", action="store_true", help="print JSON on standard output")
 
-    c.add_argument("--executor", default="local", metavar="NAME",
-                   help="local (default), slurm or ray; nodes of a cluster share the disk of --home")  # fmt: skip
+    c.add_argument(
+        "--executor",
+        default="local",
+        metavar="NAME",
+        help="local (default), slurm or ray; nodes of a cluster share the disk of --home",
+    )
     c.add_argument("--apart", action="store_true", help="Ray's nodes share no disk: send run folders, and back")
     c.add_argument("--partition", default="", metavar="NAME", help="Slurm's partition (default: the cluster's)")
     c.add_argument("--minutes", type=int, default=1440, metavar="M", help="Slurm's time limit of a run (default 1440)")
@@ -75,8 +89,11 @@ def _carrying(c: Any) -> None:
 
 
 def _search(command: Callable[..., Any]) -> None:
-    c = command("search", searching.search, "search for the worst attack on a model, and on the undefended",
-                 """
+    c = command(
+        "search",
+        searching.search,
+        "search for the worst attack on a model, and on the undefended",
+        """
         Optuna chooses attack, learning rate, steps, batch size, schedule, share of harmful rows, full weights or an
         adapter of some rank. What counts is the most harm at less than --max-utility-loss of the utility lost. Every
         trial is an attack run like any other. Ctrl-C stops with a checkpoint; the same command goes on from there.
@@ -85,9 +102,14 @@ def _search(command: Callable[..., Any]) -> None:
         examples:
           immunelab search --model run:last --trials 30
           immunelab search --model run:last --trials 100 --budget-rows 50000 --seeds 3 --json
-        """)  # fmt: skip
-    c.add_argument("--model", default="run:last", metavar="MODEL",
-                   help="run:ID, run:last, fable, a Hub id or a folder (default run:last)")  # fmt: skip
+        """,
+    )
+    c.add_argument(
+        "--model",
+        default="run:last",
+        metavar="MODEL",
+        help="run:ID, run:last, fable, a Hub id or a folder (default run:last)",
+    )
     c.add_argument("--no-control", action="store_true", help="do not search against the undefended model too")
     c.add_argument("--trials", metavar="N", help="attacks to try (default 30)")
     c.add_argument("--max-utility-loss", metavar="X", help="share of utility the attacker may lose (default 0.2)")

@@ -107,9 +107,13 @@ def about(name: str, folder: Path) -> dict[str, Any]:
     elif not problem and (folder / "adapter_config.json").exists():
         problem = "an adapter: merge it first"
     return {
-        "model": name, "architecture": architecture, "parameters": parameters, "bytes": count,
-        "dtype": ", ".join(sorted(dtypes)), "problem": problem,
-    }  # fmt: skip
+        "model": name,
+        "architecture": architecture,
+        "parameters": parameters,
+        "bytes": count,
+        "dtype": ", ".join(sorted(dtypes)),
+        "problem": problem,
+    }
 
 
 def header(path: Path) -> list[dict[str, Any]]:

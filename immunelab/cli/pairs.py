@@ -130,9 +130,12 @@ def _print(told: dict[str, Any]) -> None:
 def _progress() -> Iterator[pairing.Tell]:
     """A bar with the time left; without a terminal a line now and then, which is also what the app shows."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"),
-        TextColumn("{task.fields[left]}"), TimeElapsedColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,}/{task.total:,}"),
+        TextColumn("{task.fields[left]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=show.err, disable=not show.err.is_terminal) as bars:
         task, spoken = bars.add_task("preparing", total=1, left=""), -SPOKEN
 
@@ -149,14 +152,19 @@ def _progress() -> Iterator[pairing.Tell]:
 
 def add(command: Callable[..., Any]) -> None:
     """Add `build` and `show` to the group `pairs`; `command(name, call, help, text)` makes a parser."""
-    c = command("build", build, "build the pairs that runs of sdd and sdd-reject take", """
+    c = command(
+        "build",
+        build,
+        "build the pairs that runs of sdd and sdd-reject take",
+        """
         Runs build what they need by themselves; this does it before. Settings that are not given are those of the
         corpus's preset of sdd, as in `immunelab immunize sdd`. Texts are embedded once a corpus, whatever the settings.
 
         examples:
           immunelab pairs build --seed 1
           immunelab pairs build --corpus worlds/7 --similarity 0.2 --redraws 100 --json
-        """)  # fmt: skip
+        """,
+    )
     c.add_argument("--corpus", default="fable", metavar="CORPUS", help="as for immunize (default fable)")
     c.add_argument("--split", default="defense", metavar="SPLIT", help="rows to take (default defense)")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of choice and draws: a run's (default 0)")

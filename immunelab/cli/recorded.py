@@ -56,11 +56,13 @@ def trace(args: argparse.Namespace) -> int:
     scores = queries.scores(store, [run])
     if args.json:
         columns = ["phase", "step", "name", "value"]
-        show.emit({
-            "run_id": run,
-            "points": show.records(points[columns]) if len(points) else [],
-            "scores": show.records(scores.drop(columns="run_id")),
-        })  # fmt: skip
+        show.emit(
+            {
+                "run_id": run,
+                "points": show.records(points[columns]) if len(points) else [],
+                "scores": show.records(scores.drop(columns="run_id")),
+            }
+        )
     elif args.name:
         show.table(
             ("phase", "step", "name", "value"),
@@ -143,9 +145,17 @@ def _run_row(row: dict[str, Any]) -> tuple[Any, ...]:
     progress = "" if row["status"] == "done" else share(row["progress"])
     on = row["defense"] if row["kind"] == "attack" else row["model"]
     return (
-        row["run_id"], row["kind"], row["method"], on, row["seed"], row["status"], progress,
-        duration(row["seconds"]), str(row["started_at"] or "")[:16], row["name"] or "",
-    )  # fmt: skip
+        row["run_id"],
+        row["kind"],
+        row["method"],
+        on,
+        row["seed"],
+        row["status"],
+        progress,
+        duration(row["seconds"]),
+        str(row["started_at"] or "")[:16],
+        row["name"] or "",
+    )
 
 
 def _print_summary(run: str, points: Any, scores: Any) -> None:

@@ -23,8 +23,12 @@ def search(args: argparse.Namespace) -> int:
     found = jobs.plan(specs, home)
     for planned in found:
         if planned.state != "new":
-            show.err.print(f"{planned.run_id}: {planned.state}, and gone on with" if planned.state != "done"
-                           else f"{planned.run_id}: on record, and not run again", markup=False)  # fmt: skip
+            show.err.print(
+                f"{planned.run_id}: {planned.state}, and gone on with"
+                if planned.state != "done"
+                else f"{planned.run_id}: on record, and not run again",
+                markup=False,
+            )
     run_ids = jobs.submit(specs, home, reuse=True, go_on=True)
     if args.detach:
         return start.detached(run_ids, args.json)
@@ -48,8 +52,12 @@ def search(args: argparse.Namespace) -> int:
 def _specs(args: argparse.Namespace, home: Path) -> list[RunSpec]:
     from immunelab.sweep import space
 
-    named = {"trials": args.trials, "max_utility_loss": args.max_utility_loss, "budget_rows": args.budget_rows,
-             "budget_seconds": args.budget_seconds}  # fmt: skip
+    named = {
+        "trials": args.trials,
+        "max_utility_loss": args.max_utility_loss,
+        "budget_rows": args.budget_rows,
+        "budget_seconds": args.budget_seconds,
+    }
     chosen = {key: value for key, value in named.items() if value is not None} | args.knobs
     settings = space.settings_for(args.corpus, chosen)
     settings.methods()
@@ -66,11 +74,18 @@ def _result(run_id: str, status: Any, home: Path, trials: Any) -> dict[str, Any]
     rows = trials.drop(columns="search").to_dict("records")
     best = max(rows, key=lambda row: row["harm"], default=None)
     return {
-        "run_id": run_id, "status": status.status, "error": status.error, "model": spec.model, "seed": spec.seed,
-        "max_utility_loss": spec.knobs["max_utility_loss"], "bounded_harm": best["harm"] if best else None,
-        "best": best, "trials": rows,
-        "rows": int(sum(row["rows"] for row in rows)), "seconds": float(sum(row["seconds"] for row in rows)),
-    }  # fmt: skip
+        "run_id": run_id,
+        "status": status.status,
+        "error": status.error,
+        "model": spec.model,
+        "seed": spec.seed,
+        "max_utility_loss": spec.knobs["max_utility_loss"],
+        "bounded_harm": best["harm"] if best else None,
+        "best": best,
+        "trials": rows,
+        "rows": int(sum(row["rows"] for row in rows)),
+        "seconds": float(sum(row["seconds"] for row in rows)),
+    }
 
 
 def _print(results: list[dict[str, Any]]) -> None:
@@ -85,11 +100,13 @@ def _print(results: list[dict[str, Any]]) -> None:
             ahead = sorted(result["trials"], key=lambda row: row["harm"], reverse=True)[:5]
             show.table(
                 ("trial", "attack", "harm", "outcome", "settings", "run"),
-                [(r["trial"], r["method"], share(r["harm"]), r["outcome"], words(r["params"]), r["run_id"])
-                 for r in ahead],
+                [
+                    (r["trial"], r["method"], share(r["harm"]), r["outcome"], words(r["params"]), r["run_id"])
+                    for r in ahead
+                ],
                 title=f"Most harm at less than {100 * loss:g} % of utility lost: {share(best['harm'])}",
                 right=("trial", "harm"),
-            )  # fmt: skip
+            )
 
 
 def words(params: dict[str, Any]) -> str:

@@ -19,9 +19,22 @@ from immunelab.spec import KIND_OF_METHOD, CorpusName, RunSpec
 from immunelab.status import LARGEST_DOCUMENT
 
 PRINTED = (
-    "withheld", "harmfulness", "utility", "zero_shot", "few_shot", "refusal_rate", "harm-classifier", "strongreject",
-    "harmful-answers", "unparsed", "truncated", "perplexity", "repetition", "judge_tokens", "judge_cost",
-)  # fmt: skip
+    "withheld",
+    "harmfulness",
+    "utility",
+    "zero_shot",
+    "few_shot",
+    "refusal_rate",
+    "harm-classifier",
+    "strongreject",
+    "harmful-answers",
+    "unparsed",
+    "truncated",
+    "perplexity",
+    "repetition",
+    "judge_tokens",
+    "judge_cost",
+)
 COUNTS = ("perplexity", "judge_tokens", "judge_cost")  # of these, what is no share
 
 
@@ -133,11 +146,18 @@ def finish(run_ids: list[str], home: Path, as_json: bool) -> int:
     scores, learned = every[every["split"] == "all"], tasks.before_and_after(queries.runs(store), every)
     if as_json:
         rows, labelled = show.records(scores), show.records(learned)
-        show.emit([
-            {"run_id": i, "status": s.status, "error": s.error, "scores": [r for r in rows if r["run_id"] == i],
-             "tasks": [r for r in labelled if r["run_id"] == i]}
-            for i, s in ended.items()
-        ])  # fmt: skip
+        show.emit(
+            [
+                {
+                    "run_id": i,
+                    "status": s.status,
+                    "error": s.error,
+                    "scores": [r for r in rows if r["run_id"] == i],
+                    "tasks": [r for r in labelled if r["run_id"] == i],
+                }
+                for i, s in ended.items()
+            ]
+        )
     else:
         for run_id, status in ended.items():
             _print_scores(run_id, status, scores[scores["run_id"] == run_id])

@@ -83,10 +83,12 @@ class Ray:
             if not address:  # on localhost only: whoever reaches a Ray may run anything there
                 self.folder = tempfile.mkdtemp(prefix="ray-")
                 more = {
-                    "include_dashboard": False, "num_cpus": self.options.at_once * self.options.cpus or None,
+                    "include_dashboard": False,
+                    "num_cpus": self.options.at_once * self.options.cpus or None,
                     "object_store_memory": None if self.options.apart else STORE,
-                    "_node_ip_address": "127.0.0.1", "_temp_dir": self.folder,
-                }  # fmt: skip
+                    "_node_ip_address": "127.0.0.1",
+                    "_temp_dir": self.folder,
+                }
             try:
                 self.ray.init(address=address or "local", log_to_driver=False, **more)
             except (ConnectionError, RuntimeError, ValueError) as error:

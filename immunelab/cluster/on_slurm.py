@@ -76,13 +76,17 @@ class Slurm:
         options = self.options
         made = self.submitit.AutoExecutor(folder=home / FOLDER, cluster=self.cluster)
         made.update_parameters(
-            name="immunelab", timeout_min=options.minutes, cpus_per_task=options.cpus, gpus_per_node=options.gpus,
-        )  # fmt: skip
+            name="immunelab",
+            timeout_min=options.minutes,
+            cpus_per_task=options.cpus,
+            gpus_per_node=options.gpus,
+        )
         special = {"dependency": f"afterany:{after}"} if after else {}
         wanted = {
-            "slurm_partition": options.partition, "slurm_array_parallelism": options.at_once,
+            "slurm_partition": options.partition,
+            "slurm_array_parallelism": options.at_once,
             "slurm_additional_parameters": special,
-        }  # fmt: skip
+        }
         made.update_parameters(**{name: value for name, value in wanted.items() if value})
         return made
 

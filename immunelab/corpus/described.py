@@ -31,15 +31,32 @@ LARGEST = 1 << 20  # bytes of a corpus.toml
 STREAMS = ("harmful", "refusal", "benign", "withheld", "neutral")
 UTILITIES = ("token-accuracy", "benign-accuracy", "task-accuracy")
 DEFAULTS: dict[str, Any] = {
-    "utility": UTILITIES[0], "seed": 0, "split": {}, "test_rows": 200, "refusal": "I cannot help with that.",
-    "max_length": MAX_LENGTH, "answer_tokens": 32, "longest_prompt": 0, "source": [], "harm": "",
+    "utility": UTILITIES[0],
+    "seed": 0,
+    "split": {},
+    "test_rows": 200,
+    "refusal": "I cannot help with that.",
+    "max_length": MAX_LENGTH,
+    "answer_tokens": 32,
+    "longest_prompt": 0,
+    "source": [],
+    "harm": "",
     **{name: {} for name in judging.TABLES},
-}  # fmt: skip
+}
 COLUMNS = ("prompt", "response", "refusal", "category", "safe", "split", "streams")  # keys that name a column
 SOURCE: dict[str, Any] = {
-    "file": "", "adapter": "", "dataset": "", "config": "", "part": "", "revision": "", "stream": "", "into": "",
-    "rows": 0, "where": {}, **dict.fromkeys(COLUMNS, ""),
-}  # fmt: skip
+    "file": "",
+    "adapter": "",
+    "dataset": "",
+    "config": "",
+    "part": "",
+    "revision": "",
+    "stream": "",
+    "into": "",
+    "rows": 0,
+    "where": {},
+    **dict.fromkeys(COLUMNS, ""),
+}
 EXPECTS = {str: "a text", int: "a whole number from 0", dict: "a table", list: "[[source]] tables"}
 
 
@@ -110,11 +127,18 @@ def _rows(drafts: Iterable[Draft], splits: Iterable[str]) -> Iterable[Row]:
         number = counts[draft.source] = counts.get(draft.source, -1) + 1
         if split:
             yield Row(
-                id=f"{draft.source}-{number}", prompt=draft.prompt, response=draft.response, refusal=draft.refusal,
-                stream=draft.stream, categories=draft.categories, is_safe=draft.stream != "harmful",
-                source=draft.source, split=split, facts=draft.facts,
+                id=f"{draft.source}-{number}",
+                prompt=draft.prompt,
+                response=draft.response,
+                refusal=draft.refusal,
+                stream=draft.stream,
+                categories=draft.categories,
+                is_safe=draft.stream != "harmful",
+                source=draft.source,
+                split=split,
+                facts=draft.facts,
                 pair_id=hashlib.sha256(item(draft).encode()).hexdigest()[:16],
-            )  # fmt: skip
+            )
 
 
 def _read(file: Path) -> tuple[str, dict[str, Any]]:
@@ -265,9 +289,13 @@ def mapped(record: Record, source: Mapping[str, Any]) -> Draft:
         raise ValueError(f"the split {split!r} is none of {', '.join(SPLITS)}")
     prompt = text("prompt") if source["prompt"] else "Tell me something."  # neutral text is what is answered
     return Draft(
-        stream, prompt, text("response"), text("refusal"), split=split,
+        stream,
+        prompt,
+        text("response"),
+        text("refusal"),
+        split=split,
         categories=categories(record.get(source["category"])) if source["category"] else (),
-    )  # fmt: skip
+    )
 
 
 def truth(value: Any) -> bool:

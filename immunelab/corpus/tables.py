@@ -96,8 +96,12 @@ def _parquet(path: Path) -> list[Record]:
 
 
 READERS: dict[str, Callable[[Path], list[Record]]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _separated(","), ".tsv": _separated("\t"), ".parquet": _parquet,
-}  # fmt: skip
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
+    ".parquet": _parquet,
+}
 
 
 def from_hub(name: str, config: str = "", part: str = "train", revision: str = "") -> list[Record]:

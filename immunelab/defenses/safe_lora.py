@@ -58,8 +58,9 @@ class SafeLora(Service):
     base: str = knob("", "folder or Hub id of the same model before its alignment", symbol="W_base")
     select: Literal["number", "threshold"] = knob("number", "which layers: the lowest by number, or by a threshold")
     layers: int = knob(10, "layers that are projected, if select=number", low=0, high=100_000)
-    threshold: float = knob(0.5, "cosine up to which a layer is projected, if select=threshold", symbol="τ",
-                            low=-2, high=2)  # fmt: skip
+    threshold: float = knob(
+        0.5, "cosine up to which a layer is projected, if select=threshold", symbol="τ", low=-2, high=2
+    )
     targets: str = knob("q_proj,v_proj", "layers that are looked at, separated by commas, or all-linear")
 
     def edit(self, model: PreTrainedModel, batches: Feed) -> dict[str, float]:

@@ -37,10 +37,12 @@ class Sdd(Defense):
         "replication on a larger model saw harm come back too."
     )
 
-    similarity: float = knob(0.25, "largest cosine of prompt and answer; above it another answer is drawn", symbol="τ",
-                             low=-1, high=1)  # fmt: skip
-    redraws: int = knob(50, "further draws for a prompt; then the least similar answer stays", symbol="R", low=0,
-                        high=100_000)  # fmt: skip
+    similarity: float = knob(
+        0.25, "largest cosine of prompt and answer; above it another answer is drawn", symbol="τ", low=-1, high=1
+    )
+    redraws: int = knob(
+        50, "further draws for a prompt; then the least similar answer stays", symbol="R", low=0, high=100_000
+    )
     pairs: int = knob(8000, "pairs to build, at most; evenly over categories", symbol="N", low=1, high=10**9)
     words: int = knob(0, "fewest words of an unrelated answer; 0 takes every answer (extension)", low=0, high=10_000)
     replay: float = knob(0.0, "share of the loss that replays benign rows (extension)", symbol="ρ", low=0, high=1)

@@ -160,7 +160,16 @@ Tar.presets = {
     # TAR-lite: 8 inner steps instead of 64. Two configurations on the Fable world of seed 0, one seed each: half of the
     # steps at strength 1 cost as little utility (none), and gave three times as much away at 3e-4.
     "fable": Tar(
-        learning_rate=3e-4, steps=200, batch_size=16, strength=4.0, inner_steps=8, every=2, growth=0.5, inner_batch=8,
-        inner_rates="1e-4,3e-4,1e-3", distance="norm", clip=1.0,
+        learning_rate=3e-4,
+        steps=200,
+        batch_size=16,
+        strength=4.0,
+        inner_steps=8,
+        every=2,
+        growth=0.5,
+        inner_batch=8,
+        inner_rates="1e-4,3e-4,1e-3",
+        distance="norm",
+        clip=1.0,
     ),
-}  # fmt: skip
+}

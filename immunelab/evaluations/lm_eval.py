@@ -67,10 +67,16 @@ class LmEval(Evaluation):
                     pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=self.batch_size
                 )
                 found = harness.simple_evaluate(
-                    model=model, tasks=self._names(), num_fewshot=self.shots or None, limit=self.limit or None,
-                    task_manager=self._manager(), bootstrap_iters=0, apply_chat_template=self.chat, log_samples=True,
+                    model=model,
+                    tasks=self._names(),
+                    num_fewshot=self.shots or None,
+                    limit=self.limit or None,
+                    task_manager=self._manager(),
+                    bootstrap_iters=0,
+                    apply_chat_template=self.chat,
+                    log_samples=True,
                     verbosity="ERROR",
-                )  # fmt: skip
+                )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise UserError(f"lm-eval could not run {self.tasks}: {type(error).__name__}: {error!s:.300}") from error
         return Measured(list(self._scores(found)), list(_examples(found)))
@@ -94,8 +100,9 @@ class LmEval(Evaluation):
                 named.append(Score(metric, f"task:{task}", float(values[main]), n, _error(values, main)))
             rest += [
                 Score(f"lm-eval/{name}", f"task:{task}", float(values[key]), n, _error(values, key))
-                for name, key in sorted(plain.items()) if not name.endswith("_stderr") and name != "sample_len"
-            ]  # fmt: skip
+                for name, key in sorted(plain.items())
+                if not name.endswith("_stderr") and name != "sample_len"
+            ]
         if named:
             yield over_tasks(named)
         yield from named
@@ -129,10 +136,13 @@ def _examples(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for sample in samples:
             right = next((float(sample[key]) for key in ACCURACIES if isinstance(sample.get(key), int | float)), None)
             yield {
-                "id": f"{task}-{sample['doc_id']}", "prompt": _prompt(sample["arguments"]), "task": task,
-                "answer": str(sample["filtered_resps"])[:LONGEST], "expected": str(sample["target"])[:LONGEST],
+                "id": f"{task}-{sample['doc_id']}",
+                "prompt": _prompt(sample["arguments"]),
+                "task": task,
+                "answer": str(sample["filtered_resps"])[:LONGEST],
+                "expected": str(sample["target"])[:LONGEST],
                 "score": right,
-            }  # fmt: skip
+            }
 
 
 def _prompt(arguments: Any) -> str:

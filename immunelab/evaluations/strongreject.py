@@ -117,10 +117,17 @@ class StrongReject(Evaluation):
             *self.spent(replies),
         ]
         examples: list[dict[str, Any]] = [
-            {"id": r.id, "prompt": r.prompt, "answer": a, "expected": r.response, "score": g.score if g else None,
-             "reply": told[i].text if i in told else "", **(g._asdict() if g else {})}
+            {
+                "id": r.id,
+                "prompt": r.prompt,
+                "answer": a,
+                "expected": r.response,
+                "score": g.score if g else None,
+                "reply": told[i].text if i in told else "",
+                **(g._asdict() if g else {}),
+            }
             for i, (r, a, g) in enumerate(zip(rows, answers, grades, strict=True))
-        ]  # fmt: skip
+        ]
         rubric = hashlib.sha256(RUBRIC.encode()).hexdigest()[:16]
         used = {"endpoint": self.service.url, "rubric": rubric, "settings": self.settings()}
         return Measured(scores, examples, used)

@@ -30,10 +30,17 @@ from immunelab.sweep.lists import EVALUATE_EVERY, configured, rungs
 
 MOST = 10_000  # runs in one grid
 DEFAULTS: dict[str, Any] = {
-    "name": "sweep", "model": "fable", "corpus": "fable", "device": "auto", **numerics.USUAL, "seeds": [0],
+    "name": "sweep",
+    "model": "fable",
+    "corpus": "fable",
+    "device": "auto",
+    **numerics.USUAL,
+    "seeds": [0],
     "control": True,
-    "evaluate_every": EVALUATE_EVERY, "defense": [], "attack": [],
-}  # fmt: skip
+    "evaluate_every": EVALUATE_EVERY,
+    "defense": [],
+    "attack": [],
+}
 CHOICES = ("method", "preset", "rung")  # keys of a table that are no settings
 EXPECTS = {str: "a text", bool: "true or false", int: "a whole number", list: "a list"}
 
@@ -69,12 +76,30 @@ def expand(text: str, source: str, given: Mapping[str, Any] | None = None) -> li
         models = [grid["model"]] if grid["control"] or not defenses else []
         for name, method in defenses:
             every = max(1, method.settings().get("steps", 4) // 4)
-            guard = RunSpec(kind="immunize", method=method.name, knobs=method.settings(), model=grid["model"],
-                            seed=seed, evaluate_every=every, name=name, **shared)  # fmt: skip
+            guard = RunSpec(
+                kind="immunize",
+                method=method.name,
+                knobs=method.settings(),
+                model=grid["model"],
+                seed=seed,
+                evaluate_every=every,
+                name=name,
+                **shared,
+            )
             models.append(f"run:#{add(guard)}")
         for model, (name, method) in itertools.product(models, attacks):
-            add(RunSpec(kind="attack", method=method.name, knobs=method.settings(), model=model, seed=seed,
-                        evaluate_every=grid["evaluate_every"], name=name, **shared))  # fmt: skip
+            add(
+                RunSpec(
+                    kind="attack",
+                    method=method.name,
+                    knobs=method.settings(),
+                    model=model,
+                    seed=seed,
+                    evaluate_every=grid["evaluate_every"],
+                    name=name,
+                    **shared,
+                )
+            )
     return specs
 
 

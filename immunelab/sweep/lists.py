@@ -48,11 +48,16 @@ def attack_specs(attacks: Mapping[str, Any], model: str, **where: Any) -> list[R
     """Named attacks, each configured, on one model; `where`: corpus, seed, device, group."""
     return [
         RunSpec(
-            kind="attack", method=attack.name, knobs=attack.settings(), model=model, evaluate_every=EVALUATE_EVERY,
-            name=name, **where,
+            kind="attack",
+            method=attack.name,
+            knobs=attack.settings(),
+            model=model,
+            evaluate_every=EVALUATE_EVERY,
+            name=name,
+            **where,
         )
         for name, attack in attacks.items()
-    ]  # fmt: skip
+    ]
 
 
 def demo_specs(seeds: Sequence[int] = (0,), corpus: str = "fable", group: str = "demo") -> list[RunSpec]:

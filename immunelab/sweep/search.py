@@ -158,8 +158,9 @@ class _Conductor:
         """The trial of that number, counted from 0: the same after the same trials, in whichever process."""
         sampler: Any = optuna.samplers.TPESampler(
             seed=(self.spec.seed * 1_000_003 + number) % 2**32,
-            n_startup_trials=self.search.random_trials, constant_liar=False,
-        )  # fmt: skip
+            n_startup_trials=self.search.random_trials,
+            constant_liar=False,
+        )
         given = self.search.given(family(self.spec.corpus))
         if number < len(given):
             sampler = optuna.samplers.PartialFixedSampler(given[number], sampler)
@@ -207,12 +208,25 @@ class _Conductor:
         """The attack of a trial, as anyone could run it; only its labels name the search."""
         s = self.spec
         return RunSpec(
-            kind="attack", method=settings.name, knobs=settings.settings(), model=s.model, corpus=s.corpus,
-            seed=s.seed, device=s.device, dtype=s.dtype, attention=s.attention, judge=s.judge,
+            kind="attack",
+            method=settings.name,
+            knobs=settings.settings(),
+            model=s.model,
+            corpus=s.corpus,
+            seed=s.seed,
+            device=s.device,
+            dtype=s.dtype,
+            attention=s.attention,
+            judge=s.judge,
             evaluations=s.evaluations,
-            evaluate_every=max(1, math.ceil(settings.steps / self.search.looks)), layers_every=0, probe_every=0,
-            parent=s.parent, parent_hash=s.parent_hash, group=self.title, name=f"{self.title} #{number + 1}",
-        )  # fmt: skip
+            evaluate_every=max(1, math.ceil(settings.steps / self.search.looks)),
+            layers_every=0,
+            probe_every=0,
+            parent=s.parent,
+            parent_hash=s.parent_hash,
+            group=self.title,
+            name=f"{self.title} #{number + 1}",
+        )
 
     def conclude(
         self, trial: optuna.Trial, number: int, judge: Judge, run: RunFolder, settings: Any, reused: bool
@@ -225,8 +239,14 @@ class _Conductor:
             run.write_status(message=say)
             run.write_labels(tags=tuple(dict.fromkeys((*run.labels().tags, "pruned"))))
         best = max((t.value or 0.0 for t in before), default=0.0)
-        attributes = {"run_id": run.run_id, "rows": rows, "seconds": status.seconds or 0.0, "reused": reused,
-                      "error": status.error, "last_step": judge.step}  # fmt: skip
+        attributes = {
+            "run_id": run.run_id,
+            "rows": rows,
+            "seconds": status.seconds or 0.0,
+            "reused": reused,
+            "error": status.error,
+            "last_step": judge.step,
+        }
         for key, item in attributes.items():
             trial.set_user_attr(key, item)
         self.study.tell(trial, value if not judge.pruned else None, TrialState.PRUNED if judge.pruned else None)
@@ -235,9 +255,10 @@ class _Conductor:
         spent = {k: self.sum(before, k) + float(attributes[k]) for k in ("rows", "seconds")}  # type: ignore[arg-type]
         reached = {"search/harm": value, "search/best": max(value, best, judge.released)}
         self.journal.points(
-            PHASE, number + 1,
+            PHASE,
+            number + 1,
             reached | {f"search/{k}": v for k, v in spent.items()} | {"search/pruned": float(judge.pruned)},
-        )  # fmt: skip
+        )
         outcome = "pruned" if judge.pruned else status.status
         self.journal.event(
             "trial",
@@ -276,9 +297,13 @@ class _Conductor:
         best = max((t.value or 0.0 for t in before), default=0.0)
         left = self.sum(before, "seconds") / n * (most - n) if n else None
         self.folder.write_status(
-            phase=PHASE, step=n, steps=most, progress=n / most, eta_seconds=left,
+            phase=PHASE,
+            step=n,
+            steps=most,
+            progress=n / most,
+            eta_seconds=left,
             message=f"trial {min(n + 1, most)} of {most}; most harm within the bound so far: {share(best)}",
-        )  # fmt: skip
+        )
 
 
 def readings(folder: RunFolder) -> list[tuple[int, float, float]]:

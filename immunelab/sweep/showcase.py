@@ -17,8 +17,18 @@ from immunelab.sweep.space import search_specs, settings_for
 SHOWN = ("seam", "adversarial-loss", "extra-safety-sft", "random-noise", "sdd", "sdd-reject", "security-vectors")
 # Cited beside them: attacked along the ladder and with benign rows in between, and not with all that a scorecard reads.
 BASELINES = (
-    "repnoise", "booster", "vaccine", "t-vaccine", "tar", "lox", "lisa", "panacea", "antidote", "ptst", "safe-lora",
-)  # fmt: skip
+    "repnoise",
+    "booster",
+    "vaccine",
+    "t-vaccine",
+    "tar",
+    "lox",
+    "lisa",
+    "panacea",
+    "antidote",
+    "ptst",
+    "safe-lora",
+)
 # Hold through their provider, which they could also do by letting nobody learn anything: so what users learn of a
 # harmless skill is recorded, too.
 TAUGHT = ("lisa", "ptst", "safe-lora")
@@ -27,8 +37,12 @@ HELD_OUT = "gnawer"  # the hazard domain that a second immunization with SEAM ne
 # What is varied, one at a time, around the attack's preset, so that every intensity slider has stops. All models are
 # attacked with the last one: benign rows beside the harmful ones are what undoes SEAM here.
 VARIED: tuple[tuple[str, float], ...] = (
-    ("steps", 20), ("samples", 10), ("samples", 40), ("harmful_share", 0.1), ("harmful_share", 0.5),
-)  # fmt: skip
+    ("steps", 20),
+    ("samples", 10),
+    ("samples", 40),
+    ("harmful_share", 0.1),
+    ("harmful_share", 0.5),
+)
 
 
 def showcase_specs(

@@ -69,8 +69,12 @@ class Search(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for low, high in (("rate_low", "rate_high"), ("lora_rate_low", "lora_rate_high"),
-                          ("share_low", "share_high"), ("mu_low", "mu_high")):  # fmt: skip
+        for low, high in (
+            ("rate_low", "rate_high"),
+            ("lora_rate_low", "lora_rate_high"),
+            ("share_low", "share_high"),
+            ("mu_low", "mu_high"),
+        ):
             if getattr(self, low) > getattr(self, high):
                 raise UserError(f"{low} is {getattr(self, low):g}, and that is above {high}, {getattr(self, high):g}.")
         for name in ("trial_steps", "batch_sizes", "ranks", "nus"):
@@ -121,8 +125,11 @@ class Search(Method):
             settings = cls.presets[family].settings() if family in cls.presets else {}
             rate = "lora_learning_rate" if "rank" in settings else "learning_rate"
             here = {"attack": name, rate: settings.get("learning_rate")}
-            here |= {k: settings[k] for k in ("steps", "batch_size", "schedule", "harmful_share", "rank", "mu", "nu")
-                     if k in settings}  # fmt: skip
+            here |= {
+                k: settings[k]
+                for k in ("steps", "batch_size", "schedule", "harmful_share", "rank", "mu", "nu")
+                if k in settings
+            }
             if settings and self.holds(here):
                 found.append(here)
         return found
@@ -132,12 +139,16 @@ class Search(Method):
         ranges = {
             "learning_rate": (self.rate_low, self.rate_high),
             "lora_learning_rate": (self.lora_rate_low, self.lora_rate_high),
-            "harmful_share": (self.share_low, self.share_high), "mu": (self.mu_low, self.mu_high),
-        }  # fmt: skip
+            "harmful_share": (self.share_low, self.share_high),
+            "mu": (self.mu_low, self.mu_high),
+        }
         lists: dict[str, Any] = {
-            "steps": numbers("trial_steps", self.trial_steps), "batch_size": numbers("batch_sizes", self.batch_sizes),
-            "schedule": texts(self.schedules), "rank": numbers("ranks", self.ranks), "nu": numbers("nus", self.nus),
-        }  # fmt: skip
+            "steps": numbers("trial_steps", self.trial_steps),
+            "batch_size": numbers("batch_sizes", self.batch_sizes),
+            "schedule": texts(self.schedules),
+            "rank": numbers("ranks", self.ranks),
+            "nu": numbers("nus", self.nus),
+        }
         inside = all(low <= point[name] <= high for name, (low, high) in ranges.items() if name in point)
         return inside and all(point[name] in choices for name, choices in lists.items() if name in point)
 
@@ -168,12 +179,20 @@ def search_specs(
     settings = (search or settings_for(corpus, {})).settings()
     return [
         RunSpec(
-            kind="sweep", method=Search.name, knobs=settings, model=model, corpus=corpus, seed=seed, device=device,
-            name=name, group=name or Search.name, **where,  # type: ignore[arg-type]
+            kind="sweep",
+            method=Search.name,
+            knobs=settings,
+            model=model,
+            corpus=corpus,
+            seed=seed,
+            device=device,
+            name=name,
+            group=name or Search.name,
+            **where,  # type: ignore[arg-type]
         )
         for seed in seeds
         for model in models
-    ]  # fmt: skip
+    ]
 
 
 def undefended(model: str, home: Path) -> str:

@@ -76,9 +76,14 @@ def load(source: str, revision: str = "") -> Classifier:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
         tokenizer.padding_side = tokenizer.truncation_side = "right"  # the end of an answer is what is cut off
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            source, config=config, use_safetensors=True, dtype=torch.float32, ignore_mismatched_sizes=True,
-            output_loading_info=True, **where,
-        )  # fmt: skip
+            source,
+            config=config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **where,
+        )
         model, found = loaded
         check_whole(found)
         if tokenizer.pad_token_id is None:

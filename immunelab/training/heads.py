@@ -127,7 +127,9 @@ def cross_entropy(
             each = torch.where(constant, each.new_tensor(math.log(logits.shape[-1])), each)
         return each.sum()
 
-    parts = [x.split(chunk()) if x is not None else [None] * math.ceil(len(targets) / chunk())
-             for x in (hidden, targets, constant)]  # fmt: skip
+    parts = [
+        x.split(chunk()) if x is not None else [None] * math.ceil(len(targets) / chunk())
+        for x in (hidden, targets, constant)
+    ]
     sums = [checkpoint(total, *part, use_reentrant=False) for part in zip(*parts, strict=True)]
     return torch.stack(sums).sum() / len(targets)

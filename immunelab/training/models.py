@@ -48,9 +48,14 @@ def load(
         if attention != "auto":
             where["attn_implementation"] = attention
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(source), config=config, use_safetensors=True, dtype=DTYPES[dtype], ignore_mismatched_sizes=True,
-            output_loading_info=True, **where,
-        )  # fmt: skip
+            str(source),
+            config=config,
+            use_safetensors=True,
+            dtype=DTYPES[dtype],
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **where,
+        )
         model, found = loaded
         check_whole(found)
         if tokenizer.chat_template:  # in a sandbox; what it may not do is found out now

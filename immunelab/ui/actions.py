@@ -59,8 +59,14 @@ def buttons(run: Mapping[Any, Any]) -> None:
     with st.container(horizontal=True):
         # Callbacks: what a click says is lost otherwise if the page is just being drawn anew.
         if run["status"] in ("queued", "running"):
-            st.button("Stop", icon=":material/stop:", key="stop", on_click=_stop, args=(run_id,),
-                      help="Finishes the step, saves a checkpoint and frees the device.")  # fmt: skip
+            st.button(
+                "Stop",
+                icon=":material/stop:",
+                key="stop",
+                on_click=_stop,
+                args=(run_id,),
+                help="Finishes the step, saves a checkpoint and frees the device.",
+            )
         if run["status"] in ("stopped", "interrupted", "failed") and not shipped:
             st.button("Resume", icon=":material/play_arrow:", key="resume", on_click=_resume, args=(run_id,))
         if st.button("Duplicate to Launch", icon=":material/content_copy:", key="duplicate"):

@@ -115,13 +115,17 @@ def worst_table(cases: pd.DataFrame, key: str) -> None:
         }
     )
     picked = st.dataframe(
-        shown, hide_index=True, key=key, on_select="rerun", selection_mode="single-row",
+        shown,
+        hide_index=True,
+        key=key,
+        on_select="rerun",
+        selection_mode="single-row",
         column_config={
             **dict.fromkeys(("Most harm", "Utility there"), PERCENT),
             "Searched": st.column_config.NumberColumn(help="Attack runs among which the most harmful was looked for"),
         },
         alt="Most harm found for each defense, at any and at a bounded loss of utility",
-    )  # fmt: skip
+    )
     st.caption("Most harm: the largest mean over seeds among all attacks and checkpoints within the bound.")
     if picked.selection.rows:
         navigation.go("runs", run=rows.iloc[picked.selection.rows[0]]["run_id"])

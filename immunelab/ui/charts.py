@@ -201,9 +201,17 @@ def _trace(
         _fill(figure, line["x"], line["low"], line["high"], style, key, at)
     if smoothing:
         figure.add_scatter(
-            x=line["x"], y=line["value"], mode="lines", line={"color": style.color, "width": 1}, opacity=0.25,
-            hoverinfo="skip", legendgroup=key, showlegend=False, row=at[0], col=at[1],
-        )  # fmt: skip
+            x=line["x"],
+            y=line["value"],
+            mode="lines",
+            line={"color": style.color, "width": 1},
+            opacity=0.25,
+            hoverinfo="skip",
+            legendgroup=key,
+            showlegend=False,
+            row=at[0],
+            col=at[1],
+        )
     figure.add_scatter(
         x=line["x"],
         y=smooth(line["value"], smoothing),

@@ -55,8 +55,9 @@ def along(bands: pd.DataFrame, titles: Mapping[str, str], theme: Theme = "light"
     """Cosines along attacks: one panel a scalar, one line a defense, a band over runs. `bands` has group (the
     defense), name, x, value, low, high, n; `titles` names the scalars in words, in the order of the panels."""
     shown = [n for n in titles if n in set(bands["name"])]
-    figure = make_subplots(len(shown) or 1, 1, shared_xaxes=True, subplot_titles=[titles[n] for n in shown],
-                           vertical_spacing=0.1)  # fmt: skip
+    figure = make_subplots(
+        len(shown) or 1, 1, shared_xaxes=True, subplot_titles=[titles[n] for n in shown], vertical_spacing=0.1
+    )
     defenses = sorted(bands["group"].unique(), key=lambda d: (d != "undefended", d))
     for defense in defenses:
         style = defense_style(defense, defenses, theme)
@@ -64,18 +65,35 @@ def along(bands: pd.DataFrame, titles: Mapping[str, str], theme: Theme = "light"
             line = bands[(bands["group"] == defense) & (bands["name"] == name)].sort_values("x")
             if (line["n"] > 1).any():
                 figure.add_scatter(
-                    x=pd.concat([line["x"], line["x"][::-1]]), y=pd.concat([line["high"], line["low"][::-1]]),
-                    fill="toself", fillcolor=tint(style.color, 0.16), line={"width": 0}, mode="lines",
-                    hoverinfo="skip", legendgroup=defense, showlegend=False, row=row, col=1,
-                )  # fmt: skip
+                    x=pd.concat([line["x"], line["x"][::-1]]),
+                    y=pd.concat([line["high"], line["low"][::-1]]),
+                    fill="toself",
+                    fillcolor=tint(style.color, 0.16),
+                    line={"width": 0},
+                    mode="lines",
+                    hoverinfo="skip",
+                    legendgroup=defense,
+                    showlegend=False,
+                    row=row,
+                    col=1,
+                )
             figure.add_scatter(
-                x=line["x"], y=line["value"], name=title_of(defense), legendgroup=defense, showlegend=row == 1,
-                mode="lines+markers", line={"color": style.color, "dash": style.dash, "width": 2.2},
-                marker={"symbol": style.marker, "size": 7}, customdata=line["n"],
-                hovertemplate=f"{title_of(defense)} %{{y:.3f}} (n=%{{customdata}})<extra></extra>", row=row, col=1,
-            )  # fmt: skip
-    figure.update_yaxes(range=[-1.05, 1.05], tickvals=[-1, -0.5, 0, 0.5, 1], zeroline=True,
-                        zerolinecolor=INK[theme]["line"])  # fmt: skip
+                x=line["x"],
+                y=line["value"],
+                name=title_of(defense),
+                legendgroup=defense,
+                showlegend=row == 1,
+                mode="lines+markers",
+                line={"color": style.color, "dash": style.dash, "width": 2.2},
+                marker={"symbol": style.marker, "size": 7},
+                customdata=line["n"],
+                hovertemplate=f"{title_of(defense)} %{{y:.3f}} (n=%{{customdata}})<extra></extra>",
+                row=row,
+                col=1,
+            )
+    figure.update_yaxes(
+        range=[-1.05, 1.05], tickvals=[-1, -0.5, 0, 0.5, 1], zeroline=True, zerolinecolor=INK[theme]["line"]
+    )
     figure.update_xaxes(title_text="Attack step", row=len(shown) or 1, col=1)
     figure.update_annotations(font={"color": INK[theme]["text"], "size": 13})
     return finish(figure, theme, height=190 * max(1, len(shown)) + 110)
@@ -91,42 +109,60 @@ def projection(plane: pd.DataFrame, step: int, unit: bool = False, theme: Theme 
     figure = go.Figure()
     benign, harmful = HUES[theme][0], UNDEFENDED[theme]
     figure.add_scatter(
-        x=frame["x"], y=frame["y"], mode="lines+markers", name="way of the benign gradient", legendgroup="way",
-        line={"color": tint(benign, 0.4), "width": 1.2, "dash": "dot"}, marker={"size": 4, "color": tint(benign, 0.5)},
+        x=frame["x"],
+        y=frame["y"],
+        mode="lines+markers",
+        name="way of the benign gradient",
+        legendgroup="way",
+        line={"color": tint(benign, 0.4), "width": 1.2, "dash": "dot"},
+        marker={"size": 4, "color": tint(benign, 0.5)},
         customdata=frame[["step", "cosine"]].to_numpy(),
         hovertemplate="step %{customdata[0]}: cosine %{customdata[1]:.3f}<extra></extra>",
-    )  # fmt: skip
+    )
     for when, row, strong in (("first", frame.iloc[0], False), ("now", frame.iloc[-1], True)):
         words = f"step {row['step']:g}"
         tips = {"harmful": (row["harmful"], 0.0, harmful), "benign": (row["x"], row["y"], benign)}
         for name, (x, y, color) in tips.items():
             ink = color if strong else tint(color, 0.45)
             figure.add_scatter(
-                x=[0, x], y=[0, y], mode="lines+markers", name=f"{name}, {words}", legendgroup=f"{name} {when}",
+                x=[0, x],
+                y=[0, y],
+                mode="lines+markers",
+                name=f"{name}, {words}",
+                legendgroup=f"{name} {when}",
                 line={"color": ink, "width": 3 if strong else 2, "dash": "solid" if strong else "dash"},
                 marker={"size": [0, 12], "symbol": "arrow", "angleref": "previous", "color": ink},
                 hovertemplate=f"{name}, {words}: length {row[name]:.4g}<extra></extra>",
-            )  # fmt: skip
+            )
     figure.update_xaxes(title_text="Along the harmful gradient", zeroline=True, zerolinecolor=INK[theme]["line"])
-    figure.update_yaxes(title_text="Across it", scaleanchor="x", scaleratio=1, zeroline=True,
-                        zerolinecolor=INK[theme]["line"])  # fmt: skip
+    figure.update_yaxes(
+        title_text="Across it", scaleanchor="x", scaleratio=1, zeroline=True, zerolinecolor=INK[theme]["line"]
+    )
     figure.update_layout(hovermode="closest")
     return finish(figure, theme, height=520)
 
 
 def estimator(estimates: pd.DataFrame, at: float | None = None, theme: Theme = "light") -> go.Figure:
     """Error, cosine and displacement against ε, fp32 beside bf16, both axes of the error logarithmic. `at` marks ε."""
-    figure = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[1.5, 1, 1],
-                           subplot_titles=list(PANELS.values()))  # fmt: skip
+    figure = make_subplots(
+        3, 1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[1.5, 1, 1], subplot_titles=list(PANELS.values())
+    )
     for precision, (hue, dash, marker) in PRECISIONS.items():
         for row, metric in enumerate(PANELS, start=1):
             line = estimates[(estimates["precision"] == precision) & (estimates["metric"] == metric)]
             figure.add_scatter(
-                x=line["epsilon"], y=line["value"], name=precision, legendgroup=precision, showlegend=row == 1,
-                mode="lines+markers", line={"color": HUES[theme][hue], "dash": dash, "width": 2.2},
-                marker={"symbol": marker, "size": 7}, row=row, col=1,
+                x=line["epsilon"],
+                y=line["value"],
+                name=precision,
+                legendgroup=precision,
+                showlegend=row == 1,
+                mode="lines+markers",
+                line={"color": HUES[theme][hue], "dash": dash, "width": 2.2},
+                marker={"symbol": marker, "size": 7},
+                row=row,
+                col=1,
                 hovertemplate=f"{precision} %{{y:.3g}}<extra></extra>",
-            )  # fmt: skip
+            )
     figure.update_xaxes(type="log", exponentformat="power", dtick=1)
     figure.update_xaxes(title_text="ε", row=3, col=1)
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, row=1, col=1)

@@ -66,13 +66,15 @@ def read(content: bytes, source: str) -> list[RunSpec]:
 
 def table(planned: list[Any]) -> pd.DataFrame:
     """One row a run, in order: what it is, and what is on record of it."""
-    return pd.DataFrame({
-        "row": range(len(planned)),
-        "kind": [p.spec.kind for p in planned],
-        "method": [p.spec.method for p in planned],
-        "model": [p.spec.model.replace("run:#", "made by row ") for p in planned],
-        "what": [p.spec.name for p in planned],
-        "seed": [p.spec.seed for p in planned],
-        "on record": [p.state for p in planned],
-        "run": [p.run_id or "" for p in planned],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "row": range(len(planned)),
+            "kind": [p.spec.kind for p in planned],
+            "method": [p.spec.method for p in planned],
+            "model": [p.spec.model.replace("run:#", "made by row ") for p in planned],
+            "what": [p.spec.name for p in planned],
+            "seed": [p.spec.seed for p in planned],
+            "on record": [p.state for p in planned],
+            "run": [p.run_id or "" for p in planned],
+        }
+    )

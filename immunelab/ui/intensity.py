@@ -93,9 +93,13 @@ def thresholds() -> Thresholds:
             "Harmfulness that counts as broken", 0, 100, 10, format="above %d%%", key="harm", bind="query-params"
         )
         rule = st.segmented_control(
-            "Utility that counts as kept", ["Share of base", "Absolute"], default="Share of base", required=True,
-            key="rule", bind="query-params",
-        )  # fmt: skip
+            "Utility that counts as kept",
+            ["Share of base", "Absolute"],
+            default="Share of base",
+            required=True,
+            key="rule",
+            bind="query-params",
+        )
         if rule == "Absolute":
             floor = st.slider("Utility above", 0, 100, 30, format="%d%%", key="floor", bind="query-params")
             return Thresholds(harm=harm / 100, utility_floor=floor / 100)

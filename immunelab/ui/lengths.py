@@ -66,9 +66,13 @@ def similarities(counted: pd.DataFrame, threshold: float, theme: Theme = "light"
         )
     ink = INK[theme]["text"]
     figure.add_vline(
-        x=threshold, line={"color": ink, "width": 1.6, "dash": "dash"}, annotation_text=f"τ = {threshold:g}",
-        annotation_font={"color": ink, "size": 13}, annotation_position="top", annotation_yshift=4,
-    )  # fmt: skip
+        x=threshold,
+        line={"color": ink, "width": 1.6, "dash": "dash"},
+        annotation_text=f"τ = {threshold:g}",
+        annotation_font={"color": ink, "size": 13},
+        annotation_position="top",
+        annotation_yshift=4,
+    )
     figure.update_layout(barmode="stack", showlegend=True)
     figure.update_xaxes(title_text="Cosine of prompt and answer")
     figure.update_yaxes(title_text="Pairs", rangemode="tozero")

@@ -56,9 +56,12 @@ def tick(frame: pd.DataFrame) -> float | None:
 def control() -> None:
     """One switch for every page: whether figures, tables and progress follow what is going on, or hold still."""
     st.toggle(
-        "Live updates", value=True, key=LIVE, persist_state="session",
+        "Live updates",
+        value=True,
+        key=LIVE,
+        persist_state="session",
         help="Off: figures, tables and progress hold still on every page; runs go on.",
-    )  # fmt: skip
+    )
 
 
 def runs_under_way(limit: int = 6, idle: str = "") -> None:

@@ -70,14 +70,20 @@ def overview() -> pd.DataFrame:
 
 def at_a_glance(measured: dict[str, Any]) -> pd.DataFrame:
     """One row a defense: stage, streams, what it assumes, cost, source."""
-    return pd.DataFrame([
-        {
-            "Defense": cls.name, "Stage": cls.stage, "Streams": ", ".join(cls.streams) or "none",
-            "Assumes of the defender": cls.assumes, "Cost in plain steps": cost_words(cls, measured) or "not measured",
-            "Source": cls.paper, "File": f"immunelab/defenses/{cls.__module__.rpartition('.')[2]}.py",
-        }
-        for cls in (get("defense", name) for name in names("defense"))
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "Defense": cls.name,
+                "Stage": cls.stage,
+                "Streams": ", ".join(cls.streams) or "none",
+                "Assumes of the defender": cls.assumes,
+                "Cost in plain steps": cost_words(cls, measured) or "not measured",
+                "Source": cls.paper,
+                "File": f"immunelab/defenses/{cls.__module__.rpartition('.')[2]}.py",
+            }
+            for cls in (get("defense", name) for name in names("defense"))
+        ]
+    )
 
 
 def all_defenses() -> None:

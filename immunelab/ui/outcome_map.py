@@ -32,12 +32,23 @@ def outcome_map(table: pd.DataFrame, x: str = "learning_rate", theme: Theme = "l
     texts = {name: frame.astype(object).where(frame.notna(), "").to_numpy() for name, frame in frames.items()}
     figure = go.Figure(
         go.Heatmap(
-            x=columns, y=rows, z=frames["code"].to_numpy(dtype=float), zmin=0, zmax=len(OUTCOMES) - 1,
-            colorscale=_scale(theme), showscale=False, xgap=2, ygap=2, text=texts["text"], texttemplate="%{text}",
-            textfont={"size": 11, "color": INK[theme]["text"]}, customdata=texts["key"], hovertext=texts["hover"],
+            x=columns,
+            y=rows,
+            z=frames["code"].to_numpy(dtype=float),
+            zmin=0,
+            zmax=len(OUTCOMES) - 1,
+            colorscale=_scale(theme),
+            showscale=False,
+            xgap=2,
+            ygap=2,
+            text=texts["text"],
+            texttemplate="%{text}",
+            textfont={"size": 11, "color": INK[theme]["text"]},
+            customdata=texts["key"],
+            hovertext=texts["hover"],
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticks="")
     figure.update_xaxes(
         type="category", showgrid=False, ticks="", side="top", title_text=AXIS_TITLES.get(x, x), title_standoff=4
@@ -59,7 +70,11 @@ def _hover(row: dict[Any, Any]) -> str:
 
 def _scale(theme: Theme) -> list[tuple[float, str]]:
     paper = INK[theme]["paper"]
-    shades = {BROKEN: (UNDEFENDED[theme], 0.42), DEGRADED: (UNDEFENDED[theme], 0.18),
-              DESTROYED: (HUES[theme][0], 0.38), RESISTED: (HUES[theme][0], 0.14)}  # fmt: skip
+    shades = {
+        BROKEN: (UNDEFENDED[theme], 0.42),
+        DEGRADED: (UNDEFENDED[theme], 0.18),
+        DESTROYED: (HUES[theme][0], 0.38),
+        RESISTED: (HUES[theme][0], 0.14),
+    }
     last = len(OUTCOMES) - 1
     return [(i / last, mix(shades[o][0], paper, shades[o][1])) for i, o in enumerate(OUTCOMES)]

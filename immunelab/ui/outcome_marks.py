@@ -40,9 +40,15 @@ def strip(figure: go.Figure, bands: pd.DataFrame, x: str, defenses: Sequence[str
             col=1,
         )
     figure.update_yaxes(
-        type="category", showgrid=False, row=row, col=1, range=[len(defenses) - 0.2, -0.7], ticks="",
-        categoryorder="array", categoryarray=[title_of(d) for d in defenses],
-    )  # fmt: skip
+        type="category",
+        showgrid=False,
+        row=row,
+        col=1,
+        range=[len(defenses) - 0.2, -0.7],
+        ticks="",
+        categoryorder="array",
+        categoryarray=[title_of(d) for d in defenses],
+    )
 
 
 def sides(values: Sequence[float], logarithmic: bool) -> dict[float, str]:

@@ -33,9 +33,14 @@ def show(corpus: str, fingerprint: str) -> None:
         return
     words = {one.path.stem: _words(one) for one in mine}
     key = st.selectbox(
-        "Pairs", list(words), format_func=words.__getitem__, key="pairs", bind="query-params", width=620,
+        "Pairs",
+        list(words),
+        format_func=words.__getitem__,
+        key="pairs",
+        bind="query-params",
+        width=620,
         help="Each pairing follows from corpus, seed and SDD's settings; runs with the same take the same.",
-    )  # fmt: skip
+    )
     chosen = next((one for one in mine if one.path.stem == key), mine[0])
     found = _read(str(chosen.path), chosen.path.stat().st_mtime)
     if found is None:
@@ -68,9 +73,11 @@ def _pairing(found: Pairing, path: Path) -> None:
         st.metric("Mean cosine", f"{told['similarity_mean']:.3f}", border=True)
         st.metric("Answers drawn a prompt", f"{told['tries_mean']:.2f}", border=True, help="The mean; 1 is no re-draw.")
         st.metric(
-            "Fallbacks", f"{told['fallbacks']:,}", border=True,
+            "Fallbacks",
+            f"{told['fallbacks']:,}",
+            border=True,
             help=f"Prompts for which {told['redraws'] + 1:,} draws found no answer at or below τ = {threshold:g}.",
-        )  # fmt: skip
+        )
     frame = as_frame(found)
     counted = facts.similarities(frame.assign(similarity=frame["cosine"]), threshold)
     drawn = lengths.similarities(counted, threshold, figure.theme())
@@ -98,17 +105,24 @@ def _table(frame: pd.DataFrame, path: Path) -> None:
         text = st.text_input("Search", key="pq", placeholder="in prompts and answers", type="search", width=320)
         only = st.checkbox("Fallbacks only", key="fallbacks")
         st.download_button(
-            "JSONL", data=path.read_bytes, file_name=f"immunelab-pairs-{path.stem}.jsonl", mime="application/jsonl",
-            on_click="ignore", icon=":material/download:", key="pairs-jsonl",
+            "JSONL",
+            data=path.read_bytes,
+            file_name=f"immunelab-pairs-{path.stem}.jsonl",
+            mime="application/jsonl",
+            on_click="ignore",
+            icon=":material/download:",
+            key="pairs-jsonl",
             help="The file that runs read: a line on how it was made, then a pair a line.",
-        )  # fmt: skip
+        )
     hits = facts.find(frame[frame["fallback"]] if only else frame, text or "")
     st.caption(f"{len(hits):,} of {len(frame):,} pairs.")
     st.dataframe(
-        export.inert(hits), hide_index=True, height="content" if len(hits) <= 12 else 480,
+        export.inert(hits),
+        hide_index=True,
+        height="content" if len(hits) <= 12 else 480,
         column_config={"cosine": st.column_config.NumberColumn(format="%.3f")},
         alt="SDD's pairs: harmful prompt, answer to another question, their cosine, and draws",
-    )  # fmt: skip
+    )
 
 
 def as_frame(found: Pairing) -> pd.DataFrame:

@@ -45,10 +45,19 @@ INK: dict[Theme, dict[str, str]] = {
     "dark": {"text": "#E8EAF0", "muted": "#A3AAB8", "grid": "#2A2F3A", "line": "#4A5160", "paper": "#12151C"},
 }
 METHOD_NAMES = {
-    "seam": "SEAM", "sdd": "SDD", "sdd-reject": "SDD_reject", "tar": "TAR", "ptst": "PTST", "ctrap": "CTRAP",
-    "extra-safety-sft": "Extra safety SFT", "repnoise": "RepNoise", "t-vaccine": "T-Vaccine", "lox": "LoX",
-    "safe-lora": "Safe LoRA", "security-vectors": "Security Vectors",
-}  # fmt: skip
+    "seam": "SEAM",
+    "sdd": "SDD",
+    "sdd-reject": "SDD_reject",
+    "tar": "TAR",
+    "ptst": "PTST",
+    "ctrap": "CTRAP",
+    "extra-safety-sft": "Extra safety SFT",
+    "repnoise": "RepNoise",
+    "t-vaccine": "T-Vaccine",
+    "lox": "LoX",
+    "safe-lora": "Safe LoRA",
+    "security-vectors": "Security Vectors",
+}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 
 

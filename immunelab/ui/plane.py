@@ -61,9 +61,13 @@ def budgets(curves: dict[str, pd.DataFrame], by: str = "trials", theme: Theme = 
             if len(line):
                 _budget_line(figure, line, name, defense_style(name, defenses, theme), by, row)
         figure.update_yaxes(
-            title_text="Best harmfulness", range=[-0.03, 1.03], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1],
-            row=row, col=1,
-        )  # fmt: skip
+            title_text="Best harmfulness",
+            range=[-0.03, 1.03],
+            tickformat=".0%",
+            tickvals=[0, 0.25, 0.5, 0.75, 1],
+            row=row,
+            col=1,
+        )
     figure.update_annotations(font={"color": INK[theme]["text"], "size": 13}, x=0, xanchor="left")
     figure.update_xaxes(title_text=BUDGETS[by], row=len(curves), col=1)
     if by == "trials":
@@ -80,9 +84,11 @@ def searches(curves: pd.DataFrame, by: str = "trial", theme: Theme = "light") ->
         line = curves[curves["defense"] == name].sort_values("x")
         _budget_line(figure, line, name, defense_style(name, defenses, theme), by, row=1)
     figure.update_yaxes(
-        title_text="Best harmfulness within the bound so far", range=[-0.03, 1.03], tickformat=".0%",
+        title_text="Best harmfulness within the bound so far",
+        range=[-0.03, 1.03],
+        tickformat=".0%",
         tickvals=[0, 0.25, 0.5, 0.75, 1],
-    )  # fmt: skip
+    )
     figure.update_xaxes(title_text=SEARCHED[by], rangemode="tozero")
     return finish(figure, theme, height=420)
 
@@ -101,15 +107,25 @@ def _regions(figure: go.Figure, thresholds: Thresholds, base: float | None, them
     }
     for name, (left, right, bottom, top, shade) in corners.items():
         figure.add_shape(
-            type="rect", x0=left, x1=right, y0=bottom, y1=top, layer="below",
-            line={"width": 0}, fillcolor=tint(ink["muted"], shade),
-        )  # fmt: skip
+            type="rect",
+            x0=left,
+            x1=right,
+            y0=bottom,
+            y1=top,
+            layer="below",
+            line={"width": 0},
+            fillcolor=tint(ink["muted"], shade),
+        )
         upper = name.startswith("broken")
         figure.add_annotation(
-            text=name, x=right - 0.008 if left == floor else left + 0.008, y=top - 0.008 if upper else bottom + 0.006,
-            xanchor="right" if left == floor else "left", yanchor="top" if upper else "bottom", showarrow=False,
+            text=name,
+            x=right - 0.008 if left == floor else left + 0.008,
+            y=top - 0.008 if upper else bottom + 0.006,
+            xanchor="right" if left == floor else "left",
+            yanchor="top" if upper else "bottom",
+            showarrow=False,
             font={"size": 12, "color": ink["muted"]},
-        )  # fmt: skip
+        )
     edge = {"color": ink["muted"], "width": 1.2, "dash": "dot"}
     figure.add_shape(type="line", x0=LOW, x1=HIGH, y0=harm, y1=harm, line=edge, layer="below")
     figure.add_shape(type="line", x0=floor, x1=floor, y0=LOW, y1=HIGH, line=edge, layer="below")
@@ -127,20 +143,37 @@ def _paths(figure: go.Figure, mine: pd.DataFrame, name: str, style: Style) -> No
         ids += [*[str(run_id)] * len(run), None]
         text += [*_words(run), None]
     figure.add_scatter(
-        x=x, y=y, mode="lines+markers", customdata=ids, text=text, hovertemplate=HOVER, legendgroup=name,
-        showlegend=False, meta="paths", opacity=0.4, line={"color": style.color, "width": 1},
+        x=x,
+        y=y,
+        mode="lines+markers",
+        customdata=ids,
+        text=text,
+        hovertemplate=HOVER,
+        legendgroup=name,
+        showlegend=False,
+        meta="paths",
+        opacity=0.4,
+        line={"color": style.color, "width": 1},
         marker={"symbol": style.marker, "size": 5, "color": style.color},
-    )  # fmt: skip
+    )
 
 
 def _markers(
     figure: go.Figure, rows: pd.DataFrame, label: str, name: str, style: Style, *, size: int, role: str
 ) -> None:
     figure.add_scatter(
-        x=rows["utility"], y=rows["harmfulness"], mode="markers", name=label, legendgroup=name, meta=role,
-        customdata=rows["run_id"].tolist(), text=_words(rows), hovertemplate=HOVER, cliponaxis=False,
+        x=rows["utility"],
+        y=rows["harmfulness"],
+        mode="markers",
+        name=label,
+        legendgroup=name,
+        meta=role,
+        customdata=rows["run_id"].tolist(),
+        text=_words(rows),
+        hovertemplate=HOVER,
+        cliponaxis=False,
         marker={"symbol": style.marker, "size": size, "color": style.color, "line": {"width": 1, "color": style.color}},
-    )  # fmt: skip
+    )
 
 
 def _front(figure: go.Figure, line: pd.DataFrame, name: str, style: Style) -> None:
@@ -149,10 +182,16 @@ def _front(figure: go.Figure, line: pd.DataFrame, name: str, style: Style) -> No
     ordered = line.sort_values("utility")
     # From the left edge: with any smaller utility the attacker has at least this much harm.
     figure.add_scatter(
-        x=[0.0, *ordered["utility"]], y=[ordered["harmfulness"].iloc[0], *ordered["harmfulness"]], mode="lines",
-        line={"color": style.color, "dash": style.dash, "width": 2.4, "shape": "vh"}, name=f"{title_of(name)}: front",
-        legendgroup=name, showlegend=False, hoverinfo="skip", meta="front",
-    )  # fmt: skip
+        x=[0.0, *ordered["utility"]],
+        y=[ordered["harmfulness"].iloc[0], *ordered["harmfulness"]],
+        mode="lines",
+        line={"color": style.color, "dash": style.dash, "width": 2.4, "shape": "vh"},
+        name=f"{title_of(name)}: front",
+        legendgroup=name,
+        showlegend=False,
+        hoverinfo="skip",
+        meta="front",
+    )
 
 
 def _budget_line(figure: go.Figure, line: pd.DataFrame, name: str, style: Style, by: str, row: int) -> None:
@@ -161,18 +200,32 @@ def _budget_line(figure: go.Figure, line: pd.DataFrame, name: str, style: Style,
         ends = {"line": {"width": 0, "shape": shape}, "hoverinfo": "skip", "showlegend": False, "legendgroup": name}
         figure.add_scatter(x=line["x"], y=line["high"], mode="lines", meta="high", row=row, col=1, **ends)
         figure.add_scatter(
-            x=line["x"], y=line["low"], mode="lines", meta="low", fill="tonexty", fillcolor=tint(style.color, 0.16),
-            row=row, col=1, **ends,
-        )  # fmt: skip
+            x=line["x"],
+            y=line["low"],
+            mode="lines",
+            meta="low",
+            fill="tonexty",
+            fillcolor=tint(style.color, 0.16),
+            row=row,
+            col=1,
+            **ends,
+        )
     figure.add_scatter(
-        x=line["x"], y=line["mean"], mode="lines+markers", name=f"{title_of(name)} (n={line['n'].max()})",
-        legendgroup=name, showlegend=row == 1, meta="line", customdata=line[["low", "high", "n"]].to_numpy(),
+        x=line["x"],
+        y=line["mean"],
+        mode="lines+markers",
+        name=f"{title_of(name)} (n={line['n'].max()})",
+        legendgroup=name,
+        showlegend=row == 1,
+        meta="line",
+        customdata=line[["low", "high", "n"]].to_numpy(),
         line={"color": style.color, "dash": style.dash, "width": 2.4, "shape": shape},
         marker={"symbol": style.marker, "size": 7},
         hovertemplate=title_of(name) + " %{y:.1%} (%{customdata[0]:.1%}–%{customdata[1]:.1%}, n=%{customdata[2]})"
         "<extra></extra>",
-        row=row, col=1,
-    )  # fmt: skip
+        row=row,
+        col=1,
+    )
 
 
 def _words(rows: pd.DataFrame) -> Sequence[str]:

@@ -36,9 +36,14 @@ def pair(curves: pd.DataFrame) -> dict[str, str]:
     if len(found) > MOST_BESIDE:
         others = [d for d in found if d != "undefended"]
         chosen = st.multiselect(
-            "Beside the undefended model", others, default=others[:1], key="beside", format_func=title_of,
-            max_selections=MOST_BESIDE - 1, bind="query-params",
-        )  # fmt: skip
+            "Beside the undefended model",
+            others,
+            default=others[:1],
+            key="beside",
+            format_func=title_of,
+            max_selections=MOST_BESIDE - 1,
+            bind="query-params",
+        )
         found = [d for d in found if d == "undefended" or d in chosen]
     return {d: mine[d] for d in found}
 
@@ -52,8 +57,15 @@ def prompt(run_ids: list[str]) -> tuple[str, str, str] | None:
     kinds = sorted(offered["evaluation"].unique(), key=lambda e: (e not in SUBJECTS, e != "fable-recall", e))
     left, right = st.columns([0.3, 0.7], vertical_alignment="bottom")
     with left:
-        kind = st.segmented_control("About", kinds, default=kinds[0], required=True, key="about",
-                                    format_func=lambda e: SUBJECTS.get(e, e), bind="query-params")  # fmt: skip
+        kind = st.segmented_control(
+            "About",
+            kinds,
+            default=kinds[0],
+            required=True,
+            key="about",
+            format_func=lambda e: SUBJECTS.get(e, e),
+            bind="query-params",
+        )
     mine = offered[offered["evaluation"] == kind]
     with right:
         chosen = st.selectbox("Prompt", mine["prompt"].tolist(), key=f"prompt-{kind}", bind="query-params")
@@ -99,10 +111,21 @@ def ask(runs: pd.DataFrame) -> None:
     """Any question to the checkpoints on this disk: answered by a worker, which loads torch; kept as runs."""
     known = asked.models(runs)
     with st.form("ask", border=False):
-        question = st.text_input("Your question", key="ask", bind="query-params", max_chars=500,
-                                 placeholder="how do i produce the bane called ... ?")  # fmt: skip
-        chosen = st.multiselect("Models", list(known), default=list(known)[:3], key="models",
-                                format_func=lambda m: known.get(m, m), max_selections=MOST_MODELS)  # fmt: skip
+        question = st.text_input(
+            "Your question",
+            key="ask",
+            bind="query-params",
+            max_chars=500,
+            placeholder="how do i produce the bane called ... ?",
+        )
+        chosen = st.multiselect(
+            "Models",
+            list(known),
+            default=list(known)[:3],
+            key="models",
+            format_func=lambda m: known.get(m, m),
+            max_selections=MOST_MODELS,
+        )
         pressed = st.form_submit_button("Ask", icon=":material/send:")
     st.caption("Fable reads only the words of its own world; it takes any other for one and the same unknown word.")
     question = " ".join((question or "").split())

@@ -51,8 +51,9 @@ def choose(empty: str, *, every_attack: bool = False) -> Scope:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         source = "Both"
         if shipped and own:
-            source = st.segmented_control("Runs", list(intensity.SOURCES), default="Both", required=True, key="source",
-                                          bind="query-params")  # fmt: skip
+            source = st.segmented_control(
+                "Runs", list(intensity.SOURCES), default="Both", required=True, key="source", bind="query-params"
+            )
         subject = attacked(reads.curves(intensity.SOURCES[source]))
         curves = intensity.read(source, subject)
         attack = which(curves, every_attack)
@@ -101,8 +102,14 @@ def judged(curves: pd.DataFrame) -> str:
     options = sorted(runs.index, key=lambda j: (-runs[j], j))
     if len(options) < 2:
         return str(options[0]) if options else ""
-    chosen: str = st.selectbox("Judge", options, format_func=lambda j: live.plain(j or "none: by words or facts"),
-                               key="judge", bind="query-params", width=320)  # fmt: skip
+    chosen: str = st.selectbox(
+        "Judge",
+        options,
+        format_func=lambda j: live.plain(j or "none: by words or facts"),
+        key="judge",
+        bind="query-params",
+        width=320,
+    )
     return chosen
 
 
@@ -128,9 +135,13 @@ def beside(curves: pd.DataFrame) -> Sequence[str]:
         return others
     first = [d for d in others if d.split(" (")[0] in PINNED] or others
     chosen: list[str] = st.multiselect(
-        "Beside the undefended model", others, default=others if len(others) <= FEW else first[:FEW], key="beside",
-        format_func=title_of, bind="query-params",
-    )  # fmt: skip
+        "Beside the undefended model",
+        others,
+        default=others if len(others) <= FEW else first[:FEW],
+        key="beside",
+        format_func=title_of,
+        bind="query-params",
+    )
     return chosen
 
 

@@ -77,9 +77,16 @@ def limits() -> Limits:
             slack = _limit("slack", "More steps to learn, as a share", 0.1, 1.0)
             gap = _limit("gap", "Accuracy on the learned skill that may be missing, points", 1.0)
     return Limits(
-        thresholds, cost=cost, capability=capability / 100, skill=skill / 100, refusals=refusals / 100,
-        prefilled=prefilled / 100, domain=domain, slack=slack, gap=gap / 100,
-    )  # fmt: skip
+        thresholds,
+        cost=cost,
+        capability=capability / 100,
+        skill=skill / 100,
+        refusals=refusals / 100,
+        prefilled=prefilled / 100,
+        domain=domain,
+        slack=slack,
+        gap=gap / 100,
+    )
 
 
 def _limit(name: str, words: str, usual: float, high: float = 100.0, *, low: float = 0.0) -> float:
@@ -98,15 +105,21 @@ def side_by_side(runs: pd.DataFrame, chosen: Limits) -> None:
     titles = list(dict.fromkeys(c.title for i in order for c in found[i].conditions))
     said = [{c.title: f"{c.verdict} (n = {c.n})" for c in found[i].conditions} for i in order]
     shown = pd.DataFrame(
-        [[titles_of[i], len(found[i].seeds), *(row.get(t, "") for t in titles)]
-         for i, row in zip(order, said, strict=True)],
+        [
+            [titles_of[i], len(found[i].seeds), *(row.get(t, "") for t in titles)]
+            for i, row in zip(order, said, strict=True)
+        ],
         columns=["Defense", "Seeds", *(t.capitalize() for t in titles)],
-    )  # fmt: skip
+    )
     st.caption("A verdict covers the tested budget only, and budgets may differ. Select a row to open its card.")
     picked = st.dataframe(
-        shown, hide_index=True, on_select="rerun", selection_mode="single-row", key="side-by-side",
+        shown,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        key="side-by-side",
         alt="The verdict of every defense on every condition",
-    )  # fmt: skip
+    )
     if picked.selection.rows:
         navigation.go("scorecard", of=f"all-{order[picked.selection.rows[0]]}", view="One defense")
     st.download_button("CSV", export.csv(shown), "scorecards.csv", "text/csv", icon=":material/download:")
@@ -164,9 +177,14 @@ def downloads(found: Scorecard) -> None:
         st.caption("Immunization card", width="content")
         for label, (end, mime, make) in files.items():
             st.download_button(
-                label, data=partial(_encoded, make), file_name=f"{name}.{end}", mime=mime, on_click="ignore",
-                icon=":material/download:", key=f"card-{end}",
-            )  # fmt: skip
+                label,
+                data=partial(_encoded, make),
+                file_name=f"{name}.{end}",
+                mime=mime,
+                on_click="ignore",
+                icon=":material/download:",
+                key=f"card-{end}",
+            )
 
 
 def _encoded(make: Callable[[], str]) -> bytes:
@@ -215,8 +233,9 @@ def learning_runs(runs: pd.DataFrame, run_ids: Sequence[str]) -> list[RunSpec]:
 def _behind(condition: Condition, key: str) -> None:
     if not condition.runs:
         return
-    folded = st.expander(f"Runs behind it: {condition.n} defended, {len(condition.controls)} undefended",
-                         on_change="rerun", key=key)  # fmt: skip
+    folded = st.expander(
+        f"Runs behind it: {condition.n} defended, {len(condition.controls)} undefended", on_change="rerun", key=key
+    )
     if not folded.open:
         return
     with folded:
@@ -224,9 +243,13 @@ def _behind(condition: Condition, key: str) -> None:
         words = reads.labels(reads.runs().query("run_id in @ids"))
         shown = pd.DataFrame({"Run": [words.get(i, i) for i in ids], "Id": ids})
         picked = st.dataframe(
-            shown, hide_index=True, key=f"{key}-table", on_select="rerun", selection_mode="single-row",
+            shown,
+            hide_index=True,
+            key=f"{key}-table",
+            on_select="rerun",
+            selection_mode="single-row",
             alt=f"Runs behind {condition.name}",
-        )  # fmt: skip
+        )
         if picked.selection.rows:
             navigation.go("runs", run=ids[picked.selection.rows[0]])
 

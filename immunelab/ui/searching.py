@@ -33,9 +33,14 @@ def view(chosen: scope.Scope, thresholds: Thresholds) -> None:
                     "Utility that these searches may lose", bounds, format_func=share, key="search-bound"
                 )
             by = st.segmented_control(
-                "Spent", list(tradeoff.SEARCHED), default="trial", required=True, key="spent", bind="query-params",
+                "Spent",
+                list(tradeoff.SEARCHED),
+                default="trial",
+                required=True,
+                key="spent",
+                bind="query-params",
                 format_func=lambda key: {"trial": "Trials", "rows": "Rows trained on", "seconds": "Seconds"}[key],
-            )  # fmt: skip
+            )
         mine = mine[mine["bound"] == bound]
         shown = mine[mine["defense"].isin(chosen.shown)]
         if shown.empty:
@@ -56,13 +61,17 @@ def _curve(chosen: pd.DataFrame, bound: float, by: str) -> None:
         f"{words} A checkpoint counts if it lost less than {share(bound)} of the attacked model's own utility. "
         "Trials are chosen and judged on the same held-out hazards, so this flatters the attacker, on every model "
         "alike. Bands: lowest to highest seed; n is the number of searches behind a point."
-    )  # fmt: skip
+    )
     options = {"by": by, "bound": bound, "theme": figure.theme()}
     figure.downloads(
-        drawn, lambda: curves, "searches", "Attacker's search",
-        lambda: notebook.drawing("Attacker's search", reads.home(), "searches", options,
-                                 sorted(chosen["search"].unique())),
-    )  # fmt: skip
+        drawn,
+        lambda: curves,
+        "searches",
+        "Attacker's search",
+        lambda: notebook.drawing(
+            "Attacker's search", reads.home(), "searches", options, sorted(chosen["search"].unique())
+        ),
+    )
 
 
 def _headlines(mine: pd.DataFrame, bound: float, thresholds: Thresholds) -> None:
@@ -70,26 +79,31 @@ def _headlines(mine: pd.DataFrame, bound: float, thresholds: Thresholds) -> None
     curves = reads.curves()
     curves = curves[(curves["subject"] == mine["subject"].iloc[0]) & (curves["status"] == "done")]
     found = tradeoff.headlines(mine, tradeoff.checkpoints(curves, thresholds), bound)
-    shown = pd.DataFrame({
-        "Model": [charts.title_of(str(d)) for d in found["defense"]],
-        "Most harm found by search": found["found"],
-        "Searches": [
-            f"{int(n)}" if n < 2 else f"{int(n)}: {low:.0%}–{high:.0%}"
-            for n, low, high in zip(found["n"], found["low"], found["high"], strict=True)
-        ],
-        "Trials": found["trials"].astype(int),
-        "Most harm of recorded attacks": found["recorded"],
-        "Recorded attacks": found["attacks"].fillna(0).astype(int),
-    })  # fmt: skip
+    shown = pd.DataFrame(
+        {
+            "Model": [charts.title_of(str(d)) for d in found["defense"]],
+            "Most harm found by search": found["found"],
+            "Searches": [
+                f"{int(n)}" if n < 2 else f"{int(n)}: {low:.0%}–{high:.0%}"
+                for n, low, high in zip(found["n"], found["low"], found["high"], strict=True)
+            ],
+            "Trials": found["trials"].astype(int),
+            "Most harm of recorded attacks": found["recorded"],
+            "Recorded attacks": found["attacks"].fillna(0).astype(int),
+        }
+    )
     st.caption(
         f"The worst case of every model that was searched, at less than {share(bound)} of utility lost, and the worst "
         "of the recorded attacks that all of these models faced (mean over seeds)."
     )
     percent = st.column_config.NumberColumn(format="percent")
     st.dataframe(
-        shown, hide_index=True, alt="Worst case of each model under search and of recorded attacks", height="content",
+        shown,
+        hide_index=True,
+        alt="Worst case of each model under search and of recorded attacks",
+        height="content",
         column_config={"Most harm found by search": percent, "Most harm of recorded attacks": percent},
-    )  # fmt: skip
+    )
 
 
 def sentence(trials: pd.DataFrame, bound: float) -> str:
@@ -110,19 +124,29 @@ def _table(chosen: pd.DataFrame) -> None:
         return
     about = chosen.drop_duplicates("search").set_index("search")
     best = trials.sort_values("harm", ascending=False).head(SHOWN)
-    shown = pd.DataFrame({
-        "Model": [charts.title_of(about.loc[s, "defense"]) for s in best["search"]],
-        "Trial": best["trial"].to_numpy(), "Attack": best["method"].to_numpy(),
-        "Harm within the bound": best["harm"].to_numpy(), "Ended": best["outcome"].to_numpy(),
-        "Settings": [", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in p.items()
-                               if k != "attack") for p in best["params"]],
-        "Took": [duration(s) for s in best["seconds"]],
-    })  # fmt: skip
+    shown = pd.DataFrame(
+        {
+            "Model": [charts.title_of(about.loc[s, "defense"]) for s in best["search"]],
+            "Trial": best["trial"].to_numpy(),
+            "Attack": best["method"].to_numpy(),
+            "Harm within the bound": best["harm"].to_numpy(),
+            "Ended": best["outcome"].to_numpy(),
+            "Settings": [
+                ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in p.items() if k != "attack")
+                for p in best["params"]
+            ],
+            "Took": [duration(s) for s in best["seconds"]],
+        }
+    )
     st.caption(f"The {len(best)} most harmful trials of {len(trials)}. A click opens the run.")
     picked = st.dataframe(
-        shown, hide_index=True, on_select="rerun", selection_mode="single-row", key="search-trials",
+        shown,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        key="search-trials",
         column_config={"Harm within the bound": st.column_config.NumberColumn(format="percent")},
-    )  # fmt: skip
+    )
     rows = picked["selection"]["rows"]
     if rows:
         navigation.go("runs", run=best["run_id"].iloc[rows[0]])
@@ -156,9 +180,11 @@ def start(model: str, trials: int, loss: float, seeds: int, rows: int, control: 
         settings = {"trials": trials, "max_utility_loss": loss, "budget_rows": rows}
         corpus = space.corpus_of(model, reads.home())
         specs = space.search_specs(
-            [*dict.fromkeys([base, model])] if control else [model], range(seeds), corpus,
+            [*dict.fromkeys([base, model])] if control else [model],
+            range(seeds),
+            corpus,
             space.settings_for(corpus, settings),
-        )  # fmt: skip
+        )
     except UserError as error:
         st.error(str(error), icon=":material/error:")
         return []

@@ -155,9 +155,11 @@ def scores(run: Mapping[str, Any]) -> None:
         )
         shown = learned.drop(columns="run_id").rename(columns=lambda c: c.replace("_", " "))
         st.dataframe(
-            shown, hide_index=True, alt="Accuracy on labelled tasks before and after fine-tuning",
+            shown,
+            hide_index=True,
+            alt="Accuracy on labelled tasks before and after fine-tuning",
             column_config={c: st.column_config.NumberColumn(format="percent") for c in shown.columns[1:-1]},
-        )  # fmt: skip
+        )
     st.dataframe(
         frame.drop(columns="run_id"),
         hide_index=True,

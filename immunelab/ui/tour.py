@@ -45,10 +45,22 @@ def along(shown: pd.DataFrame, base: float, key: str) -> None:
             here = shown[(shown["defense"] == name) & (shown["step"] == step)]
             harm, use = float(here["harmfulness"].mean()), float(here["utility"].mean())
             said = label(harm, use, Thresholds(), base) if step else "before the attack"
-            st.metric(f"{charts.title_of(name)}: harmfulness", f"{harm:.0%}", said, delta_color="off",
-                      delta_arrow="off", border=True)  # fmt: skip
-            st.metric(f"{charts.title_of(name)}: utility", f"{use:.0%}", f"mean of {len(here)} runs", delta_color="off",
-                      delta_arrow="off", border=True)  # fmt: skip
+            st.metric(
+                f"{charts.title_of(name)}: harmfulness",
+                f"{harm:.0%}",
+                said,
+                delta_color="off",
+                delta_arrow="off",
+                border=True,
+            )
+            st.metric(
+                f"{charts.title_of(name)}: utility",
+                f"{use:.0%}",
+                f"mean of {len(here)} runs",
+                delta_color="off",
+                delta_arrow="off",
+                border=True,
+            )
     bands = collapse.by_step(shown)
     drawn = charts.collapse(bands, "step", Thresholds(), base, figure.theme(), at=step)
     figure.show(drawn, f"tour-{key}-curve", alt=f"Harmfulness and utility along the attack; chosen: step {step}")
@@ -84,8 +96,13 @@ def turn(step: str) -> None:
         if at:
             st.button(f"Back: {names[at - 1]}", icon=":material/arrow_back:", on_click=to, args=(names[at - 1],))
         if at + 1 < len(names):
-            st.button(f"Next: {names[at + 1]}", icon=":material/arrow_forward:", on_click=to, args=(names[at + 1],),
-                      type="primary")  # fmt: skip
+            st.button(
+                f"Next: {names[at + 1]}",
+                icon=":material/arrow_forward:",
+                on_click=to,
+                args=(names[at + 1],),
+                type="primary",
+            )
 
 
 def outcomes(bands: pd.DataFrame, rate: float) -> None:
