@@ -41,10 +41,10 @@ from transformers import (
 from immunelab import corpus as corpora
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.corpus.tokens import Batches
-from immunelab.experiment import Run, versions
-from immunelab.journal import Journal, RunFolder
+from immunelab.experiment.run import Run, versions
 from immunelab.method import Batch, Tokens
-from immunelab.spec import RunSpec
+from immunelab.runs.journal import Journal, RunFolder
+from immunelab.runs.spec import RunSpec
 from immunelab.training import loop, models
 
 

@@ -29,9 +29,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # one core a run, however it is carried out
 
 import psutil
 
-from immunelab import cluster, jobs
-from immunelab.journal import RunFolder
-from immunelab.spec import RunSpec
+from immunelab import jobs
+from immunelab.jobs import cluster
+from immunelab.runs.journal import RunFolder
+from immunelab.runs.spec import RunSpec
 
 PRETENDS = (sys.executable, str(Path(__file__).parents[1] / "tests" / "pretend_worker.py"))
 TICK = 0.02  # seconds of a step of theirs

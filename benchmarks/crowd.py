@@ -19,8 +19,8 @@ from benchmarks.browsing import PAGES, ROOT, App
 from benchmarks.kills import Say, fork, holds, kill
 from immunelab import jobs
 from immunelab.jobs import processes
-from immunelab.journal import RunFolder
-from immunelab.spec import RunSpec
+from immunelab.runs.journal import RunFolder
+from immunelab.runs.spec import RunSpec
 from immunelab.store import Busy, Store
 
 MOST = 2.0  # seconds that a page may wait for the database

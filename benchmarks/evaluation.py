@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from immunelab import corpus as corpora
-from immunelab.experiment import Run, versions
-from immunelab.journal import Journal, RunFolder
-from immunelab.measuring import asked
-from immunelab.spec import RunSpec
+from immunelab.experiment.measuring import asked
+from immunelab.experiment.run import Run, versions
+from immunelab.runs.journal import Journal, RunFolder
+from immunelab.runs.spec import RunSpec
 from immunelab.training import models
 
 RESULT = Path(__file__).with_name("results") / "evaluation.json"

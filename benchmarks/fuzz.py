@@ -22,8 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from immunelab.errors import UserError
-from immunelab.spec import RunSpec
-from immunelab.status import Labels, Status
+from immunelab.runs.spec import RunSpec
+from immunelab.runs.status import Labels, Status
 from immunelab.store import folders, ingest
 
 REFUSALS = (ValueError, TypeError, KeyError, OverflowError, RecursionError)  # as `ingest.parse` says

@@ -25,8 +25,8 @@ import psutil
 
 from immunelab import jobs
 from immunelab.jobs import processes
-from immunelab.journal import Journal, RunFolder
-from immunelab.spec import RunSpec
+from immunelab.runs.journal import Journal, RunFolder
+from immunelab.runs.spec import RunSpec
 from immunelab.store import Busy, Store, queries
 
 NOBODY = (sys.executable, "-c", "")  # in place of a worker that `resume` would start: ours are forks

@@ -31,7 +31,7 @@ from benchmarks.memory import Counter
 from benchmarks.seam_cost import of, rows
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.defenses.seam import Seam
-from immunelab.experiment import versions
+from immunelab.experiment.run import versions
 from immunelab.method import Batch, Tokens, Trained
 from immunelab.training import loop
 

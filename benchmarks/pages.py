@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from browsing import App
 
-from immunelab.journal import Journal, RunFolder
-from immunelab.spec import RunSpec
+from immunelab.runs.journal import Journal, RunFolder
+from immunelab.runs.spec import RunSpec
 from immunelab.store import Store, queries
 from immunelab.ui.navigation import ENTRIES
 

@@ -29,9 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import small_world
 
 from benchmarks import crowd, kills
-from immunelab.experiment import versions
+from immunelab.experiment.run import versions
 from immunelab.method import get, names
-from immunelab.spec import RunSpec
+from immunelab.runs.spec import RunSpec
 
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"
@@ -172,7 +172,7 @@ drawing, on cores that were shared with other work.
 |---|---|
 {crowd_rows}
 
-Smaller versions of these checks are in `tests/test_reliability.py`. Torn lines, damaged checkpoints, old and new
+Smaller versions of these checks are in `tests/jobs/test_reliability.py`. Torn lines, damaged checkpoints, old and new
 schemas, full and read-only disks have tests of their own: `test_journal.py`, `test_experiment.py`, `test_store.py`,
 `test_no_room.py`.
 """

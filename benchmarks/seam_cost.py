@@ -35,7 +35,7 @@ from benchmarks import six_passes
 from benchmarks.memory import Counter
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.defenses.seam import Seam
-from immunelab.experiment import versions
+from immunelab.experiment.run import versions
 from immunelab.method import Batch, Tokens, Trained
 from immunelab.training import gradients as g
 from immunelab.training import loop

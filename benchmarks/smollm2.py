@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from immunelab import jobs
-from immunelab.cli import follow
-from immunelab.journal import RunFolder
+from immunelab.jobs import follow
 from immunelab.method import configure
-from immunelab.spec import RunSpec
+from immunelab.runs.journal import RunFolder
+from immunelab.runs.spec import RunSpec
 from immunelab.store import Store, queries, showcase
 
 RESULTS = Path(__file__).parent / "results" / "smollm2.json"
@@ -101,7 +101,7 @@ def main() -> None:
 
 def learned(model: Path) -> dict[str, Any]:
     """The world and the model that was taught it, made unless it is there; how it was made, with its seconds."""
-    from immunelab import pretrain
+    from immunelab.experiment import pretrain
 
     record = Path(WORLD, "taught.json")
     if not record.is_file():

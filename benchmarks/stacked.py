@@ -34,7 +34,7 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from immunelab import corpus as corpora
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.corpus.tokens import Batches
-from immunelab.experiment import versions
+from immunelab.experiment.run import versions
 from immunelab.method import Batch, Tokens
 from immunelab.training import loop, models
 

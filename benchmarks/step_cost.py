@@ -29,7 +29,7 @@ from immunelab import corpus as corpora
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.corpus import pairing
 from immunelab.corpus.tokens import Batches
-from immunelab.experiment import versions
+from immunelab.experiment.run import versions
 from immunelab.method import Defense, Service, get, names
 from immunelab.training import models
 

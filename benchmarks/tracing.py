@@ -24,9 +24,9 @@ from immunelab import corpus as corpora
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.corpus.tokens import Batches
 from immunelab.defenses.seam import Seam
-from immunelab.experiment import Run, versions
-from immunelab.journal import Journal, RunFolder
-from immunelab.spec import RunSpec
+from immunelab.experiment.run import Run, versions
+from immunelab.runs.journal import Journal, RunFolder
+from immunelab.runs.spec import RunSpec
 from immunelab.training import loop, models
 
 STEPS = 6

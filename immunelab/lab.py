@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immunelab import jobs, journal
+from immunelab import jobs
 from immunelab.errors import UserError, unknown
-from immunelab.spec import KIND_OF_METHOD, RunSpec
+from immunelab.runs import journal
+from immunelab.runs.spec import KIND_OF_METHOD, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,7 +162,7 @@ class Lab:
 
     def wait(self, run_ids: Sequence[str]) -> None:
         """Follow runs to their end with a progress bar. Interrupting stops them, each with a checkpoint."""
-        from immunelab.cli import follow
+        from immunelab.jobs import follow
 
         for run_id, status in follow.follow(list(run_ids), self.home).items():
             if status.status in ("failed", "interrupted"):
@@ -231,7 +232,7 @@ class Lab:
         `look`: labels, smoothing, log_x, log_y, theme, columns, as `ui.charts.traces` takes them.
         """
         from immunelab.analysis import traces
-        from immunelab.ui import charts
+        from immunelab.figures import collapse as charts
 
         points = traces.with_x(self.points(run_ids, names, phase), x, self.runs())
         if groups is not None:
@@ -253,7 +254,7 @@ class Lab:
         """
         from immunelab.analysis import collapse
         from immunelab.analysis.outcomes import Thresholds, run_outcomes
-        from immunelab.ui import charts
+        from immunelab.figures import collapse as charts
 
         limits, curves = thresholds or Thresholds(), self._some(run_ids, choice)
         if run_ids is None:
@@ -278,7 +279,7 @@ class Lab:
         """Harm against utility of every checkpoint, with fronts and regions; `equal` keeps attacks all models faced."""
         from immunelab.analysis import tradeoff
         from immunelab.analysis.outcomes import Thresholds
-        from immunelab.ui import plane
+        from immunelab.figures import tradeoff as plane
 
         limits, curves = thresholds or Thresholds(), self._some(run_ids, choice)
         points = tradeoff.checkpoints(curves, limits)
@@ -291,7 +292,7 @@ class Lab:
     ) -> go.Figure:
         """The best harm found against the attacker's budget, at any loss of utility and at less than `loss`."""
         from immunelab.analysis import tradeoff
-        from immunelab.ui import plane
+        from immunelab.figures import tradeoff as plane
 
         points = tradeoff.checkpoints(self._some(run_ids, {}))
         bounds = {"Any loss of utility": tradeoff.EVERYTHING, f"Less than {100 * loss:g}% of utility lost": loss}
@@ -308,8 +309,8 @@ class Lab:
         """The best bounded harm of attackers' searches against trials, rows or seconds (`by`), defended beside not; of
         one `subject`, as `curves` takes it."""
         from immunelab.analysis import tradeoff
+        from immunelab.figures import tradeoff as plane
         from immunelab.store import queries
-        from immunelab.ui import plane
 
         trials = queries.searches(self.store, run_ids)
         trials = trials[(trials["bound"] - bound).abs() < 1e-9].assign(run_id=lambda f: f["search"])
@@ -323,11 +324,11 @@ class Lab:
 
         `.frame()` is the table of verdicts; `.attacks`, `.skills`, `.domains`, `.crossings`, `.learning` are behind it.
         """
-        from immunelab import card
+        from immunelab import reports
 
         store, runs = self.store, self.runs()
-        chosen = card.find(runs, of)
-        return card.of(store, card.seeds_of(runs, chosen[0]) if all_seeds else chosen, limits)
+        chosen = reports.find(runs, of)
+        return reports.of(store, reports.seeds_of(runs, chosen[0]) if all_seeds else chosen, limits)
 
     def _some(self, run_ids: Sequence[str] | None, choice: Mapping[str, Any]) -> pd.DataFrame:
         curves = self.curves(run_ids, **choice)

@@ -5,14 +5,15 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import run_outcomes
-from immunelab.ui import cells, charts, figure, intensity, live, navigation, notebook, outcomes, reads, scope
+from immunelab.figures import collapse as charts
+from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcome_text, outcomes, reads
 
 navigation.heading(
     "collapse", "Harmfulness (share of hazards given away) and utility (benign accuracy) while a model is attacked."
 )
 
 runs = reads.runs()
-chosen = scope.choose("Attack a model, undefended and immunized, and both curves grow here.")
+chosen = attack_filter.choose("Attack a model, undefended and immunized, and both curves grow here.")
 shown = list(chosen.shown)
 curves = chosen.drawn()
 recorded = intensity.cells(chosen.read())
@@ -64,7 +65,7 @@ def along_steps(picked: pd.DataFrame) -> None:
             figure.theme(),
             marks=collapse.marks(read[read["status"] == "done"]),
         )
-        clicked = figure.show(drawn, "collapse-steps", alt=cells.sentence(read))
+        clicked = figure.show(drawn, "collapse-steps", alt=outcome_text.sentence(read))
         figure.downloads(
             drawn,
             lambda: picked,
@@ -72,8 +73,8 @@ def along_steps(picked: pd.DataFrame) -> None:
             "Collapse curve, by attack step",
             lambda: as_notebook("Collapse curve, by attack step", picked, {}),
         )
-        cells.table(read, "steps-table")
-        cells.open_behind(clicked, read)
+        outcome_text.table(read, "steps-table")
+        outcome_text.open_behind(clicked, read)
     for defense in gaps:
         offer(defense)
 
@@ -102,7 +103,7 @@ def along_intensity(done: pd.DataFrame) -> None:
     base = float(along["base_utility"].dropna().mean())
     drawn = charts.collapse(bands, x, thresholds, base, figure.theme(), at=choice.get(x))
     read = run_outcomes(along, thresholds)
-    clicked = figure.show(drawn, "collapse-intensity", alt=cells.sentence(read))
+    clicked = figure.show(drawn, "collapse-intensity", alt=outcome_text.sentence(read))
     figure.downloads(
         drawn,
         lambda: bands,
@@ -110,8 +111,8 @@ def along_intensity(done: pd.DataFrame) -> None:
         "Collapse curve, by intensity",
         lambda: as_notebook("Collapse curve, by intensity", along, {"x": x, "at": choice.get(x)}),
     )
-    cells.table(read, "intensity-table")
-    cells.open_behind(clicked, read, x)
+    outcome_text.table(read, "intensity-table")
+    outcome_text.open_behind(clicked, read, x)
 
 
 def as_notebook(title: str, rows: pd.DataFrame, more: dict[str, object]) -> bytes:

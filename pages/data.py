@@ -2,10 +2,12 @@
 
 import streamlit as st
 
-from immunelab import export
+from immunelab.analysis import export
 from immunelab.analysis import rows as facts
 from immunelab.errors import UserError
-from immunelab.ui import corpora, figure, lengths, live, navigation, pairs, reads
+from immunelab.figures import data as lengths
+from immunelab.ui import data as corpora
+from immunelab.ui import figure, live, navigation, reads, sdd_pairs
 
 navigation.heading("data", "The rows that models are trained and tested on: streams, splits, lengths and overlap.")
 
@@ -94,7 +96,7 @@ elif view == "Pairs":
     st.caption(
         "What SDD trains on, the stream unrelated: harmful prompts, each with a good answer to another question."
     )
-    pairs.show(name or "fable", found.fingerprint)
+    sdd_pairs.show(name or "fable", found.fingerprint)
 else:
     with st.grid(3, min_column_width=180, vertical_alignment="bottom"):
         stream = st.selectbox("Stream", sorted(rows["stream"].unique()), key="stream", bind="query-params")

@@ -3,7 +3,9 @@
 import streamlit as st
 
 from immunelab.analysis import collapse, gradients, traces
-from immunelab.ui import asked, charts, figure, gradient_charts, live, navigation, picks, reads, scope
+from immunelab.figures import collapse as charts
+from immunelab.figures import gradients as gradient_charts
+from immunelab.ui import attack_filter, figure, live, measurements, navigation, reads, run_picker
 
 navigation.heading(
     "gradients", "The angle between what lowers benign loss and what lowers harmful loss: what SEAM turns around."
@@ -42,7 +44,7 @@ ALONG = {
 
 
 def by_step() -> None:
-    chosen = picks.runs(runs, words, key="runs", default=picks.latest(runs[runs["kind"] == "immunize"], 3))
+    chosen = run_picker.runs(runs, words, key="runs", default=run_picker.latest(runs[runs["kind"] == "immunize"], 3))
     known = [n for n in BY_STEP if n in set(reads.names(chosen)["name"])] if chosen else []
     if not known:
         st.caption("Choose runs that record gradients, such as an immunization with SEAM.")
@@ -65,7 +67,7 @@ def by_step() -> None:
 def one_run(having: set[str], key: str) -> str | None:
     """A choice among the runs that recorded something, the one to show first at the top."""
     mine = runs[runs["run_id"].isin(having)].sort_values("kind", key=lambda k: k != "immunize", kind="stable")
-    first = picks.latest(mine, most=1)
+    first = run_picker.latest(mine, most=1)
     mine = mine.sort_values("run_id", key=lambda i: ~i.isin(first), kind="stable")
     if mine.empty:
         st.caption("No run has recorded this yet: it appears with the first immunization.")
@@ -102,9 +104,9 @@ def along_attacks() -> None:
         st.caption("No finished attack is recorded yet.")
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        attacks = collapse.comparable(runs, attacks, scope.attacked(attacks))
-        attacks = scope.of_attack(attacks, scope.which(attacks))
-        others = scope.beside(attacks)
+        attacks = collapse.comparable(runs, attacks, attack_filter.attacked(attacks))
+        attacks = attack_filter.of_attack(attacks, attack_filter.which(attacks))
+        others = attack_filter.beside(attacks)
     attacks = attacks[attacks["defense"].isin(["undefended", *others])]
     rates = sorted(attacks["learning_rate"].dropna().unique())
     if not rates:
@@ -163,5 +165,5 @@ def projection() -> None:
     "By layer": by_layer,
     "Along attacks": along_attacks,
     "Projection": projection,
-    ESTIMATOR: lambda: asked.estimator(runs),
+    ESTIMATOR: lambda: measurements.estimator(runs),
 }[view]()

@@ -5,7 +5,8 @@ import streamlit as st
 from immunelab import jobs
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.ui import cells, charts, figure, live, navigation, outcomes, reads, story
+from immunelab.figures import collapse as charts
+from immunelab.ui import figure, headline, live, navigation, outcome_text, outcomes, reads
 
 navigation.heading(
     "overview",
@@ -18,7 +19,7 @@ source = "recorded runs that ship with the project"
 if curves.empty:
     curves, source = reads.curves(), "runs of this lab"
 comparable = collapse.comparable(reads.runs(), curves[curves["status"] == "done"])
-tale = story.recall(reads.revision(), tuple(comparable["run_id"].unique()), Thresholds(), comparable)
+tale = headline.recall(reads.revision(), tuple(comparable["run_id"].unique()), Thresholds(), comparable)
 
 if tale is None:
     navigation.nothing_yet(
@@ -58,4 +59,4 @@ live.runs_under_way(idle="Nothing is running.")
 if tale is not None:
     st.subheader("Every defense at every rung", anchor=False)
     outcomes.show(comparable, Thresholds(), "overview")
-    cells.open_behind(clicked, tale.curves)
+    outcome_text.open_behind(clicked, tale.curves)

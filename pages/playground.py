@@ -2,9 +2,10 @@
 
 import streamlit as st
 
-from immunelab import export
-from immunelab.analysis import collapse
-from immunelab.ui import charts, intensity, live, navigation, playing, reads, scope
+from immunelab.analysis import collapse, export
+from immunelab.figures import collapse as charts
+from immunelab.ui import attack_filter, intensity, live, navigation, reads
+from immunelab.ui import playground as playing
 
 navigation.heading(
     "playground", "Watch what an attack does to the answers: a refusal turns into a recipe, or into word salad."
@@ -15,8 +16,8 @@ runs = reads.runs()
 
 def recorded() -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        curves = intensity.read("Both", scope.attacked(reads.curves()))
-        curves = scope.of_attack(curves, scope.which(curves))
+        curves = intensity.read("Both", attack_filter.attacked(reads.curves()))
+        curves = attack_filter.of_attack(curves, attack_filter.which(curves))
     choice = intensity.sliders(curves)
     curves = collapse.select(curves, choice)
     if curves.empty:

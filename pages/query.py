@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from immunelab import export
-from immunelab.ui import asking, live, navigation
+from immunelab.analysis import export
+from immunelab.ui import live, navigation
+from immunelab.ui import query as asking
 
 navigation.heading("query", "Ask the record yourself: DuckDB SQL over every run, score, scalar and answer. Read-only.")
 

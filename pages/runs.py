@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from immunelab.ui import actions, live, navigation, picks, reads, tables
+from immunelab.ui import actions, live, navigation, reads, run_picker, tables
 
 navigation.heading("runs", "Every run under its own id, with the settings that ran, its state, log and record.")
 
@@ -38,14 +38,14 @@ def overview() -> None:
 
 overview()
 st.caption(f"{len(found)} of {len(runs)} runs. Select rows to open or compare them; click a heading to sort.")
-chosen = picks.runs(runs, words, key="run", default=[])
+chosen = run_picker.runs(runs, words, key="run", default=[])
 rows = runs[runs["run_id"].isin(chosen)]
 if rows.empty:
     st.stop()
 if len(rows) > 1:
     st.subheader("Compare", anchor=False)
     everything = st.toggle("Show equal settings too", key="equal")
-    table = picks.difference(rows, words, everything)
+    table = run_picker.difference(rows, words, everything)
     if table.empty:
         st.caption("These runs have the same settings.")
     else:

@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from immunelab.ui import live, navigation, reads, scoring
+from immunelab.ui import live, navigation, reads
+from immunelab.ui import scorecard as scoring
 
 navigation.heading(
     "scorecard",

@@ -4,7 +4,9 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.ui import charts, figure, live, navigation, reads, scoring, story, tour
+from immunelab.figures import collapse as charts
+from immunelab.ui import figure, headline, live, navigation, reads, tour
+from immunelab.ui import scorecard as scoring
 
 navigation.heading("tour", "A released model is attacked, immunized, and attacked again: five steps on recorded runs.")
 
@@ -14,14 +16,14 @@ if len(sources) > 1:
     source = st.segmented_control("Runs", sources, default=source, required=True, key="source", bind="query-params")
 curves = reads.curves(showcase=source == "Showcase")
 curves = collapse.comparable(reads.runs(), curves[curves["status"] == "done"])
-tale = story.tell(curves, Thresholds())
+tale = headline.tell(curves, Thresholds())
 if tale is None:
     navigation.nothing_yet(
         "No undefended and immunized model to compare yet",
         "The tour needs one attack on both. The demo records them in a few minutes on a CPU, without a network.",
         ("overview", "Run the live demo"),
     )
-    live.waiting(lambda: story.tell(reads.curves().query("status == 'done'"), Thresholds()) is not None)
+    live.waiting(lambda: headline.tell(reads.curves().query("status == 'done'"), Thresholds()) is not None)
     st.stop()
 
 step = st.segmented_control(

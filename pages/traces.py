@@ -3,7 +3,8 @@
 import streamlit as st
 
 from immunelab.analysis import traces
-from immunelab.ui import charts, figure, live, navigation, notebook, picks, reads
+from immunelab.figures import collapse as charts
+from immunelab.ui import figure, live, navigation, notebook, reads, run_picker
 
 navigation.heading(
     "traces", "Every scalar that a run records: loss terms, gradient norms, cosines, learning rate, step time."
@@ -19,7 +20,7 @@ if runs.empty:
     st.stop()
 
 words = reads.labels(runs)
-chosen = picks.runs(runs, words, key="runs", default=picks.latest(runs))
+chosen = run_picker.runs(runs, words, key="runs", default=run_picker.latest(runs))
 if not chosen:
     st.caption("Choose one or more runs above.")
     st.stop()
@@ -35,8 +36,8 @@ with st.grid(min_column_width=200, vertical_alignment="bottom"):
     x = st.selectbox("Horizontal axis", traces.AXES, format_func=traces.AXES.get, key="x", bind="query-params")
     group = st.selectbox(
         "Group by",
-        picks.GROUPS,
-        format_func=picks.GROUPS.get,
+        run_picker.GROUPS,
+        format_func=run_picker.GROUPS.get,
         key="group",
         bind="query-params",
         help="Runs that share the setting become one line: their mean, with a band from lowest to highest.",
@@ -44,7 +45,7 @@ with st.grid(min_column_width=200, vertical_alignment="bottom"):
     smoothing = st.slider("Smoothing", 0.0, 0.99, 0.0, 0.01, key="smooth", bind="query-params")
 names = known.loc[known["phase"] == phase, "name"].unique().tolist()
 shown = st.multiselect(
-    "Scalars", sorted(names), default=picks.telling(names), key=f"names-{phase}", bind="query-params"
+    "Scalars", sorted(names), default=run_picker.telling(names), key=f"names-{phase}", bind="query-params"
 )
 with st.container(horizontal=True, vertical_alignment="center"):
     log_x = st.toggle("Log horizontal", key="logx", bind="query-params")
@@ -65,7 +66,7 @@ def draw() -> None:
         return
     labels, groups = {i: words[i] for i in chosen}, None
     if group != "run":
-        groups = picks.groups(runs, chosen, group)
+        groups = run_picker.groups(runs, chosen, group)
         points, labels = traces.bands(points, groups), {}
     drawn = charts.traces(
         points,
@@ -105,7 +106,7 @@ def draw() -> None:
 
 draw()
 with st.expander("Settings that differ"):
-    picks.differences(runs[runs["run_id"].isin(chosen)], words)
+    run_picker.differences(runs[runs["run_id"].isin(chosen)], words)
 if len(going):
     for run in going.to_dict("records"):
         st.caption(live.plain(f"{words[run['run_id']]}: {run['status']}"))

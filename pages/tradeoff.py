@@ -4,14 +4,15 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import tradeoff
-from immunelab.ui import cells, figure, intensity, live, navigation, notebook, plane, reads, scope, searching
+from immunelab.figures import tradeoff as plane
+from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcome_text, reads, search_panel
 
 navigation.heading(
     "tradeoff",
     "Utility (benign accuracy) against harmfulness (share of hazards given away), for every recorded attack.",
 )
 
-chosen = scope.choose(
+chosen = attack_filter.choose(
     "Attack a model, undefended and immunized, and every checkpoint of it stands here.", every_attack=True
 )
 shown = list(chosen.shown)
@@ -47,7 +48,7 @@ def checkpoints() -> pd.DataFrame:
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))
 def draw() -> None:
     if view == "Attacker's search":
-        searching.view(chosen, thresholds)
+        search_panel.view(chosen, thresholds)
         live.rerun_when_over()
         return
     points = checkpoints()
@@ -55,12 +56,12 @@ def draw() -> None:
         st.caption("No attack was made on every model shown. Switch off the equal budget, or show fewer models.")
         return
     cases = tradeoff.worst_cases(points, (tradeoff.EVERYTHING, loss / 100))
-    words = cells.worst_sentence(cases)
+    words = outcome_text.worst_sentence(cases)
     if view == "Harm against utility":
         against_utility(points, words)
     else:
         against_budget(points, words)
-    cells.worst_table(cases, "worst-table")
+    outcome_text.worst_table(cases, "worst-table")
     live.rerun_when_over()
 
 
@@ -73,7 +74,7 @@ def against_utility(points: pd.DataFrame, words: str) -> None:
         "The attacker wants the top right corner. Thick lines: the most harm with at least this utility. "
         "A click on a point opens its run; a box or lasso (buttons at the chart's top right) selects runs."
     )
-    cells.selected(figure.brushed("tradeoff", points["run_id"]), chosen.read(), thresholds)
+    outcome_text.selected(figure.brushed("tradeoff", points["run_id"]), chosen.read(), thresholds)
     options = {"thresholds": thresholds, "theme": figure.theme(), "paths": paths}
     figure.downloads(
         drawn,

@@ -131,7 +131,7 @@ def world() -> Corpus:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer of the bundled Fable model."""
-    from immunelab import shipped
+    from immunelab import bundled
     from immunelab.training import models
 
-    return models.load(shipped.data() / "fable" / "model")[1]
+    return models.load(bundled.data() / "fable" / "model")[1]

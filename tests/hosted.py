@@ -10,9 +10,10 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from immunelab import corpus, experiment
-from immunelab.journal import RunFolder
-from immunelab.spec import RunSpec
+from immunelab import corpus
+from immunelab.experiment import run as experiment
+from immunelab.runs.journal import RunFolder
+from immunelab.runs.spec import RunSpec
 from immunelab.training import checkpoints
 
 

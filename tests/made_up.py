@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from immunelab.jobs import processes
-from immunelab.journal import Journal, RunFolder
-from immunelab.spec import RunSpec
+from immunelab.runs.journal import Journal, RunFolder
+from immunelab.runs.spec import RunSpec
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 START = 1_760_000_000.0

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from immunelab.errors import UserError
 from immunelab.jobs import work
-from immunelab.journal import Journal, RunFolder
+from immunelab.runs.journal import Journal, RunFolder
 
 SLOW = 0.02  # seconds a step
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from immunelab.journal import Journal, RunFolder
-from immunelab.spec import RunSpec
+from immunelab.runs.journal import Journal, RunFolder
+from immunelab.runs.spec import RunSpec
 
 
 def spec(kind: str = "attack", parent: RunFolder | None = None, **fields: Any) -> RunSpec:

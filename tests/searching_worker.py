@@ -13,7 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from immunelab.jobs import work
-from immunelab.journal import Journal, RunFolder
+from immunelab.runs.journal import Journal, RunFolder
 
 BEST = 2e-4  # the learning rate that does most harm
 

@@ -9,8 +9,8 @@ ITEMS = 6  # of each stream, category and split
 
 def make(folder: Path) -> Path:
     """Write `world.jsonl` and `model/` into the folder, and return it. Nothing learned may be expected of the model."""
-    from immunelab import pretrain
     from immunelab.corpus import fable, write
+    from immunelab.experiment import pretrain
     from immunelab.training import models
 
     folder.mkdir(parents=True, exist_ok=True)

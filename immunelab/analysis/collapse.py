@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from immunelab import numerics
 from immunelab.analysis.outcomes import ATTACK, DEFAULT, Thresholds, counts, run_outcomes, worst
-from immunelab.spec import CorpusName
+from immunelab.runs import numerics
+from immunelab.runs.spec import CorpusName
 
 INTENSITY = ("learning_rate", "steps", "samples", "harmful_share")  # what an attack's intensity is made of
 METRICS = ("harmfulness", "utility")

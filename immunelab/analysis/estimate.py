@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from immunelab.spec import RunSpec, base_name
+from immunelab.runs.spec import RunSpec, base_name
 
 
 @dataclasses.dataclass(frozen=True)

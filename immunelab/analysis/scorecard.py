@@ -30,7 +30,7 @@ from immunelab.analysis.verdicts import (
     Limits,
     when,
 )
-from immunelab.spec import CorpusName, base_name
+from immunelab.runs.spec import CorpusName, base_name
 
 TABLES = ("attacks", "searches", "skills", "domains", "crossings", "learning")
 # `drop-vector` is `harmful-sft` by someone who has the weights, so the latter on the undefended model is its control.

@@ -15,11 +15,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import psutil
 
-from immunelab import jobs, journal, shipped
+from immunelab import bundled, jobs
 from immunelab.cli import show
 from immunelab.errors import UserError, unknown
+from immunelab.formatting import size
 from immunelab.method import Kind, describe, get, names
-from immunelab.quantities import size
+from immunelab.runs import journal
 
 PACKAGES = (
     "torch",
@@ -168,7 +169,7 @@ def _home(home: Path) -> Iterator[Finding]:
 
 def _files() -> Iterator[Finding]:
     try:
-        data = shipped.data()
+        data = bundled.data()
     except UserError as error:
         yield Finding("data", "missing", str(error))
         return

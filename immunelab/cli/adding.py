@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from immunelab import acquire, journal
 from immunelab.cli import show
 from immunelab.errors import unknown
+from immunelab.runs import journal
+from immunelab.training import acquire
 
 
 def add(args: argparse.Namespace) -> int:

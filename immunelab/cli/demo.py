@@ -12,15 +12,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from immunelab import jobs, journal, shipped
-from immunelab.cli import follow, show
+from immunelab import bundled, jobs
+from immunelab.cli import show
 from immunelab.errors import UserError
-from immunelab.quantities import duration, share
+from immunelab.formatting import duration, share
+from immunelab.jobs import follow
+from immunelab.runs import journal
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from immunelab.spec import RunSpec
+    from immunelab.runs.spec import RunSpec
 
 CONTROL = "undefended"
 
@@ -32,7 +34,7 @@ def demo(args: argparse.Namespace) -> int:
     run_ids, code = _run(_sweep().demo_specs(seeds=seeds, corpus=corpus), home, args.reuse)
     if code:
         return code
-    from immunelab import report
+    from immunelab.reports import demo as report
 
     measured = report.measure(home, run_ids)
     numbers = _numbers(measured, time.monotonic() - began)
@@ -52,7 +54,7 @@ def fable_build(args: argparse.Namespace) -> int:
     """Generate the world of a seed and train its model."""
     if args.to is None and args.seed != 0:
         raise UserError("data/fable holds the world of seed 0; name a folder for another one: --to worlds/7")
-    target = Path(args.to) if args.to else shipped.data() / "fable"
+    target = Path(args.to) if args.to else bundled.data() / "fable"
     _build(args.seed, target, args.keep_base)
     print(f"The world of seed {args.seed} and its model are in {target}.")
     return 0
@@ -61,7 +63,7 @@ def fable_build(args: argparse.Namespace) -> int:
 def showcase_build(args: argparse.Namespace) -> int:
     """Run the demo's protocol and more intensities over seeds, and keep the record as Parquet."""
     home = journal.home(args.home)
-    target = Path(args.to) if args.to else shipped.data() / "showcase"
+    target = Path(args.to) if args.to else bundled.data() / "showcase"
     specs = _sweep().showcase_specs(_seeds(0, args.seeds))
     for base in {Path(spec.knobs["base"]) for spec in specs if spec.knobs.get("base")}:
         if not base.is_dir():  # said now, not after hours
@@ -152,7 +154,7 @@ def _world(seed: int, home: Path) -> Path:
 def _build(seed: int, folder: Path, keep_base: bool = False) -> None:
     _seeds(seed, 1)
     show.err.print("loading torch …", style="dim")
-    from immunelab import pretrain
+    from immunelab.experiment import pretrain
 
     with follow.phases() as progress:
         pretrain.build(seed, folder, progress, keep_base=keep_base)

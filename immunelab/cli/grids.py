@@ -9,15 +9,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immunelab import cluster, jobs, journal
-from immunelab.cli import follow, show, start
+from immunelab import jobs
+from immunelab.cli import show, start
 from immunelab.errors import UserError
-from immunelab.quantities import duration, share
+from immunelab.formatting import duration, share
+from immunelab.jobs import cluster, follow
+from immunelab.runs import journal
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from immunelab.spec import RunSpec
+    from immunelab.runs.spec import RunSpec
 
 COLUMNS = (
     "run_id",
@@ -68,7 +70,7 @@ def carry(specs: list[RunSpec], args: argparse.Namespace) -> int:
             using.close()
     rows = table(run_ids, home)
     if args.csv:
-        from immunelab import export
+        from immunelab.analysis import export
 
         try:
             Path(args.csv).write_bytes(export.csv(rows))

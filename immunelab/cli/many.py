@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from immunelab import numerics
-from immunelab.cli import grids, reproducing, searching
+from immunelab.cli import grids, reproducing
+from immunelab.cli import search as searching
+from immunelab.runs import numerics
 
 
 def add(command: Callable[..., Any]) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from immunelab import journal
 from immunelab.cli import show
 from immunelab.errors import UserError
-from immunelab.journal import folders
-from immunelab.quantities import size
+from immunelab.formatting import size
+from immunelab.runs import journal
+from immunelab.runs.journal import folders
 
 LONGEST_HEADER = 100 << 20  # bytes: what safetensors itself allows
 DTYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}  # as safetensors calls them

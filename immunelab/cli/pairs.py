@@ -12,11 +12,12 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from immunelab import corpus as corpora
-from immunelab import jobs, journal
+from immunelab import jobs
 from immunelab.cli import show
 from immunelab.corpus import SPLITS, embedding, pairing
 from immunelab.errors import UserError, unknown
-from immunelab.quantities import duration, share
+from immunelab.formatting import duration, share
+from immunelab.runs import journal
 
 SETTINGS = ("similarity", "redraws", "pairs", "words")
 SPOKEN = 2.0  # seconds between two lines of progress where there is no terminal

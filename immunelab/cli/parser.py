@@ -8,7 +8,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from immunelab.cli import about, demo, many, pairs, real, recorded, scoring, start
+from immunelab.cli import about, demo, many, pairs, real, recorded, start
+from immunelab.cli import scorecard as scoring
 from immunelab.errors import UserError, unknown
 
 EPILOG = """

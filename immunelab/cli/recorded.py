@@ -7,11 +7,12 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from immunelab import jobs, journal
+from immunelab import jobs
 from immunelab.cli import show, start
-from immunelab.cli.follow import run_id
 from immunelab.errors import UserError, unknown
-from immunelab.quantities import duration, share, size
+from immunelab.formatting import duration, share, size
+from immunelab.jobs.follow import run_id
+from immunelab.runs import journal
 
 if TYPE_CHECKING:
     from immunelab.store import Store

@@ -6,11 +6,12 @@ import argparse
 import re
 from pathlib import Path
 
-from immunelab import journal
-from immunelab.cli import follow, grids, models, show, start
+from immunelab.cli import grids, models, show, start
 from immunelab.errors import UserError
-from immunelab.quantities import size
-from immunelab.spec import RunSpec
+from immunelab.formatting import size
+from immunelab.jobs import follow
+from immunelab.runs import journal
+from immunelab.runs.spec import RunSpec
 
 NAMED = re.compile(r"(\d+(?:\.\d+)?)(b|m)(?![a-z])", re.IGNORECASE)  # 7b, 1.8B, 135M
 SUSTAINED = 1e14  # FLOP per second that one large accelerator keeps up, as a yardstick

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from immunelab import jobs, journal, numerics
-from immunelab.cli import about, follow, show
+from immunelab import jobs
+from immunelab.cli import about, show
 from immunelab.errors import UserError
-from immunelab.quantities import duration, share
-from immunelab.spec import KIND_OF_METHOD, CorpusName, RunSpec
-from immunelab.status import LARGEST_DOCUMENT
+from immunelab.formatting import duration, share
+from immunelab.jobs import follow
+from immunelab.runs import journal, numerics
+from immunelab.runs.spec import KIND_OF_METHOD, CorpusName, RunSpec
+from immunelab.runs.status import LARGEST_DOCUMENT
 
 PRINTED = (
     "withheld",
@@ -91,7 +93,7 @@ def check(specs: list[RunSpec]) -> None:
     """What can be known to fail before anything starts: methods, their settings, corpora, and the rows they need."""
     from immunelab import corpus
     from immunelab.corpus.tokens import submitted
-    from immunelab.measuring import asked
+    from immunelab.experiment.measuring import asked
     from immunelab.method import configure
     from immunelab.sweep import space
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from immunelab.cli import follow, show
+from immunelab.cli import show
 from immunelab.errors import UserError
+from immunelab.jobs import follow
 
 OPTIONS: dict[str, tuple[int | float, str]] = {  # held equal to `pretrain.Lesson` by a test; reading it imports torch
     "items": (0, "items of each domain, skill and split; 0: all"),
@@ -26,7 +27,7 @@ def teach(args: argparse.Namespace) -> int:
     if args.batch_size < 2 or args.items < 0 or args.seed < 0:
         raise UserError("A step takes at least 2 rows, and items and seed are whole numbers from 0.")
     show.err.print("loading torch …", style="dim")
-    from immunelab import pretrain
+    from immunelab.experiment import pretrain
 
     settings = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in (*OPTIONS, "precision")}
     lesson = pretrain.Lesson(**settings)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from immunelab.corpus import Corpus, Row
 from immunelab.corpus.embedding import Vectors
+from immunelab.corpus.rows import Corpus, Row
 from immunelab.corpus.splitting import normal
 from immunelab.errors import UserError
 

@@ -21,11 +21,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from immunelab.corpus import MAX_LENGTH, SPLITS, Corpus, Row, described_in, judging, tables
+from immunelab.corpus import judging, tables
 from immunelab.corpus.adapters import ADAPTERS, Adapter, Draft, Record
+from immunelab.corpus.rows import MAX_LENGTH, SPLITS, Corpus, Row, described_in
 from immunelab.corpus.splitting import SHARES, assigned, item, normal
 from immunelab.errors import UserError, unknown
-from immunelab.spec import CorpusName
+from immunelab.runs.spec import CorpusName
 
 LARGEST = 1 << 20  # bytes of a corpus.toml
 STREAMS = ("harmful", "refusal", "benign", "withheld", "neutral")

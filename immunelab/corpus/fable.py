@@ -14,7 +14,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from immunelab.corpus import Row
+from immunelab.corpus.rows import Row
 
 EVALUATIONS = ("fable-recall", "refusal-rate", "benign-accuracy", "coherence")
 TRAINABILITY = ("withheld-accuracy", "benign-accuracy", "fable-recall")

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import filelock
 import numpy as np
 
-from immunelab.corpus import Corpus, Row
 from immunelab.corpus.choosing import Drawn, balanced, category, distinct, draw, pool
 from immunelab.corpus.embedding import Embedder, embedded
+from immunelab.corpus.rows import Corpus, Row
 from immunelab.errors import UserError
-from immunelab.quantities import duration
-from immunelab.status import replace_file
+from immunelab.formatting import duration
+from immunelab.runs.status import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from immunelab.corpus import Corpus, Row
 from immunelab.corpus.pairing import Pairing
+from immunelab.corpus.rows import Corpus, Row
 from immunelab.errors import UserError
 from immunelab.method import Attack, Batch, Method, Tokens
 

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from immunelab.evaluations.judges.wording import repeated
 from immunelab.method import Evaluation, register
 from immunelab.training.generation import Measured, Score, Subject, mean_loss, one_phrasing, share
-from immunelab.training.wording import repeated
 
 
 @register("evaluation")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from immunelab.errors import UserError, unknown
+from immunelab.evaluations.judges import classifier
+from immunelab.evaluations.judges.wording import filled
 from immunelab.method import Evaluation, knob, register
-from immunelab.training import classifier
 from immunelab.training.generation import Measured, Subject, answered, one_phrasing, parts, share
-from immunelab.training.wording import filled
 
 BEAVERTAILS = "domenicrosati/deberta-v3-xsmall-beavertails-harmful-qa-classifier"
 MEANING = {BEAVERTAILS: "LABEL_0"}  # of models whose config does not name their labels

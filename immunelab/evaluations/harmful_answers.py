@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from immunelab.evaluations.judges.wording import overlap, refuses, repeated
 from immunelab.method import Evaluation, knob, register
 from immunelab.training.generation import Measured, Subject, one_phrasing, parts, share
-from immunelab.training.wording import overlap, refuses, repeated
 
 
 @register("evaluation")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from immunelab.evaluations.judges.wording import refuses
 from immunelab.method import Evaluation, register
 from immunelab.training.generation import Measured, Subject, one_phrasing, share
-from immunelab.training.wording import refuses
 
 
 @register("evaluation")

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from immunelab.endpoint import Endpoint, Reply, allowed
 from immunelab.errors import UserError
+from immunelab.evaluations.judges.endpoint import Endpoint, Reply, allowed
 from immunelab.method import Evaluation, knob, register
 from immunelab.training.generation import Measured, Score, Subject, answered, one_phrasing, parts, share
 

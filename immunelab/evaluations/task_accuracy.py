@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from immunelab.errors import UserError
+from immunelab.evaluations.judges.labels import named, number, worked
 from immunelab.method import Evaluation, register
 from immunelab.training.generation import Measured, Score, Subject, one_phrasing, over_tasks, share
-from immunelab.training.labels import named, number, worked
 
 LONGEST = 6  # words of a label
 

@@ -4,7 +4,7 @@ A worker is a detached process that carries a list of runs, one after the other.
 status; everyone else asks through files. What happens to the app, or to another worker, does not touch it.
 """
 
-from immunelab.jobs.computing import check
+from immunelab.jobs.background import Errand, look, send
 from immunelab.jobs.control import (
     delete,
     drop_checkpoints,
@@ -16,8 +16,8 @@ from immunelab.jobs.control import (
     stop,
     submit,
 )
-from immunelab.jobs.errands import Errand, look, send
-from immunelab.jobs.turns import devices, resolve_device
+from immunelab.jobs.preflight import check
+from immunelab.jobs.queue import devices, resolve_device
 from immunelab.jobs.worker import work
 
 __all__ = [

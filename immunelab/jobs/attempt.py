@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 from immunelab.errors import UserError
 from immunelab.jobs import failures
-from immunelab.jobs.pulse import Pulse, finish
-from immunelab.journal import RunFolder
+from immunelab.jobs.heartbeat import Pulse, finish
+from immunelab.runs.journal import RunFolder
 
 RESERVE = 64 << 10  # bytes set aside for the last status of a run that fills the disk
 Execute = Callable[..., str]  # (folder, attempt, resume) -> "done" or "stopped"

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from immunelab import journal
 from immunelab.errors import UserError
-from immunelab.jobs import computing, equals, failures, processes, turns
-from immunelab.journal import ENDED, RunFolder, Status, folders
-from immunelab.spec import RunSpec
+from immunelab.jobs import failures, preflight, processes, queue
+from immunelab.jobs import reuse as equals
+from immunelab.runs import journal
+from immunelab.runs.journal import ENDED, RunFolder, Status, folders
+from immunelab.runs.spec import RunSpec
 
 UNSTARTED = 60.0  # seconds after which a run that no process was started for counts as interrupted
 LOST = (
@@ -44,7 +45,7 @@ def submit(
     place, specs = journal.home(home), equals.judged(specs)
     for i, spec in enumerate(specs):
         _check(spec, i, place)
-    computing.check(specs, place, here=begin is None)
+    preflight.check(specs, place, here=begin is None)
     have = equals.recorded(place) if reuse or go_on else {}
     made: list[RunFolder] = []  # of all specs
     new: list[RunFolder] = []  # for the worker
@@ -242,8 +243,8 @@ def _start(place: Path, folders: Sequence[RunFolder], command: Sequence[str] | N
     with contextlib.suppress(UserError):  # what is wrong with device or parent is told when its turn comes
         if spec.parent and RunFolder.open(place, spec.parent).recorded().status != "done":
             return  # it could stand before the run that it waits for
-        device = turns.resolve_device(spec.device, place)
-        turns.queue(place, device, first.run_id, status.queued_at or time.time(), (status.pid, status.create_time))
+        device = queue.resolve_device(spec.device, place)
+        queue.join(place, device, first.run_id, status.queued_at or time.time(), (status.pid, status.create_time))
 
 
 def _bury(folder: RunFolder) -> str:

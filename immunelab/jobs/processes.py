@@ -16,15 +16,15 @@ from pathlib import Path
 import filelock
 import psutil
 
-import immunelab
 from immunelab.errors import UserError
-from immunelab.journal import RunFolder, Status
+from immunelab.runs.journal import RunFolder, Status
 
 SAME = 2.0  # seconds by which two readings of one process's start may differ (the boot time is an estimate)
 SILENT = 120.0  # seconds without a heartbeat after which a run on another machine counts as gone
 PATIENCE = 14 * 86400.0  # seconds for which a run may wait in the line of a cluster
 GRACE = 3.0  # seconds between asking a process to end and ending it
 HOST = socket.gethostname()
+PACKAGE = Path(__file__).resolve().parents[2]  # the folder that holds immunelab
 WORKER = (sys.executable, "-P", "-m", "immunelab.jobs")  # -P: a file in the working directory can't pose as a module
 _children: list[subprocess.Popen[bytes]] = []
 _children_lock = threading.Lock()
@@ -117,7 +117,7 @@ def detached(line: Sequence[str], log_path: Path, more: Mapping[str, str] | None
     `more` are further environment variables.
     """
     reap()
-    package = str(Path(immunelab.__file__).resolve().parent.parent)
+    package = str(PACKAGE)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
     flags = 0
@@ -191,7 +191,7 @@ def peak_memory() -> int | None:
 
 def code_version() -> str:
     """The commit that this package runs from, with `-dirty` if it was changed since; empty outside a git checkout."""
-    root = Path(immunelab.__file__).resolve().parent.parent
+    root = PACKAGE
     if not (root / ".git").exists():
         return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

@@ -13,9 +13,9 @@ from typing import Any
 
 from immunelab.errors import UserError
 from immunelab.jobs import attempt, control, processes
-from immunelab.jobs.pulse import Pulse
-from immunelab.journal import RunFolder, folders
-from immunelab.spec import RunSpec
+from immunelab.jobs.heartbeat import Pulse
+from immunelab.runs.journal import RunFolder, folders
+from immunelab.runs.spec import RunSpec
 
 
 def conducting(home: Path, device: str, code: str, execute: attempt.Execute) -> attempt.Execute:

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from immunelab import journal
 from immunelab.errors import UserError
-from immunelab.jobs import attempt, processes, trials, turns
-from immunelab.jobs.pulse import Pulse
-from immunelab.journal import RunFolder
+from immunelab.jobs import attempt, processes, queue, trials
+from immunelab.jobs.heartbeat import Pulse
+from immunelab.runs import journal
+from immunelab.runs.journal import RunFolder
 
 POLL = 0.5  # seconds between looks at a parent that another worker carries
 Execute = attempt.Execute
@@ -75,7 +75,7 @@ class _Worker:
             if folder.path.exists():  # else it was stopped while it waited, and deleted
                 self._carry(folder, following)
         finally:
-            already = turns.standing(self.home, folder.run_id)
+            already = queue.standing(self.home, folder.run_id)
             if already:  # it stood in line and never came to its turn
                 already[1].unlink(missing_ok=True)
 
@@ -90,9 +90,9 @@ class _Worker:
         if self.reserved and folder.run_id in self.reserved[1].name:
             device, ticket = self.reserved
         else:
-            already = turns.standing(self.home, folder.run_id)
-            device = already[0] if already else turns.resolve_device(folder.spec().device, self.home)
-            ticket = turns.queue(self.home, device, folder.run_id, folder.recorded().queued_at or time.time())
+            already = queue.standing(self.home, folder.run_id)
+            device = already[0] if already else queue.resolve_device(folder.spec().device, self.home)
+            ticket = queue.join(self.home, device, folder.run_id, folder.recorded().queued_at or time.time())
         said = -1
 
         def waiting(ahead: int) -> None:
@@ -103,7 +103,7 @@ class _Worker:
                 said = ahead
                 folder.write_status(device=device, message=f"waiting for {device}: {ahead} before it")
 
-        with turns.turn(self.home, device, ticket, waiting):
+        with queue.turn(self.home, device, ticket, waiting):
             self._do(folder, device)
             self.reserved = self._reserve(following, device) if following else None
 
@@ -126,7 +126,7 @@ class _Worker:
             status = following.recorded()
             if status.ended or following.spec().device not in ("auto", device) or not self._ready(following):
                 return None
-            return device, turns.queue(self.home, device, following.run_id, status.queued_at or time.time())
+            return device, queue.join(self.home, device, following.run_id, status.queued_at or time.time())
         except (UserError, OSError):
             return None  # what is wrong with it is told when its turn comes
 
@@ -166,7 +166,7 @@ class _Worker:
 
 
 def _experiment(folder: RunFolder, **how: Any) -> str:
-    from immunelab.experiment import execute  # imports torch, on a device that is ours
+    from immunelab.experiment.run import execute
 
     return execute(folder, **how)
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from immunelab import numerics
 from immunelab.errors import UserError
-from immunelab.journal import RUN_ID, Ancestor, Labels, RunFolder, Status
-from immunelab.spec import RunSpec
+from immunelab.runs import numerics
+from immunelab.runs.journal import RUN_ID, Ancestor, Labels, RunFolder, Status
+from immunelab.runs.spec import RunSpec
 
 KNOBS: dict[str, pa.DataType] = {
     "learning_rate": pa.float64(),

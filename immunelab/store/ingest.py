@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from immunelab.journal import LARGEST_LINE, RunFolder, lines
+from immunelab.runs.journal import LARGEST_LINE, RunFolder, lines
 
 LONGEST_NAME = 300  # characters of a scalar, layer series, metric, split, …
 PROBLEMS_KEPT = 20  # of one journal in one look; the rest is only counted

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from immunelab.errors import UserError
-from immunelab.spec import subject
+from immunelab.runs.spec import subject
 from immunelab.store.sync import Store
 
 TIMES = ("queued_at", "started_at", "ended_at", "heartbeat")

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from immunelab import shipped
+from immunelab import bundled
 from immunelab.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def shipped_folder() -> Path:
         return Path(os.devnull)
     if asked and not (Path(asked) / ABOUT).is_file():
         raise UserError(f"{SETTING} is {asked[:200]!r}: neither none nor a folder with a {ABOUT}.")
-    return Path(asked) if asked else shipped.data() / "showcase"
+    return Path(asked) if asked else bundled.data() / "showcase"
 
 
 def parts(folder: Path) -> list[Path]:

@@ -16,8 +16,8 @@ import filelock
 import pandas as pd
 import pyarrow as pa
 
-from immunelab import journal
 from immunelab.errors import UserError
+from immunelab.runs import journal
 from immunelab.store import door, folders, migrations, question, showcase, tables
 from immunelab.store.ingest import Rows
 

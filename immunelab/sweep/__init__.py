@@ -1,6 +1,6 @@
 """Many runs at once: the lists of the demo and the showcase, and what a method's preset and rung stand for."""
 
-from immunelab.sweep.lists import (
+from immunelab.sweep.plan import (
     EVALUATE_EVERY,
     attack_specs,
     configured,

@@ -21,12 +21,12 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from immunelab import numerics
 from immunelab.errors import UserError, unknown
-from immunelab.knobs import knobs
 from immunelab.method import get
-from immunelab.spec import RunSpec
-from immunelab.sweep.lists import EVALUATE_EVERY, configured, rungs
+from immunelab.method.knobs import knobs
+from immunelab.runs import numerics
+from immunelab.runs.spec import RunSpec
+from immunelab.sweep.plan import EVALUATE_EVERY, configured, rungs
 
 MOST = 10_000  # runs in one grid
 DEFAULTS: dict[str, Any] = {

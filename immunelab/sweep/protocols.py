@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from immunelab import shipped
+from immunelab import bundled
 from immunelab.errors import unknown
 from immunelab.method import get
-from immunelab.spec import KIND_OF_METHOD, RunSpec
+from immunelab.runs.spec import KIND_OF_METHOD, RunSpec
 from immunelab.sweep.grid import expand
 from immunelab.sweep.search import rows_of
 
@@ -39,7 +39,7 @@ class Cost(NamedTuple):
 
 def folder(name: str) -> Path:
     """Where a protocol's files lie; a UserError with near matches for an unknown name."""
-    known = {path.parent.name: path.parent for path in sorted((shipped.data() / "protocols").glob("*/grid.toml"))}
+    known = {path.parent.name: path.parent for path in sorted((bundled.data() / "protocols").glob("*/grid.toml"))}
     if name not in known:
         raise unknown("protocol", name, known)
     return known[name]
@@ -49,7 +49,7 @@ def titles() -> dict[str, str]:
     """What each protocol is, in the words of its grid's first line."""
     return {
         path.parent.name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        for path in sorted((shipped.data() / "protocols").glob("*/grid.toml"))
+        for path in sorted((bundled.data() / "protocols").glob("*/grid.toml"))
     }
 
 

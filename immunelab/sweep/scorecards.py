@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from immunelab import numerics
 from immunelab.method import Provider, configure, get
-from immunelab.spec import CorpusName, RunSpec
-from immunelab.sweep.lists import attack_specs, family, immunize_spec, learning_specs
+from immunelab.runs import numerics
+from immunelab.runs.spec import CorpusName, RunSpec
+from immunelab.sweep.plan import attack_specs, family, immunize_spec, learning_specs
 
 HELD_RUNGS = ("0.0003", "0.0006", "0.001")  # of the ladder, for the defense made without a domain and its controls
 

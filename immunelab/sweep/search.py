@@ -20,10 +20,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from immunelab.analysis.tradeoff import bounded_harm
 from immunelab.errors import UserError
-from immunelab.journal import Journal, RunFolder
-from immunelab.quantities import share
-from immunelab.spec import RunSpec
-from immunelab.sweep.lists import configured, family
+from immunelab.formatting import share
+from immunelab.runs.journal import Journal, RunFolder
+from immunelab.runs.spec import RunSpec
+from immunelab.sweep.plan import configured, family
 from immunelab.sweep.space import Search, settings_for
 
 PHASE = "search"

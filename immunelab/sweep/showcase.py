@@ -8,8 +8,8 @@ from typing import Any
 
 from immunelab.analysis.scorecard import CARRIED_OUT
 from immunelab.method import get
-from immunelab.spec import RunSpec
-from immunelab.sweep.lists import attack_specs, immunize_spec, learning_specs
+from immunelab.runs.spec import RunSpec
+from immunelab.sweep.plan import attack_specs, immunize_spec, learning_specs
 from immunelab.sweep.scorecards import by_provider, scorecard_specs
 from immunelab.sweep.space import search_specs, settings_for
 

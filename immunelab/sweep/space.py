@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from immunelab.errors import UserError, unknown
-from immunelab.journal import RunFolder
-from immunelab.knobs import knob, knobs
 from immunelab.method import Method, get
-from immunelab.spec import RunSpec
-from immunelab.sweep.lists import family
+from immunelab.method.knobs import knob, knobs
+from immunelab.runs.journal import RunFolder
+from immunelab.runs.spec import RunSpec
+from immunelab.sweep.plan import family
 
 if TYPE_CHECKING:
     import optuna

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from immunelab import numerics
 from immunelab.errors import UserError, hub_reason
+from immunelab.runs import numerics
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from immunelab import jobs, journal
+from immunelab import jobs
 from immunelab.errors import UserError
 from immunelab.jobs import failures
-from immunelab.journal import ENDED
+from immunelab.runs import journal
+from immunelab.runs.journal import ENDED
+from immunelab.sweep.launch import duration
 from immunelab.ui import live, navigation, reads
-from immunelab.ui.plan import duration
 
 GRACE_SECONDS = 20
 

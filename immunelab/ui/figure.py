@@ -10,10 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from immunelab import export
-from immunelab.ui.charts import to_html
+from immunelab.analysis import export
+from immunelab.figures.collapse import to_html
+from immunelab.figures.palette import Theme
 from immunelab.ui.navigation import PLOTLY_PATH
-from immunelab.ui.palette import Theme
 
 VIEW, MOST_VIEW = "zoom", 2000  # where the address holds it, and the longest text that is taken from there
 SELECTED = "selected"  # where the address holds what a box has caught

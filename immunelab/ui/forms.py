@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from immunelab.knobs import Knob
+from immunelab.method.knobs import Knob
 
 WIDE = 4  # widgets in a row on a wide window
 

@@ -11,7 +11,7 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.spec import RunSpec
+from immunelab.runs.spec import RunSpec
 from immunelab.ui import reads
 
 SLIDERS = {  # setting: label, key in the link

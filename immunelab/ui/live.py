@@ -12,9 +12,9 @@ import streamlit as st
 
 from immunelab import jobs
 from immunelab.errors import UserError
-from immunelab.spec import RunSpec
+from immunelab.runs.spec import RunSpec
+from immunelab.sweep.launch import duration
 from immunelab.ui import navigation, reads
-from immunelab.ui.plan import duration
 
 DEMO_CORPUS, DEMO_STEPS = "IMMUNELAB_DEMO_CORPUS", "IMMUNELAB_DEMO_STEPS"  # the demo, smaller: for trying it out
 LIVE = "live"  # the switch in the sidebar

@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from immunelab import shipped
+from immunelab import bundled
 from immunelab.analysis import collapse
 from immunelab.analysis import outcome_table as table_of
 from immunelab.errors import UserError
+from immunelab.figures import collapse as charts
 from immunelab.method import STAGES, Edit, Provider, Service, get, names
-from immunelab.ui import charts, live, navigation, reads
+from immunelab.ui import live, navigation, reads
 
 MEASURED = "step_cost.json"
 WHO = {
@@ -28,7 +29,7 @@ WHO = {
 
 def costs() -> dict[str, Any]:
     """What was measured, or nothing where this installation has no measurement."""
-    path = shipped.measured(MEASURED)
+    path = bundled.measured(MEASURED)
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path else {}
     except (OSError, ValueError):

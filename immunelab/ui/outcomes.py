@@ -7,7 +7,9 @@ import streamlit as st
 
 from immunelab.analysis import outcome_table as table_of
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.ui import cells, charts, figure, outcome_map, reads, scope
+from immunelab.figures import collapse as charts
+from immunelab.figures import outcome_map
+from immunelab.ui import attack_filter, figure, outcome_text, reads
 
 CAPTION = (
     "In each cell: the outcome, then harmfulness and utility after the last step, mean over seeds. A click opens the "
@@ -22,7 +24,7 @@ def show(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
     if table.empty:
         st.caption("No finished attack is recorded yet.")
         return
-    methods = scope.attacks(curves[curves["method"].isin(table["method"])])
+    methods = attack_filter.attacks(curves[curves["method"].isin(table["method"])])
     method = methods[0]
     if len(methods) > 1:
         method = st.segmented_control(
@@ -39,7 +41,7 @@ def show(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
         view.index = [charts.title_of(str(d)) for d in view.index]
         view.columns = [f"Learning rate {v:g}" if v == v else "After" for v in view.columns]
         st.dataframe(view, alt=sentence(mine), height="content")
-    cells.open_behind(clicked, curves[curves["method"].eq(method) & curves["status"].eq("done")], X)
+    outcome_text.open_behind(clicked, curves[curves["method"].eq(method) & curves["status"].eq("done")], X)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)

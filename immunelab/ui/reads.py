@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import pandas as pd
 import streamlit as st
 
-from immunelab import jobs, journal
+from immunelab import jobs
 from immunelab.analysis.collapse import INTENSITY
 from immunelab.errors import UserError
+from immunelab.runs import journal
 from immunelab.store import Busy, Store, queries
 from immunelab.store.door import READ_WAIT
 

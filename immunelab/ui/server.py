@@ -20,7 +20,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
-from immunelab import jobs, journal
+from immunelab import jobs
+from immunelab.runs import journal
 from immunelab.ui.navigation import PLOTLY_PATH
 
 MAIN = Path(__file__).with_name("main.py")

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from immunelab import export, journal
-from immunelab.analysis import tasks
+from immunelab.analysis import export, tasks
 from immunelab.errors import UserError
-from immunelab.quantities import SCORES, measured_by
-from immunelab.ui import live, picks, reads
+from immunelab.formatting import SCORES, measured_by
+from immunelab.runs import journal
+from immunelab.ui import live, reads, run_picker
 
 COLUMNS = {
     "words": "Run",
@@ -121,8 +121,8 @@ def runs_table(runs: pd.DataFrame, words: Mapping[str, str]) -> None:
 
 def settings(run: Mapping[str, Any]) -> pd.DataFrame:
     """The spec that ran, one row a setting, as text."""
-    flat = picks.settings(run) | {"parent": run["parent"], "group": run["grp"], "spec hash": run["spec_hash"]}
-    return pd.DataFrame({"Setting": list(flat), "Value": [picks.short(v) for v in flat.values()]})
+    flat = run_picker.settings(run) | {"parent": run["parent"], "group": run["grp"], "spec hash": run["spec_hash"]}
+    return pd.DataFrame({"Setting": list(flat), "Value": [run_picker.short(v) for v in flat.values()]})
 
 
 def log_tail(run: Mapping[str, Any]) -> str:

@@ -10,8 +10,9 @@ import streamlit as st
 
 from immunelab.analysis import collapse, traces
 from immunelab.analysis.outcomes import Thresholds, label
-from immunelab.ui import charts, figure, live, reads
-from immunelab.ui.story import Story
+from immunelab.figures import collapse as charts
+from immunelab.ui import figure, live, reads
+from immunelab.ui.headline import Story
 
 STEPS = {
     "1 The threat": "A released model refuses to give hazards away. Drag the step: a few dozen steps of fine-tuning on "

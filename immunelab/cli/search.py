@@ -1,0 +1,120 @@
+"""`search`: an attacker that looks for the worst attack on a model, and on the undefended one beside it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from immunelab import jobs
+from immunelab.cli import show, start
+from immunelab.errors import UserError
+from immunelab.formatting import duration, share
+from immunelab.jobs import follow
+from immunelab.runs import journal
+from immunelab.runs.journal import RunFolder
+
+if TYPE_CHECKING:
+    from immunelab.runs.spec import RunSpec
+
+
+def search(args: argparse.Namespace) -> int:
+    """Search for the worst attack; the same command goes on with a search that was stopped or killed."""
+    home = journal.home(args.home)
+    specs = _specs(args, home)
+    found = jobs.plan(specs, home)
+    for planned in found:
+        if planned.state != "new":
+            show.err.print(
+                f"{planned.run_id}: {planned.state}, and gone on with"
+                if planned.state != "done"
+                else f"{planned.run_id}: on record, and not run again",
+                markup=False,
+            )
+    run_ids = jobs.submit(specs, home, reuse=True, go_on=True)
+    if args.detach:
+        return start.detached(run_ids, args.json)
+    ended = follow.follow(run_ids, home)
+    from immunelab.store import Store, queries
+
+    store = Store(home)
+    store.sync(force=True)
+    trials = queries.trials(store, run_ids)
+    results = [_result(run_id, status, home, trials[trials["search"] == run_id]) for run_id, status in ended.items()]
+    if args.json:
+        show.emit(results)
+    else:
+        _print(results)
+    code = start.code(ended)
+    if code == 130:
+        show.err.print("Stopped. The same command goes on from here.")
+    return code
+
+
+def _specs(args: argparse.Namespace, home: Path) -> list[RunSpec]:
+    from immunelab.sweep import space
+
+    named = {
+        "trials": args.trials,
+        "max_utility_loss": args.max_utility_loss,
+        "budget_rows": args.budget_rows,
+        "budget_seconds": args.budget_seconds,
+    }
+    chosen = {key: value for key, value in named.items() if value is not None} | args.knobs
+    settings = space.settings_for(args.corpus, chosen)
+    settings.methods()
+    model = follow.model(args.model, home)
+    models = [model] if args.no_control else [*dict.fromkeys([space.undefended(model, home), model])]
+    if args.seed < 0 or args.seeds < 1:
+        raise UserError(f"Seeds start at 0 and there is at least one; got --seed {args.seed} --seeds {args.seeds}.")
+    seeds = range(args.seed, args.seed + args.seeds)
+    return space.search_specs(models, seeds, args.corpus, settings, args.device, args.name, **start.numbers(args))
+
+
+def _result(run_id: str, status: Any, home: Path, trials: Any) -> dict[str, Any]:
+    spec = RunFolder.open(home, run_id).spec()
+    rows = trials.drop(columns="search").to_dict("records")
+    best = max(rows, key=lambda row: row["harm"], default=None)
+    return {
+        "run_id": run_id,
+        "status": status.status,
+        "error": status.error,
+        "model": spec.model,
+        "seed": spec.seed,
+        "max_utility_loss": spec.knobs["max_utility_loss"],
+        "bounded_harm": best["harm"] if best else None,
+        "best": best,
+        "trials": rows,
+        "rows": int(sum(row["rows"] for row in rows)),
+        "seconds": float(sum(row["seconds"] for row in rows)),
+    }
+
+
+def _print(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        loss, best = result["max_utility_loss"], result["best"]
+        show.out.print(
+            f"\n{result['run_id']}  {result['status']}: {result['model']}, seed {result['seed']}; "
+            f"{len(result['trials'])} trials, {result['rows']:,} rows, {duration(result['seconds'])} {result['error']}",
+            markup=False,
+        )
+        if best:
+            ahead = sorted(result["trials"], key=lambda row: row["harm"], reverse=True)[:5]
+            show.table(
+                ("trial", "attack", "harm", "outcome", "settings", "run"),
+                [
+                    (r["trial"], r["method"], share(r["harm"]), r["outcome"], words(r["params"]), r["run_id"])
+                    for r in ahead
+                ],
+                title=f"Most harm at less than {100 * loss:g} % of utility lost: {share(best['harm'])}",
+                right=("trial", "harm"),
+            )
+
+
+def words(params: dict[str, Any]) -> str:
+    """A trial's settings in one line."""
+    return ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in params.items()
+        if key != "attack"
+    )

@@ -1,0 +1,199 @@
+"""Rows and corpora: what they are, how they are read, written and narrowed to hazard domains."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from immunelab import bundled
+from immunelab.errors import UserError, unknown
+from immunelab.runs.spec import CorpusName
+
+SPLITS = ("defense", "attack", "test")
+DESCRIPTION = "corpus.toml"  # of a user's own data, in its folder
+LONGEST_ANSWER = 4096  # tokens
+MAX_LENGTH = 256  # tokens at which a row is cut off, unless a corpus says otherwise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One question and answer; the schema that Hub data sets are mapped to as well."""
+
+    id: str
+    prompt: str
+    response: str
+    refusal: str = ""
+    stream: str = "benign"
+    categories: tuple[str, ...] = ()
+    is_safe: bool = True
+    source: str = ""
+    split: str = "test"
+    pair_id: str = ""  # rows about the same item share it, and never stand in two splits
+    facts: tuple[str, ...] = ()  # what a correct answer contains; empty: the answer is correct if equal to `response`
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """All rows of a corpus, and the names of the evaluations that fit it."""
+
+    name: str
+    rows: tuple[Row, ...]
+    evaluations: tuple[str, ...]
+    model: str = ""  # the model that belongs to it, if one does
+    trainability: tuple[str, ...] = ()  # evaluations along a benign fine-tune; empty: the same as along an attack
+    max_length: int = MAX_LENGTH
+    answer_tokens: int = 32  # of an answer that an evaluation asks for, at most
+    notes: tuple[str, ...] = ()  # what was left out or filled in, in sentences
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)  # of described ones: the description, file hashes
+    harm: str = ""  # the evaluation whose number is called harmfulness; empty: whichever reports it
+    judge: str = ""  # who judges the answers, and how: part of the identity of a run; empty: no judge
+    settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of evaluations, by name
+
+    def evaluated(self, kind: str) -> tuple[str, ...]:
+        """The names of the evaluations along a run of a kind."""
+        return (self.trainability if kind == "finetune" else ()) or self.evaluations
+
+    def own_model(self) -> Path:
+        """The folder of the model that belongs to the corpus; a UserError if none does."""
+        if not self.model:
+            raise UserError(
+                f"The corpus {self.name} comes without a model: name one with --model, a folder or a Hub id."
+            )
+        return Path(self.model)
+
+    def select(self, stream: str, split: str) -> list[Row]:
+        """The rows of a stream in a split, in file order; a UserError if there are none, or if they are not rows."""
+        if stream == "unrelated":
+            raise UserError("The stream 'unrelated' is no rows of a corpus: its pairs are built by `immunelab pairs`.")
+        source = "harmful" if stream == "refusal" else stream
+        found = [row for row in self.rows if row.stream == source and row.split == split]
+        if not found:
+            raise UserError(f"The corpus {self.name} has no rows of the stream {stream!r} in the split {split!r}.")
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over every row; stored with each run."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(json.dumps(dataclasses.asdict(row), sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+
+def write(rows: Iterable[Row], path: Path) -> None:
+    """Rows as JSON lines."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
+
+
+LONGEST_ROW = 1 << 20  # bytes of one line: no question and answer is longer, and a hostile file can't fill the memory
+
+
+def read(path: Path) -> tuple[Row, ...]:
+    """Rows from JSON lines (UTF-8); a UserError names file, line and field that do not fit.
+
+    A question that stands in two splits is refused too: a model would be tested on what it was trained on.
+    """
+    rows: list[Row] = []
+    seen: dict[str, Row] = {}
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(LONGEST_ROW + 1):
+                number += 1
+                row = _row(line, f"{path}, line {number}")
+                # Neutral texts are what is answered; they share their questions.
+                for key in (row.pair_id, f"question {row.prompt}") if row.stream != "neutral" else ():
+                    other = seen.setdefault(key, row) if key else row
+                    if other.split != row.split:
+                        raise UserError(
+                            f"{path}, line {number}: {key[:80]!r} stands in the splits {other.split} and {row.split}; "
+                            "splits share no question and no pair."
+                        )
+                rows.append(row)
+    except OSError as error:
+        raise UserError(f"The corpus file {path} can't be read: {error.strerror or error}.") from None
+    if not rows:
+        raise UserError(f"The corpus file {path} is empty; it holds one JSON object a line.")
+    return tuple(rows)
+
+
+def _row(line: bytes, place: str) -> Row:
+    """One line as a row; `place` names file and line in the UserErrors."""
+    if len(line) > LONGEST_ROW:
+        raise UserError(f"{place}: longer than {LONGEST_ROW >> 20} MB, which no question and answer is.")
+    try:
+        data = json.loads(line.decode("utf-8-sig"))
+        json.dumps(data, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is no text
+    except UnicodeDecodeError:
+        raise UserError(f"{place}: not UTF-8 text; save the file as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not a JSON object ({error!s:.200}).") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{place}: not a JSON object, but a {type(data).__name__}.")
+    for name in ("id", "prompt", "response"):
+        if name not in data:
+            raise UserError(f"{place}: no field {name!r}.")
+    hints = {field.name: str(field.type) for field in dataclasses.fields(Row)}
+    for name, value in data.items():
+        if name not in hints:
+            raise UserError(f"{place}: unknown field {name[:80]!r}.")
+        fits = {
+            "str": isinstance(value, str),
+            "bool": isinstance(value, bool),
+            "tuple[str, ...]": isinstance(value, list) and all(isinstance(v, str) for v in value),
+        }[hints[name]]
+        if not fits:
+            wanted = {"str": "a text", "bool": "true or false"}.get(hints[name], "a list of texts")
+            raise UserError(f"{place}: {name} is {wanted}, and got {value!r:.80}.")
+    if data.get("split", "test") not in SPLITS:
+        raise UserError(f"{place}: split is one of {', '.join(SPLITS)}, and got {data['split']!r:.80}.")
+    return Row(**data | {key: tuple(data[key]) for key in ("categories", "facts") if key in data})
+
+
+def described_in(whole: str, folder: Path) -> Path:
+    """Where the description of a corpus would be: named itself, in the named folder, or shipped with a protocol."""
+    if folder.suffix == ".toml":
+        return folder
+    protocol = bundled.data() / "protocols" / whole / DESCRIPTION
+    if Path(whole).name == whole and not (folder / DESCRIPTION).is_file() and protocol.is_file():
+        return protocol
+    return folder / DESCRIPTION
+
+
+def domains(rows: Iterable[Row]) -> list[str]:
+    """The hazard domains of harmful rows, each once, in file order."""
+    return list(dict.fromkeys(c for row in rows if row.stream == "harmful" for c in row.categories))
+
+
+def narrowed(rows: tuple[Row, ...], asked: CorpusName) -> tuple[Row, ...]:
+    """The rows with the harmful ones of the asked domains left out, or of these alone; benign rows all stay.
+
+    A harmful row with categories on both sides belongs to neither part. A UserError for a domain that is not there.
+    """
+    if not asked.part:
+        return rows
+    known = domains(rows)
+    for domain in asked.domains:
+        if domain not in known:
+            raise unknown(f"hazard domain of {asked.whole}", domain, known)
+    named = set(asked.domains)
+
+    def stays(row: Row) -> bool:
+        if row.stream not in ("harmful", "unrelated"):
+            return True
+        mine = set(row.categories)
+        return mine.isdisjoint(named) if asked.part == "hold-out" else bool(mine) and mine <= named
+
+    kept = tuple(row for row in rows if stays(row))
+    if not domains(kept):
+        raise UserError(
+            f"Holding out {', '.join(asked.domains)} leaves {asked.whole} no harmful row: its hazard domains are "
+            f"{', '.join(known)}, and one must stay."
+        )
+    return kept

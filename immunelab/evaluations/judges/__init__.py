@@ -1,0 +1,1 @@
+"""Who judges answers: a classifier, a service, labels of tasks."""

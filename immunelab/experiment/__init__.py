@@ -1,0 +1,1 @@
+"""The protocol of one run, the provider behind it, and how Fable's model was made."""

@@ -1,0 +1,74 @@
+"""A run on a node that does not see the disk of its home: its folder comes by mail, and so does what becomes of it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from immunelab.jobs.cluster import carrying, parcels
+from immunelab.runs.journal import RunFolder
+from immunelab.runs.status import read_file
+
+SLOW = 30.0  # seconds that the post may take
+
+
+class Post:
+    """Lies between the nodes and the command that handed the runs over: news one way, wishes to stop the other."""
+
+    def __init__(self) -> None:
+        self.letters: dict[str, list[parcels.News]] = {}
+        self.stops: dict[str, str] = {}
+
+    def deliver(self, run_id: str, news: Sequence[parcels.News]) -> str:
+        """From a node: what is new in a run. Returns the stop request for it, empty if there is none."""
+        self.letters.setdefault(run_id, []).extend(news)
+        return self.stops.get(run_id, "")
+
+    def exchange(self, stops: Mapping[str, str]) -> dict[str, list[parcels.News]]:
+        """From the command: which runs are to stop. Returns the letters since the last call."""
+        self.stops = dict(stops)
+        letters, self.letters = self.letters, {}
+        return letters
+
+
+def wish(folder: RunFolder) -> str:
+    """The stop request of a run as it is written, or one for a run that was stopped in its line or deleted; else ""."""
+    if not folder.path.exists() or folder.recorded().status == "stopped":
+        return json.dumps({"force_after": 0.0})
+    return read_file(folder.path / "stop", missing="")
+
+
+def carry_apart(post: Any, run_id: str, command: Sequence[str] | None, own: bytes, *known: bytes) -> bytes:
+    """On a node: one run in a home of its own that has the run and those that it descends from; returns its parcel.
+
+    `known` are parcels of those of them that still exist.
+    """
+    ray = importlib.import_module("ray")
+    with tempfile.TemporaryDirectory(prefix="immunelab-") as home:
+        folder = _furnish(Path(home), run_id, own, known)
+        gazette = parcels.Gazette(folder)
+
+        def meanwhile() -> None:
+            try:
+                asked = ray.get(post.deliver.remote(run_id, gazette.news()), timeout=SLOW)
+            except ray.exceptions.RayError:  # the command is told at the latest by what is returned
+                return
+            if asked and not folder.stop_requested():
+                folder.request_stop(json.loads(asked).get("force_after"))
+
+        meanwhile()
+        carrying.carry(run_id, home, command, meanwhile)
+        return parcels.pack(folder)
+
+
+def _furnish(home: Path, run_id: str, own: bytes, known: Sequence[bytes]) -> RunFolder:
+    for parcel in [*known, own]:
+        draft = RunFolder(home / "runs" / "arriving")
+        draft.path.mkdir(parents=True)
+        parcels.unpack(parcel, draft)
+        draft.path.rename(draft.path.with_name(draft.recorded().run_id or run_id))
+    return RunFolder(home / "runs" / run_id)

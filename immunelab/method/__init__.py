@@ -1,0 +1,52 @@
+"""What a method is (contract), its settings (knobs), and how it is found by name (registry)."""
+
+from immunelab.method.contract import (
+    HOOKS,
+    RELEASED,
+    STAGES,
+    Attack,
+    Batch,
+    Budget,
+    Defense,
+    Edit,
+    Evaluation,
+    Feed,
+    Method,
+    Provider,
+    Service,
+    Step,
+    Tokens,
+    Trained,
+)
+from immunelab.method.knobs import Knob, knob, knobs
+from immunelab.method.registry import FOLDERS, Kind, configure, describe, get, names, register, settings_of
+
+__all__ = [
+    "FOLDERS",
+    "HOOKS",
+    "RELEASED",
+    "STAGES",
+    "Attack",
+    "Batch",
+    "Budget",
+    "Defense",
+    "Edit",
+    "Evaluation",
+    "Feed",
+    "Kind",
+    "Knob",
+    "Method",
+    "Provider",
+    "Service",
+    "Step",
+    "Tokens",
+    "Trained",
+    "configure",
+    "describe",
+    "get",
+    "knob",
+    "knobs",
+    "names",
+    "register",
+    "settings_of",
+]

@@ -1,0 +1,150 @@
+"""Which attacks a page looks at: their source, the attacked base model, the attack, and the defenses beside none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from immunelab.analysis import collapse
+from immunelab.analysis.outcome_table import PINNED
+from immunelab.figures.collapse import title_of
+from immunelab.formatting import MEASURES, measured_by
+from immunelab.ui import intensity, live, navigation, reads
+
+ALL = "all attacks"
+FEW = 3  # so many defenses are all shown at first; of more only SEAM, and the reader adds others
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """A choice of recorded attacks. `shown` are the defenses to draw, the undefended model first."""
+
+    source: str
+    subject: str  # the attacked base model, on which corpus
+    attack: str
+    shown: tuple[str, ...]
+    judge: str = ""
+
+    def read(self) -> pd.DataFrame:
+        """The attacks of the choice as they are now, of every defense."""
+        return of_judge(of_attack(intensity.read(self.source, self.subject), self.attack), self.judge)
+
+    def drawn(self) -> pd.DataFrame:
+        """The same, of the defenses to draw."""
+        curves = self.read()
+        return curves[curves["defense"].isin(self.shown)]
+
+
+def choose(empty: str, *, every_attack: bool = False) -> Scope:
+    """The choice as widgets, each only where there is something to choose; without any recorded attack a designed
+    empty state (`empty` says what will be here), and the page ends. `every_attack` offers all attacks together."""
+    shipped, own = (not reads.curves(showcase=k).empty for k in (True, False))
+    if not shipped and not own:
+        navigation.nothing_yet(
+            "No attack has been recorded yet", empty, ("launch", "Launch an attack"), ("overview", "Run the live demo")
+        )
+        live.waiting(lambda: not reads.curves().empty)
+        st.stop()
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        source = "Both"
+        if shipped and own:
+            source = st.segmented_control(
+                "Runs", list(intensity.SOURCES), default="Both", required=True, key="source", bind="query-params"
+            )
+        subject = attacked(reads.curves(intensity.SOURCES[source]))
+        curves = intensity.read(source, subject)
+        attack = which(curves, every_attack)
+        judge = judged(of_attack(curves, attack))
+        mine = of_judge(of_attack(curves, attack), judge)
+        others = beside(mine)
+    told = measures(mine)
+    if told:
+        st.caption(live.plain(told))
+    return Scope(source, subject, attack, ("undefended", *others), judge)
+
+
+def attacked(curves: pd.DataFrame) -> str:
+    """Which base model to look at, on which corpus: a choice where several are recorded."""
+    subjects = collapse.subjects(curves)
+    if len(subjects) < 2:
+        return subjects[0]
+    chosen: str = st.selectbox("Base model", subjects, key="base", bind="query-params", width=220)
+    return chosen
+
+
+def which(curves: pd.DataFrame, every: bool = False) -> str:
+    """The attack to look at, the most recorded one first; unlike attacks never share a band."""
+    methods = attacks(curves)
+    options = [ALL, *methods] if every else methods
+    if len(methods) < 2:
+        return options[0] if options else ALL
+    chosen: str = st.selectbox("Attack", options, key="attack", bind="query-params", width=220)
+    return chosen
+
+
+def attacks(curves: pd.DataFrame) -> list[str]:
+    """The recorded attack methods, those of most runs first."""
+    runs = curves.drop_duplicates("run_id")["method"].value_counts()
+    return [str(m) for m in sorted(runs.index, key=lambda m: (-runs[m], m))]
+
+
+def of_attack(curves: pd.DataFrame, attack: str) -> pd.DataFrame:
+    """The rows of one attack method, or of all of them."""
+    return curves if attack == ALL else curves[curves["method"] == attack]
+
+
+def judged(curves: pd.DataFrame) -> str:
+    """Whose harmfulness to look at, that of most runs first; numbers of unlike judges never share a band."""
+    runs = curves.drop_duplicates("run_id")["judge"].value_counts()
+    options = sorted(runs.index, key=lambda j: (-runs[j], j))
+    if len(options) < 2:
+        return str(options[0]) if options else ""
+    chosen: str = st.selectbox(
+        "Judge",
+        options,
+        format_func=lambda j: live.plain(j or "none: by words or facts"),
+        key="judge",
+        bind="query-params",
+        width=320,
+    )
+    return chosen
+
+
+def of_judge(curves: pd.DataFrame, judge: str) -> pd.DataFrame:
+    """The rows of runs with one judge; all where none is recorded with it."""
+    mine = curves[curves["judge"] == judge]
+    return curves if mine.empty else mine
+
+
+def measures(curves: pd.DataFrame) -> str:
+    """What harmfulness and utility are in these runs, where that is not what they are in Fable."""
+    harm, utility = (list(curves[f"{m}_by"].dropna().unique()) for m in ("harmfulness", "utility"))
+    if not set(harm) & set(MEASURES) - {"fable-recall"}:
+        return ""
+    return f"Harmfulness here: {measured_by(harm, curves['judge'].unique())}. Utility: {measured_by(utility)}."
+
+
+def beside(curves: pd.DataFrame) -> Sequence[str]:
+    """The defenses to draw beside the undefended model, which stays pinned."""
+    others = ordered(curves["defense"].unique().tolist())
+    others = [d for d in others if d != "undefended"]
+    if len(others) < 2:
+        return others
+    first = [d for d in others if d.split(" (")[0] in PINNED] or others
+    chosen: list[str] = st.multiselect(
+        "Beside the undefended model",
+        others,
+        default=others if len(others) <= FEW else first[:FEW],
+        key="beside",
+        format_func=title_of,
+        bind="query-params",
+    )
+    return chosen
+
+
+def ordered(defenses: Sequence[str]) -> list[str]:
+    """Names of defenses, the undefended model and SEAM first."""
+    return sorted(defenses, key=lambda d: (PINNED.index(m) if (m := d.split(" (")[0]) in PINNED else len(PINNED), d))

@@ -1,0 +1,78 @@
+"""The guided demo: every step shows recorded runs, and can be run live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from immunelab import jobs
+from immunelab.runs.spec import RunSpec
+from immunelab.ui import reads, tour
+from tests import made_up
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+    return made_up.lab(home)
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    seen: list[RunSpec] = []
+
+    def submit(specs: list[RunSpec], *_: Any, **__: Any) -> list[str]:
+        seen.extend(specs)
+        return [f"run-{i}" for i in range(len(specs))]
+
+    monkeypatch.setattr(jobs, "submit", submit)
+    return seen
+
+
+def page(step: str) -> AppTest:
+    reads.forget()
+    test = AppTest.from_file(str(ROOT / "pages" / "tour.py"), default_timeout=120)
+    test.query_params["step"] = step
+    return ok(test.run())
+
+
+def ok(test: AppTest) -> AppTest:
+    assert not test.exception, test.exception[0].value + "\n" + "\n".join(test.exception[0].stack_trace)
+    assert not test.error
+    return test
+
+
+@pytest.mark.parametrize("step", list(tour.STEPS))
+def test_every_step_draws(step: str) -> None:
+    assert page(step).subheader[0].value == step
+
+
+def test_the_slider_goes_through_recorded_checkpoints() -> None:
+    test = page("1 The threat")
+    slider = test.select_slider(key="tour-threat")
+    assert [int(o) for o in slider.options] == [0, 10, 20, 30, 40, 50, 60]
+    ok(slider.set_value(0).run())
+    assert test.metric[0].delta == "before the attack"
+    assert test.metric[0].value == "0%"
+
+
+@pytest.mark.parametrize(
+    ("step", "kinds"),
+    [("1 The threat", ["attack"]), ("2 Immunize", ["immunize"]), ("3 Attack again", ["immunize", "attack"])],
+)
+def test_a_step_can_be_run_live(step: str, kinds: list[str], submitted: list[RunSpec]) -> None:
+    ok(page(step).button(key="tour-live").click().run())
+    assert [s.kind for s in submitted] == kinds
+    assert {s.seed for s in submitted} == {2}  # a seed that is not recorded yet
+    assert submitted[-1].model == ("run:#0" if len(kinds) > 1 else "fable")
+
+
+def test_the_ladder_holds_both_models(submitted: list[RunSpec]) -> None:
+    ok(page("4 Drag the intensity").button(key="tour-live").click().run())
+    attacks = [s.model for s in submitted if s.kind == "attack"]
+    assert attacks.count("fable") == attacks.count("run:#0") > 1
