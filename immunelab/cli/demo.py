@@ -6,7 +6,6 @@ import argparse
 import json
 import shlex
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -84,26 +83,14 @@ def showcase_build(args: argparse.Namespace) -> int:
 
 
 def showcase_table(args: argparse.Namespace) -> int:
-    """Print the outcome of every defense at every rung and its worst case under search: the tables of the README."""
-    from immunelab.analysis import collapse, outcome_table, tradeoff
-    from immunelab.store import Store, queries
+    """Print the outcome of every defense at every rung and its worst case under search, or write it into the docs."""
+    from immunelab.reports import results
 
-    with tempfile.TemporaryDirectory() as home:  # the shipped runs, and none of this lab's
-        store = Store(Path(home))
-        store.sync(force=True)
-        runs, curves = queries.runs(store, showcase=True), queries.attack_curves(store)
-        trials = queries.searches(store)
-    if curves.empty:
-        raise UserError("No recorded runs ship with this installation: `immunelab showcase build` records them.")
-    for i, subject in enumerate(collapse.subjects(curves)):
-        attacks = collapse.comparable(runs, curves, subject)
-        if i:
-            print(f"\nOn `{subject}`:\n")
-        print(outcome_table.markdown(outcome_table.outcome_table(attacks)), end="")
-        mine = trials[trials["subject"] == subject]
-        if len(mine):
-            done = curves[(curves["subject"] == subject) & (curves["status"] == "done")]
-            print(f"\n{tradeoff.markdown(mine, tradeoff.checkpoints(done))}", end="")
+    if args.write:
+        for path in results.write():
+            print(path)
+    else:
+        print(results.tables()["outcomes"], end="")
     return 0
 
 

@@ -375,7 +375,8 @@ def _shipped(commands: Any) -> None:
             )
             c.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 … N-1 (default 3)")
             c.add_argument("--to", metavar="DIR", help="folder to write (default: data/showcase)")
-            _command(inner, "table", demo.showcase_table, "the outcomes of the recorded attacks, as Markdown")
+            c = _command(inner, "table", demo.showcase_table, "the outcomes of the recorded attacks, as Markdown")
+            c.add_argument("--write", action="store_true", help="put the tables into README.md and docs/results.md")
         else:
             _command(inner, "rebuild", recorded.rebuild, "make the database anew from the journals")
 

@@ -1,6 +1,6 @@
 """The standalone HTML report: what was measured, on what, with which command, and the collapse curve.
 
-One file, no network: Plotly is inside. The figures are those of the app (`ui/charts.py`), and the numbers those of
+One file, no network: Plotly is inside. The figures are those of the app (`figures/`), and the numbers those of
 `analysis`. Everything that came from a run or a command line is escaped.
 """
 
@@ -27,7 +27,7 @@ from immunelab.store import Store, queries
 
 COSINE = "cosine/harmful-benign"
 CONTROL = "undefended"
-PAGE = Path(__file__).with_name("report.html")
+PAGE = Path(__file__).with_name("demo.html")
 
 
 @dataclasses.dataclass(frozen=True)
