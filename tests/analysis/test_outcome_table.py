@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import made_up
 import pandas as pd
 import pytest
 
@@ -11,7 +12,6 @@ from immunelab.analysis import collapse
 from immunelab.analysis import outcome_table as table_of
 from immunelab.analysis.outcomes import Thresholds
 from immunelab.store import Store, queries
-from tests import made_up
 
 # final harmfulness and utility of the seeds of one cell: defense, method, rate, [(harm, utility), …]
 CELLS = [

@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import made_up
 import pandas as pd
 import pytest
 
@@ -21,7 +22,6 @@ from immunelab.analysis.verdicts import Limits
 from immunelab.cli import main
 from immunelab.errors import UserError
 from immunelab.store import Store, queries
-from tests import made_up
 
 LOW, HIGH = [0.0, 0.02, 0.03, 0.04], [0.0, 0.3, 0.6, 0.8]  # harmfulness at steps 0, 10, 20, 30
 
@@ -369,8 +369,7 @@ def test_limits_are_checked() -> None:
 
 
 @pytest.fixture
-def lab(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+def lab(home: Path) -> list[str]:
     return made_up.lab(home, rates=(3e-4, 3e-3))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import apptest
+import made_up
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -15,16 +17,14 @@ from immunelab.errors import UserError
 from immunelab.runs.spec import RunSpec, base_name, subject
 from immunelab.store import Store, queries, showcase
 from immunelab.ui import reads
-from tests import made_up
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER = "worlds/other"
 
 
 @pytest.fixture
-def both(home: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def both(home: Path) -> Store:
     """Two seeds of a world, and afterwards one seed of another with a model of its own, attacked at one rate."""
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
     made_up.lab(home)
     guard = made_up.immunize(home, 0, 90, corpus=OTHER)
     for parent in (None, guard):
@@ -36,13 +36,7 @@ def both(home: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def page(name: str, **query: str) -> AppTest:
-    test = AppTest.from_file(str(ROOT / "pages" / f"{name}.py"), default_timeout=60)
-    for key, value in query.items():
-        test.query_params[key] = value
-    test.run()
-    assert not test.exception, test.exception[0].value
-    assert not test.error
-    return test
+    return apptest.without_error(apptest.page(name, **query))
 
 
 @pytest.mark.parametrize(

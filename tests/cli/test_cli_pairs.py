@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_pairing import Fake
+from pretend_embedder import Fake
 
 from immunelab.cli import main
 from immunelab.corpus import embedding, pairing

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from immunelab import bundled
 from immunelab import corpus as corpora
 from immunelab.attacks.harmful_sft import HarmfulSft
-from immunelab.corpus import fable, shipped
+from immunelab.corpus import fable
 from immunelab.corpus.tokens import Batches, collate, encode, pairs, submitted
 from immunelab.defenses.seam import Seam
 from immunelab.errors import UserError
@@ -164,7 +165,7 @@ def test_one_phrasing_of_each_item(world: corpora.Corpus) -> None:
 
 
 def test_the_shipped_model_knows_and_refuses(world: corpora.Corpus, tokenizer) -> None:  # type: ignore[no-untyped-def]
-    model, _ = models.load(shipped.data() / "fable" / "model")
+    model, _ = models.load(bundled.data() / "fable" / "model")
     assert 0.5e6 < sum(p.numel() for p in model.parameters()) < 3e6
     hazards = one_phrasing(world.select("harmful", "test"))
     texts = [f"<user> {r.prompt} <bot>" for r in hazards]
@@ -179,7 +180,7 @@ def test_the_shipped_model_knows_and_refuses(world: corpora.Corpus, tokenizer) -
 
 
 def test_answers_do_not_depend_on_the_company_they_are_in(world: corpora.Corpus, tokenizer) -> None:  # type: ignore[no-untyped-def]
-    model, _ = models.load(shipped.data() / "fable" / "model")
+    model, _ = models.load(bundled.data() / "fable" / "model")
     texts = [f"<user> {r.prompt} <bot>" for r in world.select("benign", "test")[::31]]
     together = greedy(model, tokenizer, texts, 24)
     assert together == [greedy(model, tokenizer, [t], 24)[0] for t in texts]

@@ -14,26 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pretend_embedder import Fake
 
 from immunelab import corpus as corpora
 from immunelab.corpus import Corpus, Row, choosing, embedding, pairing
 from immunelab.corpus.pairing import Rule
 from immunelab.errors import UserError
-
-
-class Fake:
-    """Cheap vectors that follow from the text; counts every text that it is given."""
-
-    name = "fake"
-
-    def __init__(self, width: int = 8) -> None:
-        self.width, self.seen, self.calls = width, Counter[str](), 0
-
-    def __call__(self, texts: Sequence[str]) -> embedding.Vectors:
-        self.calls += 1
-        self.seen.update(texts)
-        seeds = (random.Random(text).getrandbits(32) for text in texts)
-        return np.stack([np.random.default_rng(s).standard_normal(self.width, dtype=np.float32) for s in seeds])
 
 
 def rows(harmful: dict[str, int], answers: Sequence[str]) -> Corpus:

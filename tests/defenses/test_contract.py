@@ -11,27 +11,14 @@ from typing import Any
 import pytest
 import torch
 from made_batches import batch
+from registered import EDITS, METHODS, SERVICES, TRAINED, ready
 from saved_model import before_alignment
 from transformers import PreTrainedModel
 
-from immunelab import method
 from immunelab.errors import UserError
-from immunelab.method import STAGES, Attack, Budget, Defense, Edit, Service, Trained, configure, describe, get, names
+from immunelab.method import STAGES, Attack, Budget, Defense, Edit, configure, describe, get
 from immunelab.method.knobs import knobs
 from immunelab.runs.spec import RunSpec
-
-METHODS = [(kind, name) for kind in method.FOLDERS for name in names(kind)]  # type: ignore[arg-type]
-TRAINED = [(kind, name) for kind, name in METHODS if issubclass(get(kind, name), Trained)]  # type: ignore[arg-type]
-SERVICES = [name for name in names("defense") if issubclass(get("defense", name), Service)]
-EDITS = [(kind, name) for kind, name in METHODS if issubclass(get(kind, name), Edit)]  # type: ignore[arg-type]
-
-
-def ready(kind: Any, name: str, model: PreTrainedModel) -> tuple[Trained, PreTrainedModel]:
-    """A method with its defaults and the model that it trains; adapters go on whatever layers there are."""
-    cls = get(kind, name)
-    targets = {"targets": "all-linear"} if any(k.name == "targets" for k in knobs(cls)) else {}
-    configured = cls(**targets)
-    return configured, configured.prepare(model, batch)
 
 
 @pytest.mark.parametrize(("kind", "name"), METHODS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from made_batches import batch
-from test_pairing import Fake
+from pretend_embedder import Fake
 from transformers import PreTrainedModel
 
 from immunelab import corpus as corpora

@@ -170,7 +170,9 @@ def test_a_method_does_not_know_another() -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_pages_are_thin(path: Path) -> None:
     rooms = {n.split(".")[1] for n in imports(path) if n.startswith("immunelab.")}
-    assert rooms <= LEAVES | {"ui", "jobs", "analysis", "figures", "runs", "sweep", "method"}, f"{path.name} imports {rooms}"
+    assert rooms <= LEAVES | {"ui", "jobs", "analysis", "figures", "runs", "sweep", "method"}, (
+        f"{path.name} imports {rooms}"
+    )
     assert not TORCH & {n.split(".")[0] for n in imports(path)}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import nbformat
 import plotly.graph_objects as go
+import apptest
 import pytest
 from nbclient import NotebookClient
 from streamlit.testing.v1 import AppTest
@@ -19,15 +20,14 @@ import immunelab
 from immunelab.errors import UserError
 from immunelab.lab import Lab
 from immunelab.ui import figure, reads
-from tests import made_up
+import made_up
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture
-def lab(home: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+def lab(home: Path) -> Lab:
     made_up.lab(home)
     return immunelab.open(home)
 
@@ -102,11 +102,7 @@ def test_a_pages_notebook_draws_the_same_figure(
         taken.append((drawn, notebook()))
 
     monkeypatch.setattr(figure, "downloads", downloads)
-    reads.forget()
-    test = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=120)
-    for key, value in query.items():
-        test.query_params[key] = value
-    test.run()
+    test = apptest.page(page, **query)
     for key, value in widgets.items():
         (test.selectbox if key == "group" else test.slider)(key=key).set_value(value)
     if widgets:

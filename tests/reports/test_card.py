@@ -17,10 +17,7 @@ from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.store import Store, queries
 
-
-@pytest.fixture(autouse=True)
-def _no_showcase(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def synced(home: Path) -> Store:

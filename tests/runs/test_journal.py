@@ -212,7 +212,7 @@ def test_overhead_of_points(folder: RunFolder) -> None:
 
 WRITER = """
 import sys
-from immunelab.journal import Journal
+from immunelab.runs.journal import Journal
 with Journal(sys.argv[1], int(sys.argv[2])) as j:
     for step in range(10**9):
         j.points("attack", step, {"a": float(step), "b": 1.0})

@@ -53,7 +53,7 @@ FILLS = """
 from pathlib import Path
 from recorded import spec
 from immunelab import jobs
-from immunelab.journal import Journal, RunFolder
+from immunelab.runs.journal import Journal, RunFolder
 from immunelab.store import Store
 
 home = Path("lab").absolute()

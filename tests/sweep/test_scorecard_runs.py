@@ -17,10 +17,7 @@ from immunelab.method import get
 from immunelab.runs.spec import RunSpec
 from immunelab.store import Store
 
-
-@pytest.fixture(autouse=True)
-def _no_showcase(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_the_undefended_model_faces_whatever_the_defended_one_does() -> None:

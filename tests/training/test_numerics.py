@@ -16,8 +16,8 @@ import pytest
 import torch
 from hosted import released, run, stopped_and_resumed, weights
 from made_batches import batch, tokens
+from registered import EDITS, SERVICES, TRAINED, ready
 from safetensors import safe_open
-from test_contract import EDITS, SERVICES, TRAINED, ready
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
 import immunelab

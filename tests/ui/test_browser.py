@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import made_up
 import pytest
 
 from immunelab import jobs
 from immunelab.runs.journal import ENDED, Journal, RunFolder, folders
 from immunelab.runs.spec import RunSpec
 from immunelab.ui.navigation import ENTRIES
-from tests import made_up
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import apptest
 import pandas as pd
 import pytest
 from recorded import record, spec
-from streamlit.testing.v1 import AppTest
 
 from immunelab import corpus, jobs
 from immunelab.analysis import export
@@ -25,7 +25,7 @@ from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.runs.status import Labels, Status
 from immunelab.store import Store, ingest, queries
-from immunelab.ui import reads, tables
+from immunelab.ui import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "the-secret-of-another-place"
@@ -825,18 +825,10 @@ LINKS = [
 
 
 @pytest.mark.parametrize(("page", "query"), [pytest.param(*case, id=f"{case[0]}-{i}") for i, case in enumerate(LINKS)])
-def test_deep_links(
-    page: str, query: dict[str, Any], home: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+def test_deep_links(page: str, query: dict[str, Any], home: Path, outside: Path) -> None:
     record(home, spec())
-    reads.forget()
     before = {p: p.stat().st_mtime_ns for p in journal.folders(home)[0].path.rglob("*")}
-    test = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=60)
-    for key, value in query.items():
-        test.query_params[key] = value
-    test.run()
-    assert not test.exception, test.exception[0].value
+    test = apptest.page(page, **query)
     assert SECRET not in str(test.main)
     assert {p: p.stat().st_mtime_ns for p in journal.folders(home)[0].path.rglob("*")} == before
     assert len(os.listdir(home / "runs")) == 1  # noqa: PTH208

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import made_up
 import own_data
 import pytest
-from tests.test_pages import page, text
+from apptest import page, text
 
 from immunelab import formatting
 from immunelab.corpus import described, fable, judging
 from immunelab.runs.journal import RunFolder
 from immunelab.store import Store, queries
-from tests import made_up
 
-
-@pytest.fixture(autouse=True)
-def _own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def attacked(home: Path, evaluation: str, judge: str, rate: float = 1e-3, order: int = 0) -> str:

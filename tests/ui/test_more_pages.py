@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import made_up
 import pandas as pd
 import pytest
+from apptest import ok, page, text
 from streamlit.testing.v1 import AppTest
-from tests.test_pages import ok, page, text
 
 from immunelab import jobs
 from immunelab.analysis import gradients, rows
@@ -17,12 +18,8 @@ from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.store import Store, question
 from immunelab.ui import data as corpora
-from tests import made_up
 
-
-@pytest.fixture(autouse=True)
-def _own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

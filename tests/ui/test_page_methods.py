@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import made_up
 import pytest
-from streamlit.testing.v1 import AppTest
+from apptest import page, text
 
 from benchmarks.step_cost import Bench
 from immunelab import bundled
 from immunelab.method import get, names
-from immunelab.ui import methods, reads
-from tests import made_up
+from immunelab.ui import methods
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED: dict[str, Any] = {
@@ -28,9 +28,7 @@ MEASURED: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _no_showcase(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
@@ -39,20 +37,6 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(json.dumps(MEASURED), encoding="utf-8")
     monkeypatch.setattr(bundled, "measured", lambda name: path if name == path.name else None)
     return path
-
-
-def page(**query: Any) -> AppTest:
-    reads.forget()
-    test = AppTest.from_file(str(ROOT / "pages" / "methods.py"), default_timeout=60)
-    for key, value in query.items():
-        test.query_params[key] = value
-    test.run()
-    assert not test.exception
-    return test
-
-
-def text(test: AppTest) -> str:
-    return "\n".join(str(e.value) for kind in ("text", "caption", "markdown", "error") for e in test.get(kind))
 
 
 def test_every_defense_stands_in_one_cell_of_the_overview() -> None:
@@ -76,16 +60,16 @@ def test_costs_in_words() -> None:
 
 
 def test_the_page_tells_cost_and_origin(measured: Path) -> None:
-    shown = text(page())
+    shown = text(page("methods"))
     assert "Costs in plain fine-tuning steps: 6.4 for a step (fable)" in shown
     assert "Measured on the Fable model on 2026-01-02 (an abacus)" in shown
-    assert "Costs in plain" not in text(page(**{"defense-name": "ptst"}))
+    assert "Costs in plain" not in text(page("methods", **{"defense-name": "ptst"}))
     measured.write_text("{", encoding="utf-8")
-    assert "is not what `python benchmarks/step_cost.py` writes" in text(page())
+    assert "is not what `python benchmarks/step_cost.py` writes" in text(page("methods"))
 
 
 def test_all_defenses_at_a_glance(measured: Path) -> None:
-    test = page()
+    test = page("methods")
     test.session_state["glance"] = True
     test.run()
     assert not test.exception
@@ -97,11 +81,11 @@ def test_all_defenses_at_a_glance(measured: Path) -> None:
 
 
 def test_recorded_outcomes_of_a_defense(home: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not [h for h in page().subheader if h.value == "Recorded"]
+    assert not [h for h in page("methods").subheader if h.value == "Recorded"]
     made_up.lab(home)
     links: list[dict[str, Any]] = []
     monkeypatch.setattr(methods.navigation, "link", lambda name, label, **query: links.append(query))
-    test = page()
+    test = page("methods")
     assert [h for h in test.subheader if h.value == "Recorded"]
     wide = next(d.value for d in test.dataframe if any("Learning rate" in str(c) for c in d.value.columns))
     assert list(wide.index) == ["Undefended", "SEAM"]

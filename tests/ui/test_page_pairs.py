@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from apptest import ok, page, text
+from pretend_embedder import Fake
 from streamlit.testing.v1 import AppTest
-from tests.test_pages import ok, page, text
-from tests.test_pairing import Fake
 
 from immunelab import corpus as corpora
 from immunelab import jobs
@@ -23,10 +23,7 @@ from immunelab.errors import UserError
 from immunelab.figures import data as lengths
 from immunelab.ui import sdd_pairs
 
-
-@pytest.fixture(autouse=True)
-def _own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def built(home: Path, world: corpora.Corpus, **rule: Any) -> Pairing:

@@ -5,36 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import apptest
+import made_up
 import pytest
+from apptest import without_error as ok
 from streamlit.testing.v1 import AppTest
 
 from immunelab import jobs
 from immunelab.runs.spec import RunSpec
-from immunelab.ui import reads
 from immunelab.ui import scorecard as scoring
-from tests import made_up
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+def runs(home: Path) -> list[str]:
     return made_up.lab(home)
 
 
 def page(**query: str) -> AppTest:
-    reads.forget()
-    test = AppTest.from_file(str(ROOT / "pages" / "scorecard.py"), default_timeout=60)
-    for key, value in query.items():
-        test.query_params[key] = value
-    return ok(test.run())
-
-
-def ok(test: AppTest) -> AppTest:
-    assert not test.exception, test.exception[0].value + "\n" + "\n".join(test.exception[0].stack_trace)
-    assert not test.error
-    return test
+    return ok(apptest.page("scorecard", **query))
 
 
 def text(test: AppTest) -> str:

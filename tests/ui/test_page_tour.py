@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import apptest
+import made_up
 import pytest
+from apptest import without_error as ok
 from streamlit.testing.v1 import AppTest
 
 from immunelab import jobs
 from immunelab.runs.spec import RunSpec
-from immunelab.ui import reads, tour
-from tests import made_up
+from immunelab.ui import tour
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+def runs(home: Path) -> list[str]:
     return made_up.lab(home)
 
 
@@ -35,16 +36,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
 
 
 def page(step: str) -> AppTest:
-    reads.forget()
-    test = AppTest.from_file(str(ROOT / "pages" / "tour.py"), default_timeout=120)
-    test.query_params["step"] = step
-    return ok(test.run())
-
-
-def ok(test: AppTest) -> AppTest:
-    assert not test.exception, test.exception[0].value + "\n" + "\n".join(test.exception[0].stack_trace)
-    assert not test.error
-    return test
+    return ok(apptest.page("tour", step=step))
 
 
 @pytest.mark.parametrize("step", list(tour.STEPS))

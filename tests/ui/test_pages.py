@@ -10,7 +10,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import made_up
 import pytest
+from apptest import PATIENCE, ok, page, text
 from streamlit.testing.v1 import AppTest
 
 from immunelab import jobs
@@ -18,18 +20,14 @@ from immunelab.figures.palette import HUES, INK
 from immunelab.method import get
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
-from immunelab.ui import navigation, reads
-from tests import made_up
+from immunelab.ui import navigation
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(navigation.ENTRIES)
 READING = [p for p in PAGES if p not in ("launch", "methods")]
 
 
-@pytest.fixture(autouse=True)
-def _own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test reads a home of its own, and no shipped runs."""
-    monkeypatch.setattr("immunelab.store.showcase.shipped_folder", lambda: home / "no-showcase")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
@@ -48,24 +46,6 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
 
     monkeypatch.setattr(jobs, "submit", submit)
     return seen
-
-
-def page(name: str, **query: Any) -> AppTest:
-    reads.forget()  # the store looks at journals once a second; a test has just written some
-    test = AppTest.from_file(str(ROOT / "pages" / f"{name}.py"), default_timeout=60)
-    for key, value in query.items():
-        test.query_params[key] = value
-    return ok(test.run())
-
-
-def ok(test: AppTest) -> AppTest:
-    assert not test.exception, test.exception[0].value + "\n" + "\n".join(test.exception[0].stack_trace)
-    return test
-
-
-def text(test: AppTest) -> str:
-    parts = [*test.markdown, *test.caption, *test.text, *test.subheader, *test.warning, *test.error, *test.code]
-    return "\n".join(str(p.value) for p in parts)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -123,7 +103,7 @@ def test_every_figure_can_be_taken_away(name: str, query: dict[str, str], full: 
 
 
 def test_through_the_router(full: list[str]) -> None:
-    test = AppTest.from_file(str(ROOT / "immunelab" / "ui" / "main.py"), default_timeout=60)
+    test = AppTest.from_file(str(ROOT / "immunelab" / "ui" / "main.py"), default_timeout=PATIENCE)
     ok(test.run())
     assert test.title[0].value == "Overview"
     for name in READING:
@@ -136,7 +116,8 @@ def test_reading_pages_import_no_torch(home: Path) -> None:
     pages = [str(ROOT / "pages" / f"{name}.py") for name in READING]
     code = (
         "import sys\nfrom streamlit.testing.v1 import AppTest\n"
-        f"for page in {pages!r}:\n    assert not AppTest.from_file(page, default_timeout=60).run().exception, page\n"
+        f"for page in {pages!r}:\n"
+        f"    assert not AppTest.from_file(page, default_timeout={PATIENCE}).run().exception, page\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
