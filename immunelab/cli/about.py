@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import psutil
 
 from immunelab import bundled, jobs
-from immunelab.cli import show
+from immunelab.cli import options, show
 from immunelab.errors import UserError, unknown
 from immunelab.formatting import size
 from immunelab.method import Kind, describe, get, names
@@ -62,11 +62,9 @@ def methods(args: argparse.Namespace) -> int:
     return 0
 
 
-def method_help(args: argparse.Namespace, kind: str, of: Kind) -> None:
+def method_help(args: argparse.Namespace, of: Kind) -> None:
     """`immunelab immunize METHOD --help`: the options, then every setting of the method."""
-    from immunelab.cli.parser import command
-
-    show.out.print(command(kind).format_help().rstrip(), markup=False)
+    show.out.print(args.parser.format_help().rstrip(), markup=False)
     _print_method(describe(get(of, args.method)), getattr(get(of, args.method), "ladders", {}))
 
 
@@ -220,3 +218,12 @@ def _device() -> Iterator[Finding]:
             "ok",
             f"CPU, {threads} thread{'s' * (threads != '1')}; all of Fable runs here, 7B models want a GPU",
         )
+
+
+def add(commands: Any) -> None:
+    """Add `methods` and `doctor`."""
+    c = options.command(commands, "methods", methods, "defenses, attacks and evaluations, with their settings")
+    c.add_argument("name", nargs="?", metavar="NAME", help="one method, with every setting")
+    options.json_flag(c)
+    c = options.command(commands, "doctor", doctor, "device, versions, disk, home: what is missing, and the fix")
+    options.json_flag(c)

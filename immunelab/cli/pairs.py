@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from immunelab import corpus as corpora
 from immunelab import jobs
-from immunelab.cli import show
+from immunelab.cli import options, show
 from immunelab.corpus import SPLITS, embedding, pairing
 from immunelab.errors import UserError, unknown
 from immunelab.formatting import duration, share
@@ -151,9 +151,11 @@ def _progress() -> Iterator[pairing.Tell]:
         yield tell
 
 
-def add(command: Callable[..., Any]) -> None:
-    """Add `build` and `show` to the group `pairs`; `command(name, call, help, text)` makes a parser."""
-    c = command(
+def add(commands: Any) -> None:
+    """Add `pairs build` and `pairs show`."""
+    inner = options.group(commands, "pairs", "SDD's pairs: harmful prompts with good answers to other questions")
+    c = options.command(
+        inner,
         "build",
         build,
         "build the pairs that runs of sdd and sdd-reject take",
@@ -174,9 +176,9 @@ def add(command: Callable[..., Any]) -> None:
     c.add_argument("--redraws", metavar="R", help="further draws for a prompt")
     c.add_argument("--pairs", metavar="N", help="pairs to build, at most")
     c.add_argument("--words", metavar="W", help="fewest words of an answer")
-    c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
-    c.add_argument("--json", action="store_true", help="print JSON on standard output")
-    c = command("show", listed, "the pairs that were built: all of them, or one with its statistics")
+    options.device(c)
+    options.json_flag(c)
+    c = options.command(inner, "show", listed, "the pairs that were built: all of them, or one with its statistics")
     c.add_argument("key", nargs="?", metavar="KEY", help="a key or its beginning, or last")
     c.add_argument("--limit", type=int, default=8, metavar="N", help="pairs to show (default 8; 0: all)")
-    c.add_argument("--json", action="store_true", help="print JSON on standard output")
+    options.json_flag(c)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from immunelab import jobs
-from immunelab.cli import show, start
+from immunelab.cli import options, show, submit
 from immunelab.errors import UserError, unknown
 from immunelab.formatting import duration, share, size
 from immunelab.jobs.follow import run_id
 from immunelab.runs import journal
-
-if TYPE_CHECKING:
-    from immunelab.store import Store
 
 RUN_COLUMNS = ("run", "kind", "method", "on", "seed", "status", "progress", "took", "started", "name")
 
@@ -24,7 +21,7 @@ def runs(args: argparse.Namespace) -> int:
     """List the runs, newest first."""
     from immunelab.store import queries
 
-    store = store_of(args)
+    store = submit.store_of(args)
     frame = queries.runs(store, showcase=args.showcase)
     if not args.archived:
         frame = frame[~frame["archived"].fillna(False).astype(bool)]
@@ -46,7 +43,7 @@ def trace(args: argparse.Namespace) -> int:
     """Every scalar of a run, summed up; with --name point by point; and its scores."""
     from immunelab.store import queries
 
-    store = store_of(args)
+    store = submit.store_of(args)
     run = run_id(args.run, journal.home(args.home))
     known = queries.names(store, [run])
     wanted = args.name or list(dict.fromkeys(known["name"]))
@@ -78,7 +75,7 @@ def trace(args: argparse.Namespace) -> int:
 def sql(args: argparse.Namespace) -> int:
     """One read-only query."""
     query = sys.stdin.read() if args.query == "-" else args.query
-    frame = store_of(args).query(query)
+    frame = submit.store_of(args).query(query)
     if args.json:
         show.emit(show.records(frame))
     else:
@@ -102,7 +99,7 @@ def resume(args: argparse.Namespace) -> int:
     if args.detach:
         print(name)
         return 0
-    return start.finish([name], home, args.json)
+    return submit.finish([name], home, args.json)
 
 
 def delete(args: argparse.Namespace) -> int:
@@ -129,17 +126,6 @@ def rebuild(args: argparse.Namespace) -> int:
     store.rebuild()
     print(f"The database was made anew from the journals of {len(queries.runs(store, showcase=False))} runs.")
     return 0
-
-
-def store_of(args: argparse.Namespace) -> Store:
-    """The store, with everything taken in that journals hold by now."""
-    from immunelab.store import Store
-
-    home = journal.home(args.home)
-    jobs.reconcile(home)
-    store = Store(home)
-    store.sync(force=True)
-    return store
 
 
 def _run_row(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -174,3 +160,61 @@ def _print_summary(run: str, points: Any, scores: Any) -> None:
             [(s.phase, s.step, s.metric, f"{s.score:.4g}", s.n) for s in scores.itertuples(index=False)],
             right=("step", "score", "n"),
         )
+
+
+def add(commands: Any) -> None:
+    """Add the commands on recorded runs."""
+    c = options.command(commands, "runs", runs, "list the runs, newest first")
+    c.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default 20; 0: all)")
+    c.add_argument("--showcase", action="store_true", help="the recorded showcase that ships with the project instead")
+    c.add_argument("--archived", action="store_true", help="archived runs too")
+    options.json_flag(c)
+
+    c = options.command(
+        commands,
+        "trace",
+        trace,
+        "what a run recorded: every scalar, and its scores",
+        """
+        examples:
+          immunelab trace last
+          immunelab trace 3f9a1c --name cosine/harmful-benign --json
+        """,
+    )
+    c.add_argument("run", metavar="RUN", help="id, its end, or last")
+    c.add_argument("--name", action="append", default=[], metavar="NAME", help="only this scalar, point by point")
+    options.json_flag(c)
+
+    c = options.command(
+        commands,
+        "sql",
+        sql,
+        "ask the store, read-only",
+        """
+        Tables: runs, points, layer_points, scores, examples, checkpoints.
+
+        example:
+          immunelab sql "select status, count(*) as n from runs group by status"
+        """,
+    )
+    c.add_argument("query", metavar="QUERY", help="one SELECT, or - for standard input")
+    options.json_flag(c)
+
+    c = options.command(commands, "stop", stop, "stop runs: finish the step, save a checkpoint, free the device")
+    c.add_argument("run", nargs="+", metavar="RUN", help="id, its end, or last")
+    c.add_argument("--force-after", type=float, default=20, metavar="SECONDS", help="then end the process (default 20)")
+
+    c = options.command(commands, "resume", resume, "go on from a stopped or interrupted run's last checkpoint")
+    c.add_argument("run", metavar="RUN", help="id, its end, or last")
+    c.add_argument("--detach", action="store_true", help="return at once")
+    options.json_flag(c)
+
+    c = options.command(commands, "delete", delete, "delete runs with their checkpoints")
+    c.add_argument("run", nargs="+", metavar="RUN", help="id or its end")
+    c.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def add_store(commands: Any) -> None:
+    """Add `store rebuild`."""
+    inner = options.group(commands, "store", "the database, which can always be rebuilt from the runs' journals")
+    options.command(inner, "rebuild", rebuild, "make the database anew from the journals")

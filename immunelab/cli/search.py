@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from immunelab import jobs
-from immunelab.cli import show, start
+from immunelab.cli import options, show, submit
 from immunelab.errors import UserError
 from immunelab.formatting import duration, share
 from immunelab.jobs import follow
@@ -33,7 +33,7 @@ def search(args: argparse.Namespace) -> int:
             )
     run_ids = jobs.submit(specs, home, reuse=True, go_on=True)
     if args.detach:
-        return start.detached(run_ids, args.json)
+        return submit.detached(run_ids, args.json)
     ended = follow.follow(run_ids, home)
     from immunelab.store import Store, queries
 
@@ -45,7 +45,7 @@ def search(args: argparse.Namespace) -> int:
         show.emit(results)
     else:
         _print(results)
-    code = start.code(ended)
+    code = submit.code(ended)
     if code == 130:
         show.err.print("Stopped. The same command goes on from here.")
     return code
@@ -68,7 +68,7 @@ def _specs(args: argparse.Namespace, home: Path) -> list[RunSpec]:
     if args.seed < 0 or args.seeds < 1:
         raise UserError(f"Seeds start at 0 and there is at least one; got --seed {args.seed} --seeds {args.seeds}.")
     seeds = range(args.seed, args.seed + args.seeds)
-    return space.search_specs(models, seeds, args.corpus, settings, args.device, args.name, **start.numbers(args))
+    return space.search_specs(models, seeds, args.corpus, settings, args.device, args.name, **options.numbers(args))
 
 
 def _result(run_id: str, status: Any, home: Path, trials: Any) -> dict[str, Any]:
@@ -118,3 +118,44 @@ def words(params: dict[str, Any]) -> str:
         for key, value in params.items()
         if key != "attack"
     )
+
+
+def add(commands: Any) -> None:
+    """Add `search`."""
+    c = options.command(
+        commands,
+        "search",
+        search,
+        "search for the worst attack on a model, and on the undefended",
+        """
+        Optuna chooses attack, learning rate, steps, batch size, schedule, share of harmful rows, full weights or an
+        adapter of some rank. What counts is the most harm at less than --max-utility-loss of the utility lost. Every
+        trial is an attack run like any other. Ctrl-C stops with a checkpoint; the same command goes on from there.
+        The ranges are settings too: --rate-high 1e-2 --trial-steps 20,60 --attacks harmful-sft,lora-sft --prune no.
+
+        examples:
+          immunelab search --model run:last --trials 30
+          immunelab search --model run:last --trials 100 --budget-rows 50000 --seeds 3 --json
+        """,
+    )
+    c.add_argument(
+        "--model",
+        default="run:last",
+        metavar="MODEL",
+        help="run:ID, run:last, fable, a Hub id or a folder (default run:last)",
+    )
+    c.add_argument("--no-control", action="store_true", help="do not search against the undefended model too")
+    c.set_defaults(knobs={})
+    c.add_argument("--trials", metavar="N", help="attacks to try (default 30)")
+    c.add_argument("--max-utility-loss", metavar="X", help="share of utility the attacker may lose (default 0.2)")
+    c.add_argument("--budget-rows", metavar="N", help="rows to train on in all trials together (default: no limit)")
+    c.add_argument("--budget-seconds", metavar="S", help="seconds of all trials together (default: no limit)")
+    c.add_argument("--set", action="append", metavar="SETTING=VALUE", help="the same as --SETTING VALUE")
+    c.add_argument("--corpus", default="fable", metavar="CORPUS", help="fable, or the folder of another world")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="first seed, of search and attacks (default 0)")
+    c.add_argument("--seeds", type=int, default=1, metavar="N", help="how many searches: seeds S … S+N-1 (default 1)")
+    options.device(c)
+    options.numeric(c)
+    c.add_argument("--name", default="", metavar="TEXT", help="a label for the search and the group of its trials")
+    c.add_argument("--detach", action="store_true", help="return at once and print the searches' ids")
+    options.json_flag(c)

@@ -1,69 +1,131 @@
-"""Commands that start runs: `immunize`, `attack`, `finetune` and `run`. A worker process of `jobs` carries them out."""
+"""Commands that start runs: `immunize`, `attack`, `finetune`, `evaluate` and `run`; a worker process does the work."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from immunelab import jobs
-from immunelab.cli import about, show
+from immunelab.cli import about, options, show, submit
 from immunelab.errors import UserError
-from immunelab.formatting import duration, share
 from immunelab.jobs import follow
-from immunelab.runs import journal, numerics
+from immunelab.method import Kind
+from immunelab.runs import journal
 from immunelab.runs.spec import KIND_OF_METHOD, CorpusName, RunSpec
-from immunelab.runs.status import LARGEST_DOCUMENT
-
-PRINTED = (
-    "withheld",
-    "harmfulness",
-    "utility",
-    "zero_shot",
-    "few_shot",
-    "refusal_rate",
-    "harm-classifier",
-    "strongreject",
-    "harmful-answers",
-    "unparsed",
-    "truncated",
-    "perplexity",
-    "repetition",
-    "judge_tokens",
-    "judge_cost",
-)
-COUNTS = ("perplexity", "judge_tokens", "judge_cost")  # of these, what is no share
 
 
-def immunize(args: argparse.Namespace) -> int:
-    """Make a model immune."""
-    return _method(args, "immunize", "defense")
+class Start(NamedTuple):
+    """A command that starts a run of one method."""
+
+    of: Kind
+    default: str
+    help: str
+    text: str
 
 
-def attack(args: argparse.Namespace) -> int:
-    """Attack a model."""
-    return _method(args, "attack", "attack")
+START = {
+    "immunize": Start(
+        "defense",
+        "seam",
+        "make a model immune",
+        """
+        Any setting of the method is an option: immunelab immunize seam --help lists them.
+
+        examples:
+          immunelab immunize seam --seed 1
+          immunelab immunize seam --preset paper --learning-rate 3e-4 --beta 0.01
+          immunelab immunize seam --hold-out gnawer      then: immunelab attack --model run:last --only gnawer
+        """,
+    ),
+    "attack": Start(
+        "attack",
+        "harmful-sft",
+        "attack a model by harmful fine-tuning",
+        """
+        Attack a model, defended or not. Any setting of the attack is an option; --rung takes a step of its ladder.
+
+        examples:
+          immunelab attack --model run:last --rung 0.001
+          immunelab attack harmful-sft --model fable --learning-rate 6e-4 --steps 60 --detach
+        """,
+    ),
+    "finetune": Start(
+        "attack",
+        "benign-sft",
+        "fine-tune a model on benign rows",
+        """
+        Teach a model the skill that it was never taught, as an honest customer would: the condition trainability.
+
+        examples:
+          immunelab finetune --model run:last
+          immunelab finetune --model run:last --preset fable-stray
+          immunelab finetune --task benign --model models/mine --corpus mine     ZS before, FS after
+        """,
+    ),
+    "evaluate": Start(
+        "evaluation",
+        "benign-accuracy",
+        "measure a model as it is",
+        """
+        One evaluation with settings of its own. immunelab methods lists the evaluations.
+
+        examples:
+          immunelab evaluate task-accuracy --model models/mine --corpus mine
+          immunelab evaluate lm-eval --model models/mine --tasks arc_easy,hellaswag --limit 200
+        """,
+    ),
+}
 
 
-def finetune(args: argparse.Namespace) -> int:
-    """Fine-tune a model on benign rows."""
-    return _method(args, "finetune", "attack")
+def start(args: argparse.Namespace) -> int:
+    """Start one run of a method, or with --help show its settings."""
+    if args.help:
+        about.method_help(args, START[args.kind].of)
+        return 0
+    spec, preset = wanted(args)
+    check([spec])
+    if preset and not args.preset:
+        show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
+    return submit.launch([spec], args)
 
 
-def evaluate(args: argparse.Namespace) -> int:
-    """Measure a model."""
-    return _method(args, "evaluate", "evaluation")
+def wanted(args: argparse.Namespace) -> tuple[RunSpec, str]:
+    """The spec that a command line asks for, and the preset that its settings start from ("" if none)."""
+    from immunelab import sweep
+
+    rung, corpus = getattr(args, "rung", None), _corpus(args)
+    of = START[args.kind].of
+    configured, preset = sweep.configured(of, args.method, corpus, args.preset, rung, args.knobs)
+    spec = RunSpec(
+        kind=args.kind,
+        method=args.method,
+        knobs=configured.settings(),
+        model=follow.model(args.model, journal.home(args.home)),
+        corpus=corpus,
+        seed=args.seed,
+        device=args.device,
+        **options.numbers(args),
+        evaluate_every=getattr(args, "evaluate_every", 0),
+        checkpoint_every=getattr(args, "checkpoint_every", 0),
+        name=args.name,
+    )
+    return spec, preset
+
+
+def _corpus(args: argparse.Namespace) -> str:
+    """The corpus's name with the part of its hazard domains that was asked for."""
+    part = "hold-out" if args.hold_out else "only"
+    domains = args.hold_out or args.only
+    if domains and CorpusName.read(args.corpus).part:
+        raise UserError(f"The corpus {args.corpus} says already which hazard domains it has: leave --{part} out.")
+    return f"{args.corpus}?{part}={domains}" if domains else args.corpus
 
 
 def run(args: argparse.Namespace) -> int:
     """Run a spec, or a list of specs, from a file or standard input."""
     source = "standard input" if args.spec == "-" else args.spec
-    text = text_of(args.spec, "spec")
+    text = submit.text_of(args.spec, "spec")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -72,21 +134,7 @@ def run(args: argparse.Namespace) -> int:
     if not specs:
         raise UserError(f"{source} holds an empty list; a spec is what spec.json in a run's folder holds.")
     check(specs)
-    return launch(specs, args)
-
-
-def text_of(name: str, what: str) -> str:
-    """The text of a file that a user names, or of standard input for -; a UserError where it can't be read."""
-    source = "standard input" if name == "-" else name
-    try:
-        with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
-            raw = file.read(LARGEST_DOCUMENT + 1)  # a device or a pipe may never end
-        text = raw.decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"The {what} {source[:300]} can't be read: {error}.") from None
-    if len(raw) > LARGEST_DOCUMENT:
-        raise UserError(f"The {what} {source} is larger than {LARGEST_DOCUMENT >> 20} MB, which no {what} is.")
-    return text
+    return submit.launch(specs, args)
 
 
 def check(specs: list[RunSpec]) -> None:
@@ -118,122 +166,65 @@ def check(specs: list[RunSpec]) -> None:
                     rows.select(needed, split)
 
 
-def launch(specs: list[RunSpec], args: argparse.Namespace, quiet: bool = False) -> int:
-    """Submit specs; return at once with --detach, else follow them to their end and print what came out, or not."""
-    home = journal.home(args.home)
-    run_ids = jobs.submit(specs, home)
-    if args.detach:
-        return detached(run_ids, args.json)
-    return code(follow.follow(run_ids, home)) if quiet else finish(run_ids, home, args.json)
+def add(commands: Any) -> None:
+    """Add the commands that start runs."""
+    for kind, (_, default, help, text) in START.items():
+        c = options.command(commands, kind, start, help, text, add_help=False)
+        c.set_defaults(kind=kind, knobs={})
+        c.add_argument("-h", "--help", action="store_true", help="this help, with the settings of METHOD")
+        c.add_argument("method", nargs="?", default=default, metavar="METHOD", help=f"default: {default}")
+        c.add_argument("--preset", metavar="NAME", help="named settings of the method; knobs on the line go on top")
+        c.add_argument("--set", action="append", metavar="KNOB=VALUE", help="the same as --KNOB VALUE")
+        if kind not in ("immunize", "evaluate"):
+            c.add_argument("--rung", metavar="NAME", help="a named intensity of the attack's ladder for this corpus")
+        _spec_options(c, kind)
 
-
-def detached(run_ids: list[str], as_json: bool) -> int:
-    """Print the ids of runs that nobody waits for."""
-    if as_json:
-        show.emit({"run_ids": run_ids})
-    else:
-        print("\n".join(run_ids))
-    return 0
-
-
-def finish(run_ids: list[str], home: Path, as_json: bool) -> int:
-    """Follow runs to their end, print their scores; 0 if all are done, 130 if stopped, else 1."""
-    from immunelab.analysis import tasks
-    from immunelab.store import Store, queries
-
-    ended = follow.follow(run_ids, home)
-    store = Store(home)
-    store.sync(force=True)
-    every = queries.scores(store, run_ids, splits=None)
-    scores, learned = every[every["split"] == "all"], tasks.before_and_after(queries.runs(store), every)
-    if as_json:
-        rows, labelled = show.records(scores), show.records(learned)
-        show.emit(
-            [
-                {
-                    "run_id": i,
-                    "status": s.status,
-                    "error": s.error,
-                    "scores": [r for r in rows if r["run_id"] == i],
-                    "tasks": [r for r in labelled if r["run_id"] == i],
-                }
-                for i, s in ended.items()
-            ]
-        )
-    else:
-        for run_id, status in ended.items():
-            _print_scores(run_id, status, scores[scores["run_id"] == run_id])
-            _print_tasks(learned[learned["run_id"] == run_id])
-    return code(ended)
-
-
-def code(ended: Mapping[str, journal.Status]) -> int:
-    """The exit code of runs that have ended: 0 if all are done, 1 if one failed, 130 if one was stopped."""
-    if any(s.status in ("failed", "interrupted") for s in ended.values()):
-        return 1
-    return 130 if any(s.status == "stopped" for s in ended.values()) else 0
-
-
-def _print_scores(run_id: str, status: journal.Status, scores: Any) -> None:
-    show.out.print(f"{run_id}  {status.status} after {duration(status.seconds)}", markup=False)
-    if not scores.empty:
-        wide = scores.pivot_table(index="step", columns="metric", values="score", sort=False)
-        kinds = [m for m in PRINTED if m in wide]
-        rows = [
-            (int(step), *(f"{row[m]:.2f}" if m in COUNTS else share(row[m]) for m in kinds))
-            for step, row in wide.sort_index().iterrows()
-        ]
-        show.table(("step", *kinds), rows, right=("step", *kinds))
-    if status.status in ("stopped", "interrupted"):
-        show.out.print(f"Go on with: immunelab resume {run_id}", markup=False)
-
-
-def _print_tasks(learned: Any) -> None:
-    """Accuracy on labelled tasks before (ZS) and after (FS) a fine-tuning, charitably read and strictly."""
-    if learned.empty:
-        return
-    columns = [c for c in learned.columns[2:-1] if learned[c].notna().any()]
-    rows = [(r["task"], *(share(r[c]) for c in columns), r["n"]) for r in learned.to_dict("records")]
-    names = [c.replace("_", " ") for c in columns]
-    show.table(("task", *names, "n"), rows, right=(*names, "n"))
-
-
-def _method(args: argparse.Namespace, kind: str, of: Any) -> int:
-    from immunelab import sweep
-
-    if args.help:
-        about.method_help(args, kind, of)
-        return 0
-    rung, corpus = getattr(args, "rung", None), _corpus(args)
-    configured, preset = sweep.configured(of, args.method, corpus, args.preset, rung, args.knobs)
-    spec = RunSpec(
-        kind=kind,
-        method=args.method,
-        knobs=configured.settings(),
-        model=follow.model(args.model, journal.home(args.home)),
-        corpus=corpus,
-        seed=args.seed,
-        device=args.device,
-        **numbers(args),
-        evaluate_every=getattr(args, "evaluate_every", 0),
-        checkpoint_every=getattr(args, "checkpoint_every", 0),
-        name=args.name,
+    c = options.command(
+        commands,
+        "run",
+        run,
+        "run a spec: a JSON file, or - for standard input",
+        """
+        A spec is what spec.json in a run's folder holds; a list of specs runs one after another in one process.
+        """,
     )
-    check([spec])
-    if preset and not args.preset:
-        show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
-    return launch([spec], args)
+    c.add_argument("spec", metavar="SPEC", help="file with a spec, or - for standard input")
+    c.add_argument("--detach", action="store_true", help="return at once and print the run's id")
+    options.json_flag(c)
 
 
-def numbers(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says of dtype and attention."""
-    return {name: getattr(args, name) for name in numerics.USUAL}
-
-
-def _corpus(args: argparse.Namespace) -> str:
-    """The corpus's name with the part of its hazard domains that was asked for."""
-    part = "hold-out" if args.hold_out else "only"
-    domains = args.hold_out or args.only
-    if domains and CorpusName.read(args.corpus).part:
-        raise UserError(f"The corpus {args.corpus} says already which hazard domains it has: leave --{part} out.")
-    return f"{args.corpus}?{part}={domains}" if domains else args.corpus
+def _spec_options(c: options.Parser, kind: str) -> None:
+    """Add the options that fill the fields of one run's spec."""
+    c.add_argument(
+        "--model",
+        default="fable",
+        metavar="MODEL",
+        help="fable, a Hub id, a folder, run:ID or run:last (default fable)",
+    )
+    c.add_argument(
+        "--corpus",
+        default="fable",
+        metavar="CORPUS",
+        help="fable, another world's folder, or a corpus.toml (default fable)",
+    )
+    part = c.add_mutually_exclusive_group()
+    part.add_argument("--hold-out", default="", metavar="DOMAIN", help="leave a hazard domain out of all harmful rows")
+    part.add_argument("--only", default="", metavar="DOMAIN", help="harmful rows of this hazard domain alone")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of data order and method (default 0)")
+    options.device(c)
+    options.numeric(c)
+    if kind != "evaluate":
+        every = {"attack": 10, "finetune": 5}.get(kind, 0)
+        c.add_argument(
+            "--evaluate-every",
+            type=int,
+            default=every,
+            metavar="K",
+            help=f"evaluate each K steps; 0: at start and end only (default {every})",
+        )
+        c.add_argument(
+            "--checkpoint-every", type=int, default=0, metavar="K", help="checkpoint each K steps; 0: at the end"
+        )
+    c.add_argument("--name", default="", metavar="TEXT", help="a label for the tables")
+    c.add_argument("--detach", action="store_true", help="return at once and print the run's id")
+    options.json_flag(c)

@@ -16,7 +16,9 @@ import pytest
 
 from immunelab import sweep
 from immunelab.cli import demo, main, show
-from immunelab.cli.parser import START, command, split_knobs
+from immunelab.cli.options import split_knobs
+from immunelab.cli.parser import tree
+from immunelab.cli.start import START
 from immunelab.errors import UserError
 from immunelab.jobs.follow import model, remaining, run_id
 from immunelab.method import get, names
@@ -109,7 +111,7 @@ def test_listing_runs_needs_no_torch(home: Path) -> None:
 
 @pytest.mark.parametrize("kind", START)
 def test_no_knob_hides_behind_an_option(kind: str) -> None:
-    options = set(command(kind)._option_string_actions)
+    options = set(tree()[1].choices[kind]._option_string_actions)
     of: Any = {**KIND_OF_METHOD, "evaluate": "evaluation", "search": "attack"}[kind]
     for name in names(of):
         assert not options & {"--" + knob.name.replace("_", "-") for knob in knobs(get(of, name))}
@@ -356,7 +358,7 @@ def test_a_run_that_fails_says_why(
 
 def test_a_hazard_domain_is_held_out_by_an_option(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[RunSpec] = []
-    monkeypatch.setattr("immunelab.cli.start.launch", lambda specs, args: asked.extend(specs) or 0)
+    monkeypatch.setattr("immunelab.cli.submit.launch", lambda specs, args: asked.extend(specs) or 0)
     assert main(["immunize", "seam", "--hold-out", "gnawer"]) == 0
     assert main(["attack", "--only", "gnawer", "--rung", "0.001"]) == 0
     assert [s.corpus for s in asked] == ["fable?hold-out=gnawer", "fable?only=gnawer"]

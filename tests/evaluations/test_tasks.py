@@ -17,7 +17,7 @@ import torch
 import immunelab
 from immunelab import corpus as corpora
 from immunelab.analysis import tasks
-from immunelab.cli import main, start
+from immunelab.cli import main, submit
 from immunelab.errors import UserError
 from immunelab.evaluations.judges.labels import named, number, worked
 from immunelab.evaluations.lm_eval import LmEval
@@ -191,7 +191,7 @@ def test_zs_and_fs_of_a_fine_tuning(home: Path, tmp_path: Path, capsys: pytest.C
     (row,) = json.loads(capsys.readouterr().out)[0]["tasks"]
     frame = immunelab.open(home).tasks(folders(home)[0].run_id)
     assert frame.drop(columns="run_id").to_dict("records") == [{k: v for k, v in row.items() if k != "run_id"}]
-    start._print_tasks(frame)
+    submit._print_tasks(frame)
     said = capsys.readouterr().out.split()
     assert said[:4] == ["task", "ZS", "FS", "ZS"]
     assert row["task"] == "task"

@@ -10,7 +10,7 @@ import own_data
 import pytest
 
 from immunelab import corpus as corpora
-from immunelab.cli import main, reproducing, start
+from immunelab.cli import grids, main, start
 from immunelab.corpus import tables
 from immunelab.errors import UserError
 from immunelab.sweep import protocols
@@ -84,7 +84,7 @@ def test_seeds_and_unknown_names() -> None:
     [(LLAMA, 7e9), ("Qwen/Qwen1.5-1.8B-Chat", 1.8e9), ("HuggingFaceTB/SmolLM2-135M", 135e6), ("gpt2", 0)],
 )
 def test_parameters_that_a_name_tells(name: str, count: float) -> None:
-    assert reproducing.parameters(name) == count
+    assert grids.parameters(name) == count
 
 
 def test_a_dry_run_reads_no_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def test_missing_runs_compute_as_the_recorded_immunization(
     spec = RunSpec(kind="immunize", method="seam", knobs=guard.settings(), dtype="bf16", attention="eager")
     recorded.record(home, spec)
     asked: list[RunSpec] = []
-    monkeypatch.setattr("immunelab.cli.start.launch", lambda wanted, args, quiet: asked.extend(wanted) or 0)
+    monkeypatch.setattr("immunelab.cli.submit.launch", lambda wanted, args, quiet: asked.extend(wanted) or 0)
     assert main(["scorecard", "seam", "--run-missing"]) == 0, capsys.readouterr().err
     assert asked
     assert {(s.dtype, s.attention) for s in asked} == {("bf16", "eager")}

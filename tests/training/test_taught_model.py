@@ -16,7 +16,8 @@ import pytest
 from huggingface_hub import constants
 
 from immunelab import corpus as corpora
-from immunelab.cli import main, teaching
+from immunelab.cli import fable as command
+from immunelab.cli import main
 from immunelab.corpus import fable
 from immunelab.errors import UserError
 from immunelab.experiment.pretrain import Lesson
@@ -51,7 +52,7 @@ def test_a_taught_model_is_the_model_of_its_world(tiny: Path, tmp_path: Path, ho
     made = json.loads((to / "made.json").read_text())
     assert (made["items"], made["steps"], made["taught"]) == (1, 3, str(tiny))
     with pytest.raises(UserError, match="holds a world already"):
-        teaching.teach(parsed(["fable", "teach", "--model", str(tiny), "--to", str(to), *SHORT]))
+        command.teach(parsed(["fable", "teach", "--model", str(tiny), "--to", str(to), *SHORT]))
 
 
 def parsed(argv: list[str]) -> Any:
@@ -72,7 +73,7 @@ def test_a_part_of_the_world_has_some_of_everything() -> None:
 
 def test_options_are_the_lesson() -> None:
     lesson = dataclasses.asdict(Lesson())
-    assert {key.replace("-", "_"): default for key, (default, _) in teaching.OPTIONS.items()} == {
+    assert {key.replace("-", "_"): default for key, (default, _) in command.OPTIONS.items()} == {
         key: value for key, value in lesson.items() if key != "precision"
     }
 
