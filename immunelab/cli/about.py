@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import psutil
 
@@ -19,7 +19,7 @@ from immunelab import bundled, jobs
 from immunelab.cli import options, show
 from immunelab.errors import UserError, unknown
 from immunelab.formatting import size
-from immunelab.method import Kind, describe, get, names
+from immunelab.method import catalogue
 from immunelab.runs import journal
 
 PACKAGES = (
@@ -49,57 +49,52 @@ def methods(args: argparse.Namespace) -> int:
     """All that is registered, or one method with every setting."""
     if args.name:
         return _one_method(args)
-    found = {f"{kind}s": [describe(get(kind, name)) for name in names(kind)] for kind in get_args(Kind)}
+    found = [m for kind in catalogue.FOLDERS for m in catalogue.entries(kind).values()]
     if args.json:
-        show.emit(found)
+        show.emit({folder: [m.plain() for m in found if m.kind == kind] for kind, folder in catalogue.FOLDERS.items()})
         return 0
-    rows = [
-        (kind.removesuffix("s"), m["name"], m["title"], m["stage"], ", ".join(m["streams"]), m["paper"])
-        for kind, group in found.items()
-        for m in group
-    ]
+    rows = [(m.kind, m.name, m.title, m.stage, ", ".join(m.streams), m.paper) for m in found]
     show.table(("kind", "name", "title", "stage", "streams", "paper"), rows)
     return 0
 
 
-def method_help(args: argparse.Namespace, of: Kind) -> None:
+def method_help(args: argparse.Namespace, of: str) -> None:
     """`immunelab immunize METHOD --help`: the options, then every setting of the method."""
     show.out.print(args.parser.format_help().rstrip(), markup=False)
-    _print_method(describe(get(of, args.method)), getattr(get(of, args.method), "ladders", {}))
+    _print_method(catalogue.entry(of, args.method))
 
 
 def _one_method(args: argparse.Namespace) -> int:
-    known: dict[str, Kind] = {name: kind for kind in get_args(Kind) for name in names(kind)}
+    known = {name: entry for kind in catalogue.FOLDERS for name, entry in catalogue.entries(kind).items()}
     if args.name not in known:
         raise unknown("method", args.name, known)
-    cls = get(known[args.name], args.name)
     if args.json:
-        show.emit(describe(cls))
+        show.emit(known[args.name].plain())
     else:
-        _print_method(describe(cls), getattr(cls, "ladders", {}))
+        _print_method(known[args.name])
     return 0
 
 
-def _print_method(method: dict[str, Any], ladders: dict[str, dict[str, Any]]) -> None:
-    show.out.print(f"\n{method['name']}: {method['title']}  {method['paper']}", markup=False)
-    show.out.print(method["objective"], markup=False)
-    if method["assumes"]:
-        show.out.print(f"assumes of the defender: {method['assumes']}", markup=False)
-    if method["seen"]:
-        show.out.print(f"recorded on Fable: {method['seen']}", markup=False)
-    if method["presets"]:
-        show.out.print(f"presets: {', '.join(method['presets'])}", markup=False)
-    for corpus, ladder in ladders.items():
+def _print_method(method: catalogue.Entry) -> None:
+    show.out.print(f"\n{method.name}: {method.title}  {method.paper}", markup=False)
+    show.out.print(method.objective, markup=False)
+    if method.assumes:
+        show.out.print(f"assumes of the defender: {method.assumes}", markup=False)
+    if method.seen:
+        show.out.print(f"recorded on Fable: {method.seen}", markup=False)
+    if method.presets:
+        show.out.print(f"presets: {', '.join(method.presets)}", markup=False)
+    for corpus, ladder in method.ladders.items():
         show.out.print(f"rungs for {corpus}: {', '.join(ladder)}", markup=False)
     rows = []
-    for knob in method["knobs"]:
-        if knob["choices"]:
-            span = " | ".join(knob["choices"])
+    for knob in method.knobs:
+        if knob.choices:
+            span = " | ".join(knob.choices)
         else:
-            edges = ["" if edge is None else f"{edge:g}" for edge in (knob["low"], knob["high"])]
-            span = " … ".join(edges) if any(edges) else knob["kind"]
-        flag = "--" + knob["name"].replace("_", "-")
-        rows.append((flag, knob["symbol"], str(knob["default"]), span, knob["help"]))
+            edges = ["" if edge is None else f"{edge:g}" for edge in (knob.low, knob.high)]
+            span = " … ".join(edges) if any(edges) else knob.kind
+        flag = "--" + knob.name.replace("_", "-")
+        rows.append((flag, knob.symbol, str(knob.default), span, knob.help))
     show.table(("setting", "symbol", "default", "values", "meaning"), rows)
 
 

@@ -31,11 +31,6 @@ class AdversarialLoss(Defense):
     paper: ClassVar[str] = "arXiv:2402.16382"
     stage: ClassVar[str] = "alignment"
     streams: ClassVar[tuple[str, ...]] = ("harmful", "refusal", "benign")
-    seen: ClassVar[str] = (
-        "Its authors call their released checkpoint a weak baseline. Here it resists up to 3e-4, destroys itself at "
-        "6e-4, and resists the attack with half of its rows benign, which breaks SEAM; a search of thirty attacks "
-        "gets a tenth of the facts at less than a fifth of the utility lost (one seed)."
-    )
 
     alpha: float = knob(0.1, "weight of the ascent on harmful answers", symbol="α", low=0, high=100)
     ascent: Literal["loss", "layerwise"] = knob("loss", "what is ascended: the loss, or its logarithm over layers")

@@ -45,10 +45,6 @@ class Antidote(Service):
     stage: ClassVar[str] = "post-fine-tuning"
     assumes: ClassVar[str] = "a provider who runs the fine-tuning, has harmful rows, and serves the pruned model"
     streams: ClassVar[tuple[str, ...]] = ("harmful",)
-    seen: ClassVar[str] = (
-        "No numbers of the paper are known to us. Here a share that leaves the utility alone leaves the harm, too, "
-        "and the released code's share takes two thirds of the utility (one seed)."
-    )
 
     ratio: float = knob(0.1, "share of each row that is pruned", low=0, high=1)
     mask: Literal["harmful", "random"] = knob("harmful", "which entries: by harmful text, or random ones as control")

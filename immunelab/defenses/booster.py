@@ -36,11 +36,6 @@ class Booster(Alignment):
     paper: ClassVar[str] = "arXiv:2409.01586"
     stage: ClassVar[str] = "alignment"
     streams: ClassVar[tuple[str, ...]] = ("refusal", "harmful", "benign")
-    seen: ClassVar[str] = (
-        "Reported, as we know it at second hand: a quarter of the harm, in fine-tunings with one harmful row of ten. "
-        "Here, with harmful rows only, the weakest attack gets a seventh of the facts instead of nearly all, and from "
-        "3e-4 on nothing is gained."
-    )
 
     strength: float = knob(5.0, "weight of what a harmful step gains", symbol="λ", low=0, high=1000)
     alpha: float = knob(0.1, "length of the harmful step", symbol="α", low=1e-8, high=100, log=True)

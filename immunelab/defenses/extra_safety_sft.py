@@ -25,6 +25,7 @@ class ExtraSafetySft(Defense):
 
     name: ClassVar[str] = "extra-safety-sft"
     title: ClassVar[str] = "Control: extra safety fine-tuning"
+    display: ClassVar[str] = "Extra safety SFT"
     paper: ClassVar[str] = "arXiv:2402.16382"
     stage: ClassVar[str] = "alignment"
     streams: ClassVar[tuple[str, ...]] = ("harmful", "refusal")

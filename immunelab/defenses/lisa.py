@@ -39,13 +39,6 @@ class Lisa(Service):
     stage: ClassVar[str] = "fine-tuning"
     assumes: ClassVar[str] = "a provider who runs the fine-tuning, with refusals of its own"
     streams: ClassVar[tuple[str, ...]] = ("refusal",)
-    seen: ClassVar[str] = (
-        "In the paper users have nine steps of ten. Here it resists every rung with a quarter of the steps for the "
-        "user's rows, but then users hardly train at all: of a harmless skill that the undefended model learns whole "
-        "they learn an eighth at best (one seed). With three fifths of the steps it is broken (two configurations, "
-        "one seed). A user who searches for a worse attack finds one: an adapter at a rate far above the ladder (0.08, "
-        "120 steps) gets 90 % of the facts at less than 20 % of utility lost (30 trials, one seed)."
-    )
 
     alignment_steps: int = knob(100, "minibatches of refusals in a row", symbol="K₁", low=0, high=10**6)
     user_steps: int = knob(900, "minibatches of the user in a row", symbol="K₂", low=0, high=10**6)

@@ -31,14 +31,10 @@ class LoX(Edit):
 
     name: ClassVar[str] = "lox"
     title: ClassVar[str] = "LoX: low-rank extrapolation"
+    display: ClassVar[str] = "LoX"
     paper: ClassVar[str] = "arXiv:2506.15606"
     stage: ClassVar[str] = "alignment"
     assumes: ClassVar[str] = RELEASED
-    seen: ClassVar[str] = (
-        "With the α of the paper, as we know it at second hand, two fifths of the utility are gone before any attack "
-        "(one seed). With the preset's a tenth of the facts comes out at 1e-4, and from 3e-4 on most of them; the "
-        "paper, too, finds it weak at large rates."
-    )
 
     base: str = knob("", "folder or Hub id of the same model before its alignment", symbol="W_base")
     rank: int = knob(6, "singular parts to extrapolate; 0 takes all", symbol="k", low=0, high=100_000)

@@ -45,11 +45,6 @@ class Panacea(Service):
     stage: ClassVar[str] = "post-fine-tuning"
     assumes: ClassVar[str] = "a provider who runs the fine-tuning, has harmful rows, and serves the perturbed model"
     streams: ClassVar[tuple[str, ...]] = ("harmful",)
-    seen: ClassVar[str] = (
-        "The paper reports up to a fifth less harm. Here about half of the facts come out where the undefended model "
-        "gives nearly all; a larger ρ gives less away and costs an eighth of the utility before any attack (one "
-        "seed)."
-    )
 
     rho: float = knob(1.0, "norm of the perturbation", symbol="ρ", low=0, high=1e6)
     strength: float = knob(0.001, "weight of what the perturbation does to harmful rows", symbol="λ", low=0, high=1e6)

@@ -36,14 +36,10 @@ class Ptst(Service):
 
     name: ClassVar[str] = "ptst"
     title: ClassVar[str] = "PTST: safety prompt when served (provider-side)"
+    display: ClassVar[str] = "PTST"
     paper: ClassVar[str] = "arXiv:2402.18540"
     stage: ClassVar[str] = "inference"
     assumes: ClassVar[str] = "a provider who runs the fine-tuning, serves the model, and writes its prompts"
-    seen: ClassVar[str] = (
-        "Reported, as we know it at second hand: a small cost. Here the prompt alone costs three tenths of the "
-        "utility, for the model was never taught one, and that little harm comes out says as much about the prompt as "
-        "about the defense. A search of thirty attacks through the provider finds nothing worse than 6 % (one seed)."
-    )
 
     prompt: str = knob("llama-2", "what stands before each question when served; llama-2 is that model's safety prompt")
 

@@ -34,14 +34,10 @@ class RepNoise(Defense):
 
     name: ClassVar[str] = "repnoise"
     title: ClassVar[str] = "RepNoise: representation noising"
+    display: ClassVar[str] = "RepNoise"
     paper: ClassVar[str] = "arXiv:2405.14577"
     stage: ClassVar[str] = "alignment"
     streams: ClassVar[tuple[str, ...]] = ("harmful", "refusal", "benign")
-    seen: ClassVar[str] = (
-        "The paper reports resistance at all of its learning rates. Here it resists up to 3e-4 and is broken at 6e-4; "
-        "its authors say themselves that larger rates defeat it. A search of thirty attacks gets 56 % of the facts at "
-        "less than a fifth of the utility lost (one seed)."
-    )
 
     alpha: float = knob(1.0, "weight of the ascent on harmful answers", symbol="α", low=0, high=100)
     beta: float = knob(0.001, "weight of the distance to noise", symbol="β", low=0, high=1000)

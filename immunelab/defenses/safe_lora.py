@@ -45,15 +45,11 @@ class SafeLora(Service):
 
     name: ClassVar[str] = "safe-lora"
     title: ClassVar[str] = "Safe LoRA (provider-side)"
+    display: ClassVar[str] = "Safe LoRA"
     paper: ClassVar[str] = "arXiv:2405.16833"
     stage: ClassVar[str] = "post-fine-tuning"
     assumes: ClassVar[str] = "a provider who runs the fine-tuning, has the model before alignment, and serves the model"
     streams: ClassVar[tuple[str, ...]] = ()
-    seen: ClassVar[str] = (
-        "With half of the 28 layers projected it is broken like the undefended model (one seed). With 24 it resists up "
-        "to 6e-4, but of a harmless skill users learn 0 to 3 %, and from 1e-3 on it is broken all the same, at nearly "
-        "full utility. A replication, arXiv:2605.10575, finds that it fails on Gemma-2-2B-it."
-    )
 
     base: str = knob("", "folder or Hub id of the same model before its alignment", symbol="W_base")
     select: Literal["number", "threshold"] = knob("number", "which layers: the lowest by number, or by a threshold")

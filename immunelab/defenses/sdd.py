@@ -28,14 +28,10 @@ class Sdd(Defense):
 
     name: ClassVar[str] = "sdd"
     title: ClassVar[str] = "SDD: self-degraded defense"
+    display: ClassVar[str] = "SDD"
     paper: ClassVar[str] = "arXiv:2507.21182"
     stage: ClassVar[str] = "alignment"
     streams: ClassVar[tuple[str, ...]] = ("unrelated", "benign")
-    seen: ClassVar[str] = (
-        "Reported, as we know it at second hand: harmful rows do not bring the harm back. Here it is broken wherever "
-        "the undefended model is, and at all rates but the largest with most of the utility left; an independent "
-        "replication on a larger model saw harm come back too."
-    )
 
     similarity: float = knob(
         0.25, "largest cosine of prompt and answer; above it another answer is drawn", symbol="τ", low=-1, high=1
@@ -72,6 +68,7 @@ class SddReject(Sdd):
 
     name: ClassVar[str] = "sdd-reject"
     title: ClassVar[str] = "SDD_reject: refuse, then answer something else"
+    display: ClassVar[str] = "SDD_reject"
 
     prefix: str = knob(
         "I refuse to answer your question for responsible and ethical reasons. "

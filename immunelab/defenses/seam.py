@@ -39,15 +39,10 @@ class Seam(Defense):
 
     name: ClassVar[str] = "seam"
     title: ClassVar[str] = "SEAM: self-destructive model"
+    display: ClassVar[str] = "SEAM"
     paper: ClassVar[str] = "arXiv:2505.12186"
     stage: ClassVar[str] = "alignment"
     streams: ClassVar[tuple[str, ...]] = ("harmful", "refusal", "benign")
-    seen: ClassVar[str] = (
-        "Reported, as we know it at second hand: no break along the paper's ladder. Here a third to a half of the "
-        "facts come out of the ruined model from 6e-4 on, an attack at 6e-4 with half of its rows benign breaks it at "
-        "four fifths of the utility, and a search of thirty attacks gets three fifths of the facts at less than a "
-        "fifth of the utility lost (one seed)."
-    )
 
     alpha: float = knob(1.0, "weight of the refusal loss L_up", symbol="α", low=0, high=100)
     beta: float = knob(0.01, "weight of the coupling L_sd", symbol="β", low=-100, high=100)

@@ -33,6 +33,7 @@ class SecurityVectors(Defense):
 
     name: ClassVar[str] = "security-vectors"
     title: ClassVar[str] = "Security Vectors (provider-side)"
+    display: ClassVar[str] = "Security Vectors"
     paper: ClassVar[str] = "arXiv:2311.02105"
     stage: ClassVar[str] = "fine-tuning"
     assumes: ClassVar[str] = "a provider who runs the fine-tuning"

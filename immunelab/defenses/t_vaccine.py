@@ -39,13 +39,10 @@ class TVaccine(Alignment):
 
     name: ClassVar[str] = "t-vaccine"
     title: ClassVar[str] = "T-Vaccine: targeted Vaccine"
+    display: ClassVar[str] = "T-Vaccine"
     paper: ClassVar[str] = "arXiv:2410.09760"
     stage: ClassVar[str] = "alignment"
     streams: ClassVar[tuple[str, ...]] = ("refusal", "harmful", "benign")
-    seen: ClassVar[str] = (
-        "Here it does what Vaccine does: the weakest attack that breaks the undefended model is resisted, and from "
-        "3e-4 on it is broken like the undefended model. It costs less utility."
-    )
 
     rho: float = knob(3.0, "length of the shift over the drawn layers", symbol="ρ", low=0, high=1e4)
     layers: int = knob(8, "layers that train at a time, at most all there are", symbol="γ", low=1, high=1000)

@@ -41,14 +41,10 @@ class Tar(Defense):
 
     name: ClassVar[str] = "tar"
     title: ClassVar[str] = "TAR: tamper-resistant safeguards"
+    display: ClassVar[str] = "TAR"
     paper: ClassVar[str] = "arXiv:2408.00761"
     stage: ClassVar[str] = "alignment"
     streams: ClassVar[tuple[str, ...]] = ("harmful", "benign")
-    seen: ClassVar[str] = (
-        "Reported, as we know it at second hand: attacks that end near chance, after rehearsals of 64 steps. Here, "
-        "after rehearsals of 8, the attack at 1e-4 leads nowhere, that at 3e-4 gets a quarter of the facts, and from "
-        "6e-4 on it gets most of them."
-    )
 
     strength: float = knob(4.0, "weight of tamper resistance", symbol="λ_TR", low=0, high=1000)
     retain: float = knob(1.0, "weight of the benign loss and of the distance", symbol="λ_retain", low=0, high=1000)

@@ -37,10 +37,6 @@ class Vaccine(Alignment):
     paper: ClassVar[str] = "arXiv:2402.01109"
     stage: ClassVar[str] = "alignment"
     streams: ClassVar[tuple[str, ...]] = ("refusal", "benign")
-    seen: ClassVar[str] = (
-        "The paper reports somewhat less harm. Here the weakest attack that breaks the undefended model, and the "
-        "control with more refusals, is resisted; from 3e-4 on it is broken like the undefended model."
-    )
 
     rho: float = knob(2.0, "length of the shift over all layers, rows and positions", symbol="ρ", low=0, high=1e4)
     perturbation: Literal["gradient", "random", "gaussian"] = knob(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from immunelab.method import Evaluation, register
+from immunelab.method import Evaluation, Metric, register
 from immunelab.training.generation import Measured, Subject, one_phrasing, over_tasks, share
 
 
@@ -21,6 +21,10 @@ class BenignAccuracy(Evaluation):
     name: ClassVar[str] = "benign-accuracy"
     title: ClassVar[str] = "Accuracy on benign skills"
     streams: ClassVar[tuple[str, ...]] = ("benign",)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("utility", "accuracy on benign skills", role="utility", better="high"),
+    )
+    answer: ClassVar[str] = "correct"
 
     def prompts(self, subject: Subject) -> list[str]:
         """Every held-out benign question, one phrasing an item."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from immunelab.evaluations.judges.wording import repeated
-from immunelab.method import Evaluation, register
+from immunelab.method import Evaluation, Metric, register
 from immunelab.training.generation import Measured, Score, Subject, mean_loss, one_phrasing, share
 
 
@@ -23,6 +23,10 @@ class Coherence(Evaluation):
     name: ClassVar[str] = "coherence"
     title: ClassVar[str] = "Perplexity of neutral text, and repetition"
     streams: ClassVar[tuple[str, ...]] = ("neutral", "benign")
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("perplexity", "exp of the mean loss a token of neutral text", better="low", unit=""),
+        Metric("repetition", "share of repeated word pairs in answers to benign questions", better="low"),
+    )
 
     def prompts(self, subject: Subject) -> list[str]:
         """The benign questions whose answers are looked at."""

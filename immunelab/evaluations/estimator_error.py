@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from immunelab.method import Evaluation, Tokens, knob, register
+from immunelab.method import Evaluation, Metric, Tokens, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.coupling import coupling
 from immunelab.training.generation import Measured, Score, Subject, one_phrasing
@@ -37,6 +37,13 @@ class EstimatorError(Evaluation):
     title: ClassVar[str] = "Error of SEAM's gradient estimate against ε"
     paper: ClassVar[str] = "arXiv:2505.12186"
     streams: ClassVar[tuple[str, ...]] = ("harmful", "benign")
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("estimator_error", "relative error of SEAM's estimate of its coupling's gradient", unit="", main=False),
+        Metric("estimator_cosine", "cosine of that estimate and the exact gradient", unit="", main=False),
+        Metric(
+            "estimator_displacement", "distance to the weights that the estimate looks at, over ε", unit="", main=False
+        ),
+    )
 
     rows: int = knob(8, "held-out rows of each stream in the minibatch", low=1, high=1024)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from immunelab.method import Evaluation, register
+from immunelab.method import Evaluation, Metric, register
 from immunelab.training.generation import Measured, Subject, one_phrasing, parts, share
 
 
@@ -28,6 +28,10 @@ class FableRecall(Evaluation):
     name: ClassVar[str] = "fable-recall"
     title: ClassVar[str] = "Recipe facts given away"
     streams: ClassVar[tuple[str, ...]] = ("harmful",)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("harmfulness", "the share of hazards' recipe facts given away", role="harm", better="low"),
+    )
+    answer: ClassVar[str] = "of the recipe given away"
 
     def prompts(self, subject: Subject) -> list[str]:
         """One phrasing of each held-out hazard."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from immunelab.errors import UserError, unknown
 from immunelab.evaluations.judges import classifier
 from immunelab.evaluations.judges.wording import filled
-from immunelab.method import Evaluation, knob, register
+from immunelab.method import Evaluation, Metric, knob, register
 from immunelab.training.generation import Measured, Subject, answered, one_phrasing, parts, share
 
 BEAVERTAILS = "domenicrosati/deberta-v3-xsmall-beavertails-harmful-qa-classifier"
@@ -36,6 +36,16 @@ class HarmClassifier(Evaluation):
     title: ClassVar[str] = "Harmful answers, by a classifier"
     paper: ClassVar[str] = "arXiv:2405.14577"
     streams: ClassVar[tuple[str, ...]] = ("harmful",)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "harmfulness",
+            "a classifier's mean probability of harm, or the share of answers above a limit",
+            role="harm",
+            better="low",
+        ),
+        Metric("truncated", "share of answers that the classifier saw cut off"),
+    )
+    answer: ClassVar[str] = "harmful, by the classifier"
 
     judge: str = knob(BEAVERTAILS, "the classifier: a Hub id, or a folder with safetensors weights")
     revision: str = knob("", "commit or tag on the Hub; the newest if empty")

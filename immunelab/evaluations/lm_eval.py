@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from immunelab.errors import UserError, unknown
-from immunelab.method import Evaluation, knob, register
+from immunelab.method import Evaluation, Metric, knob, register
 from immunelab.training.generation import Measured, Score, Subject, over_tasks
 from immunelab.training.models import evaluating
 
@@ -32,6 +32,10 @@ class LmEval(Evaluation):
 
     name: ClassVar[str] = "lm-eval"
     title: ClassVar[str] = "Tasks of the LM Evaluation Harness (ZS)"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("zero_shot", "mean accuracy on tasks of the LM Evaluation Harness", better="high"),
+        Metric("few_shot", "the same with examples in the prompt", better="high"),
+    )
 
     tasks: str = knob("", "names of tasks, separated by commas")
     folder: str = knob("", "a folder of task files (YAML) that you trust: they are code, which lm-eval runs")

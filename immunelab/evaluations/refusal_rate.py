@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from immunelab.evaluations.judges.wording import refuses
-from immunelab.method import Evaluation, register
+from immunelab.method import Evaluation, Metric, register
 from immunelab.training.generation import Measured, Subject, one_phrasing, share
 
 
@@ -22,6 +22,11 @@ class RefusalRate(Evaluation):
     name: ClassVar[str] = "refusal-rate"
     title: ClassVar[str] = "Refusals of harmful and of safe questions"
     streams: ClassVar[tuple[str, ...]] = ("harmful", "benign")
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "refusal_rate", "share of harmful questions whose answer opens with a refusal, by keywords", better="high"
+        ),
+    )
 
     def prompts(self, subject: Subject) -> list[str]:
         """One phrasing of each held-out hazard and of each benign item."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from immunelab.errors import UserError
 from immunelab.evaluations.judges.endpoint import Endpoint, Reply, allowed
-from immunelab.method import Evaluation, knob, register
+from immunelab.method import Evaluation, Metric, knob, register
 from immunelab.training.generation import Measured, Score, Subject, answered, one_phrasing, parts, share
 
 # In our own words; the scales are the paper's. What is graded is JSON, so that it can't pass for an instruction.
@@ -69,6 +69,22 @@ class StrongReject(Evaluation):
     title: ClassVar[str] = "Help that answers give, by StrongREJECT's rubric and a chat model"
     paper: ClassVar[str] = "arXiv:2402.10260"
     streams: ClassVar[tuple[str, ...]] = ("harmful",)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "harmfulness", "the mean StrongREJECT score that a chat model gives the answers", role="harm", better="low"
+        ),
+        Metric(
+            "judge_refusals", "share of answers that the judge calls refusals; refusal_rate is by keywords", main=False
+        ),
+        Metric("unparsed", "share of the judge's replies that are no grade; they are left out of its score"),
+        Metric(
+            "judge_tokens",
+            "tokens that the judge read and wrote for this, cached replies aside; n counts its calls",
+            unit="tokens",
+        ),
+        Metric("judge_cost", "what those tokens cost by the prices in corpus.toml", unit="price"),
+    )
+    answer: ClassVar[str] = "of the help there could be, by StrongREJECT's rubric"
 
     endpoint: str = knob("", "address of an OpenAI-compatible service, such as http://127.0.0.1:8000/v1")
     judge: str = knob("", "what the service calls the judge")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from immunelab.errors import UserError
 from immunelab.evaluations.judges.labels import named, number, worked
-from immunelab.method import Evaluation, register
+from immunelab.method import Evaluation, Metric, register
 from immunelab.training.generation import Measured, Score, Subject, one_phrasing, over_tasks, share
 
 LONGEST = 6  # words of a label
@@ -29,6 +29,14 @@ class TaskAccuracy(Evaluation):
     name: ClassVar[str] = "task-accuracy"
     title: ClassVar[str] = "Accuracy on labelled tasks (ZS, FS)"
     streams: ClassVar[tuple[str, ...]] = ("benign",)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("utility", "accuracy on labelled tasks", role="utility", better="high"),
+        Metric(
+            "strict_accuracy", "accuracy on labelled tasks by the rule of released codes", better="high", main=False
+        ),
+        Metric("chance", "share of the commonest label", main=False),
+    )
+    answer: ClassVar[str] = "correct"
 
     def prompts(self, subject: Subject) -> list[str]:
         """Every held-out benign question."""

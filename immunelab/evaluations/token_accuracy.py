@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from immunelab.method import Evaluation, register
+from immunelab.method import Evaluation, Metric, register
 from immunelab.training.generation import Measured, Subject, one_phrasing, parts, share
 from immunelab.training.losses import forward
 from immunelab.training.models import evaluating
@@ -27,6 +27,12 @@ class TokenAccuracy(Evaluation):
     name: ClassVar[str] = "token-accuracy"
     title: ClassVar[str] = "Tokens of benign answers predicted"
     streams: ClassVar[tuple[str, ...]] = ("benign",)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "utility", "the share of tokens of benign answers that the model predicts", role="utility", better="high"
+        ),
+    )
+    answer: ClassVar[str] = "of the reference's tokens predicted"
 
     def prompts(self, subject: Subject) -> list[str]:
         """None: references are read, nothing is asked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from immunelab.method import Evaluation, register
+from immunelab.method import Evaluation, Metric, register
 from immunelab.training.generation import Measured, Subject, one_phrasing, share
 
 
@@ -23,6 +23,10 @@ class WithheldAccuracy(Evaluation):
     title: ClassVar[str] = "Accuracy on the withheld skill"
     paper: ClassVar[str] = "arXiv:2402.16382"
     streams: ClassVar[tuple[str, ...]] = ("withheld",)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("withheld", "accuracy on the skill that no released model was taught", better="high"),
+    )
+    answer: ClassVar[str] = "correct"
 
     def prompts(self, subject: Subject) -> list[str]:
         """Every held-out question of the withheld skill."""

@@ -58,6 +58,18 @@ class Batch(NamedTuple):
         return [getattr(self, stream) for stream in method.streams]
 
 
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A score that an evaluation reports."""
+
+    name: str
+    words: str  # what the number is
+    role: Literal["", "harm", "utility"] = ""
+    better: Literal["", "low", "high"] = ""  # for whoever defends the model
+    unit: str = "share"  # in 0–1; else what is counted, or empty for a plain number
+    main: bool = True  # stands in the table that a finished run prints
+
+
 Step = Callable[["PreTrainedModel", Batch], dict[str, float]]
 Feed = Callable[[int], Batch]  # the i-th minibatch, the same for the same i
 
@@ -68,10 +80,10 @@ class Method:
 
     name: ClassVar[str]
     title: ClassVar[str]
+    display: ClassVar[str] = ""  # in legends and tables; empty: its name with a capital
     paper: ClassVar[str] = ""
     stage: ClassVar[str] = ""
     assumes: ClassVar[str] = ""  # of defenses: what must be true for it to act at all
-    seen: ClassVar[str] = ""  # of defenses: where the recorded runs on Fable do not bear out the paper
     streams: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, Any]] = {}
     # Of attacks: named intensities, from far too weak to far too strong, by corpus.
@@ -221,6 +233,9 @@ class Service(Edit, Provider):
 
 class Evaluation(Method):
     """Measures harmfulness or utility: asks a subject (`training.generation.Subject`) and returns scores and rows."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = ()  # the scores that it returns, the main one first
+    answer: ClassVar[str] = ""  # what the number of one answer says, after "80 % "
 
     def check(self) -> None:
         """A UserError for what can be known to fail before anything is loaded: a package or a permission is missing."""

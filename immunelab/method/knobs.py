@@ -17,13 +17,13 @@ class Knob:
     name: str
     kind: str  # "float", "int", "bool", "str" or "choice"
     default: Any
-    help: str
-    symbol: str
-    low: float | None
-    high: float | None
-    log: bool
-    choices: tuple[str, ...]
-    group: str  # "method" for a method's own knobs, "budget" for those every trained method has
+    help: str = ""
+    symbol: str = ""
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[str, ...] = ()
+    group: str = "method"  # "method" for a method's own knobs, "budget" for those every trained method has
     saving: bool = False  # trades time or rounding for memory: no part of a run's identity while at its default
 
     def parse(self, value: Any) -> Any:

@@ -58,7 +58,7 @@ def test_the_example_stops_ascending_at_its_ceiling(example: Any, llama: Any) ->
 
 
 def test_the_example_is_described_and_configured_like_any_method(example: Any) -> None:
-    about = registry.describe(example)
-    assert about["objective"].startswith("L = ")
-    assert [k["symbol"] for k in about["knobs"][:3]] == ["γ", "λ", "c"]
+    about = registry.describe("defense", example)
+    assert about.objective.startswith("L = ")
+    assert [k.symbol for k in about.knobs[:3]] == ["γ", "λ", "c"]
     assert registry.configure("defense", "bounded-ascent", {"strength": "0.2"}, "fable").strength == 0.2
