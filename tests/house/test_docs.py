@@ -1,4 +1,4 @@
-"""The worked example of docs/adding-a-defense.md, taken out of the page and put through the contract."""
+"""What the documents point to exists, and the worked example of docs/adding-a-defense.md keeps the contract."""
 
 from __future__ import annotations
 
@@ -14,7 +14,39 @@ import torch
 
 from immunelab.method import Batch, Tokens, registry
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-defense.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "adding-a-defense.md"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "data/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+EXAMPLES = {"bounded_ascent.py"}  # a file that readers are told to write
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as forges make them from its headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
+        other = (page.parent / target).resolve() if target else page
+        assert other.exists(), target
+        assert not anchor or anchor in headings(other), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_named_files_and_tests_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    files = [p for room in ("immunelab", "pages", "tests", "benchmarks", "docs") for p in (ROOT / room).rglob("*.py")]
+    known = [f"/{p.relative_to(ROOT).as_posix()}" for p in [*files, ROOT / "app.py"]]
+    for name in set(re.findall(r"[\w/]+\.py\b", text)) - EXAMPLES:
+        assert any(path.endswith(f"/{name.lstrip('/')}") for path in known) or Path(name).name in EXAMPLES, name
+    tests = [p for p in files if p.is_relative_to(ROOT / "tests")]
+    named = {p.stem for p in tests} | {n for p in tests for n in re.findall(r"def (test_\w+)", p.read_text("utf-8"))}
+    assert set(re.findall(r"\btest_\w+", text)) - {"test_rows"} <= named  # that one is a key of corpus.toml
 
 
 @pytest.fixture
