@@ -27,7 +27,7 @@ from immunelab.jobs import follow
 from immunelab.method import configure
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
-from immunelab.store import Store, queries, showcase
+from immunelab.store import Store, queries, record_showcase
 
 RESULTS = Path(__file__).parent / "results" / "smollm2.json"
 SHOWCASE = Path(__file__).parents[1] / "data" / "showcase" / "smollm2"
@@ -96,7 +96,7 @@ def main() -> None:
         follow.follow(ids, home)
     RESULTS.write_text(json.dumps(numbers(home, ids, taught, len(wanted)), indent=1) + "\n", encoding="utf-8")
     if options.showcase:
-        showcase.export(Store(home), ids, SHOWCASE)
+        record_showcase.export(Store(home), ids, SHOWCASE)
 
 
 def learned(model: Path) -> dict[str, Any]:

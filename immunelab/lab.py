@@ -229,15 +229,15 @@ class Lab:
     ) -> go.Figure:
         """Scalars against steps, as on the Traces page; `groups` (run id → group) draws bands over runs.
 
-        `look`: labels, smoothing, log_x, log_y, theme, columns, as `ui.charts.traces` takes them.
+        `look`: labels, smoothing, log_x, log_y, theme, columns, as `ui.scalar_traces` takes them.
         """
         from immunelab.analysis import traces
-        from immunelab.figures import collapse as charts
+        from immunelab.figures.traces import scalar_traces
 
         points = traces.with_x(self.points(run_ids, names, phase), x, self.runs())
         if groups is not None:
             points = traces.bands(points, groups)
-        return charts.traces(points, x_title=traces.AXES[x], **({"labels": {}} | look))
+        return scalar_traces(points, x_title=traces.AXES[x], **({"labels": {}} | look))
 
     def collapse(
         self,
@@ -254,7 +254,7 @@ class Lab:
         """
         from immunelab.analysis import collapse
         from immunelab.analysis.outcomes import Thresholds, run_outcomes
-        from immunelab.figures import collapse as charts
+        from immunelab.figures.collapse import collapse_curve
 
         limits, curves = thresholds or Thresholds(), self._some(run_ids, choice)
         if run_ids is None:
@@ -262,10 +262,10 @@ class Lab:
         base = float(curves["base_utility"].dropna().mean())
         if x != "step":
             done = curves[curves["status"] == "done"]
-            return charts.collapse(collapse.by_intensity(done, x, limits), x, limits, base, theme, at=at)
+            return collapse_curve(collapse.by_intensity(done, x, limits), x, limits, base, theme, at=at)
         read = run_outcomes(curves, limits)
         marks = collapse.marks(read[read["status"] == "done"])
-        return charts.collapse(collapse.by_step(curves), "step", limits, base, theme, marks=marks)
+        return collapse_curve(collapse.by_step(curves), "step", limits, base, theme, marks=marks)
 
     def tradeoff(
         self,
@@ -279,24 +279,24 @@ class Lab:
         """Harm against utility of every checkpoint, with fronts and regions; `equal` keeps attacks all models faced."""
         from immunelab.analysis import tradeoff
         from immunelab.analysis.outcomes import Thresholds
-        from immunelab.figures import tradeoff as plane
+        from immunelab.figures.tradeoff import harm_against_utility
 
         limits, curves = thresholds or Thresholds(), self._some(run_ids, choice)
         points = tradeoff.checkpoints(curves, limits)
         points = tradeoff.faced_by_all(points, points["defense"].unique().tolist()) if equal else points
         base = float(curves["base_utility"].dropna().mean())
-        return plane.plane(points, tradeoff.front(points), limits, base, theme, paths)
+        return harm_against_utility(points, tradeoff.front(points), limits, base, theme, paths)
 
     def budget(
         self, run_ids: Sequence[str] | None = None, by: str = "trials", loss: float = 0.2, theme: Any = "light"
     ) -> go.Figure:
         """The best harm found against the attacker's budget, at any loss of utility and at less than `loss`."""
         from immunelab.analysis import tradeoff
-        from immunelab.figures import tradeoff as plane
+        from immunelab.figures.budget import budget_curves
 
         points = tradeoff.checkpoints(self._some(run_ids, {}))
         bounds = {"Any loss of utility": tradeoff.EVERYTHING, f"Less than {100 * loss:g}% of utility lost": loss}
-        return plane.budgets({title: tradeoff.budget(points, by, b) for title, b in bounds.items()}, by, theme)
+        return budget_curves({title: tradeoff.budget(points, by, b) for title, b in bounds.items()}, by, theme)
 
     def searches(
         self,
@@ -309,7 +309,7 @@ class Lab:
         """The best bounded harm of attackers' searches against trials, rows or seconds (`by`), defended beside not; of
         one `subject`, as `curves` takes it."""
         from immunelab.analysis import tradeoff
-        from immunelab.figures import tradeoff as plane
+        from immunelab.figures.budget import search_curves
         from immunelab.store import queries
 
         trials = queries.searches(self.store, run_ids)
@@ -317,7 +317,7 @@ class Lab:
         trials = trials[trials["subject"].isin([subject or _subject(trials, told=run_ids is not None)])]
         if trials.empty:
             raise UserError(f"No search with at most {bound:g} of utility lost is recorded; lab.search(…) makes one.")
-        return plane.searches(tradeoff.searched(trials, by), by, theme)
+        return search_curves(tradeoff.searched(trials, by), by, theme)
 
     def scorecard(self, of: str = "last", all_seeds: bool = False, limits: Limits | None = None) -> Scorecard:
         """The four conditions for an immunization (id, its end, or last), or for all seeds of a defense by name.

@@ -5,7 +5,8 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import run_outcomes
-from immunelab.figures import collapse as charts
+from immunelab.figures.collapse import collapse_curve
+from immunelab.figures.palette import title_of
 from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcome_text, outcomes, reads
 
 navigation.heading(
@@ -57,7 +58,7 @@ def along_steps(picked: pd.DataFrame) -> None:
     if len(picked):
         base = float(picked["base_utility"].dropna().mean())
         read = run_outcomes(picked, thresholds)
-        drawn = charts.collapse(
+        drawn = collapse_curve(
             collapse.by_step(picked),
             "step",
             thresholds,
@@ -101,7 +102,7 @@ def along_intensity(done: pd.DataFrame) -> None:
         st.caption("No finished attack has the other settings chosen above.")
         return
     base = float(along["base_utility"].dropna().mean())
-    drawn = charts.collapse(bands, x, thresholds, base, figure.theme(), at=choice.get(x))
+    drawn = collapse_curve(bands, x, thresholds, base, figure.theme(), at=choice.get(x))
     read = run_outcomes(along, thresholds)
     clicked = figure.show(drawn, "collapse-intensity", alt=outcome_text.sentence(read))
     figure.downloads(
@@ -122,12 +123,12 @@ def as_notebook(title: str, rows: pd.DataFrame, more: dict[str, object]) -> byte
 
 def offer(defense: str) -> None:
     if intensity.under_way(reads.runs(), defense, {**choice, "method": chosen.attack, "subject": chosen.subject}):
-        st.caption(f"The attack on the {charts.title_of(defense)} model is on its way and appears here by itself.")
+        st.caption(f"The attack on the {title_of(defense)} model is on its way and appears here by itself.")
         return
     words = ", ".join(f"{intensity.SLIDERS[k][0].lower()} {intensity.shown(k, v)}" for k, v in choice.items())
     specs = intensity.missing_specs(reads.runs(), curves, defense, choice)
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.write(f"No recorded attack on the {charts.title_of(defense)} model at {words}.")
+        st.write(f"No recorded attack on the {title_of(defense)} model at {words}.")
         wanted = specs and st.button(f"Run it ({len(specs)} runs)", key=f"run-{defense}", icon=":material/play_arrow:")
         if wanted and live.submit(specs, reuse=True):
             st.rerun()

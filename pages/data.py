@@ -2,16 +2,14 @@
 
 import streamlit as st
 
-from immunelab.analysis import export
-from immunelab.analysis import rows as facts
+from immunelab.analysis import corpus, export
 from immunelab.errors import UserError
-from immunelab.figures import data as lengths
-from immunelab.ui import data as corpora
-from immunelab.ui import figure, live, navigation, reads, sdd_pairs
+from immunelab.figures.corpus import answer_lengths
+from immunelab.ui import data, figure, live, navigation, reads, sdd_pairs
 
 navigation.heading("data", "The rows that models are trained and tested on: streams, splits, lengths and overlap.")
 
-known = corpora.names(reads.runs(), st.query_params.get("corpus", ""))
+known = data.names(reads.runs(), st.query_params.get("corpus", ""))
 name = st.selectbox(
     "Corpus",
     known,
@@ -23,7 +21,7 @@ name = st.selectbox(
     width=420,
 )
 try:
-    found = corpora.read(name or "fable")
+    found = data.read(name or "fable")
 except UserError as error:
     st.error(live.plain(str(error)), icon=":material/error:")
     st.stop()
@@ -32,12 +30,12 @@ if rows.empty:
     navigation.nothing_yet("This corpus has no rows", "Each line of its world.jsonl is one question and answer.")
     st.stop()
 
-shared = facts.overlap(rows)
+shared = corpus.overlap(rows)
 largest = int(shared[["items", "prompts", "texts"]].max(axis=None)) if len(shared) else 0
 unit = "tokens" if "tokens" in rows else "words"
-cut = facts.truncated(rows, found.longest) if unit == "tokens" else None
+cut = corpus.truncated(rows, found.longest) if unit == "tokens" else None
 with st.grid(4, min_column_width=150):
-    st.metric("Rows", f"{(rows['stream'] != corpora.REFUSAL).sum():,}", border=True)
+    st.metric("Rows", f"{(rows['stream'] != data.REFUSAL).sum():,}", border=True)
     st.metric("Items", f"{rows['item'].nunique():,}", border=True, help="What rows are about: a hazard has 3 prompts.")
     st.metric("Shared between splits", f"{largest:,}", border=True, help="The largest number in the table of overlap.")
     st.metric("Rows cut off", "–" if cut is None else f"{cut['cut'].sum():,}", border=True)
@@ -57,7 +55,7 @@ view = st.segmented_control(
     label_visibility="collapsed",
 )
 if view == "Counts":
-    table = facts.counts(rows)
+    table = corpus.counts(rows)
     st.dataframe(table, hide_index=True, height="content", alt="Rows by stream, category and split")
     st.caption(
         "Streams: harmful asks for hazards, refusal answers the same prompts with refusals, benign is everything else "
@@ -68,9 +66,9 @@ elif view == "Lengths":
     units = [u for u in ("tokens", "words") if f"answer_{u}" in rows]
     if len(units) > 1:
         unit = st.segmented_control("Unit", units, default=unit, required=True, key="unit", bind="query-params")
-    counted = facts.histogram(rows, unit)
-    drawn = lengths.lengths(counted, unit, figure.theme())
-    table = facts.lengths(rows, unit)
+    counted = corpus.histogram(rows, unit)
+    drawn = answer_lengths(counted, unit, figure.theme())
+    table = corpus.lengths(rows, unit)
     words = "; ".join(f"{r.stream}: {r.shortest:g} to {r.longest:g}, median {r.median:g}" for r in table.itertuples())
     figure.show(drawn, "lengths", alt=f"Answer lengths in {unit}. {words}")
     figure.downloads(drawn, lambda: counted, "lengths", f"Answer lengths in {unit}")
@@ -100,12 +98,12 @@ elif view == "Pairs":
 else:
     with st.grid(3, min_column_width=180, vertical_alignment="bottom"):
         stream = st.selectbox("Stream", sorted(rows["stream"].unique()), key="stream", bind="query-params")
-        split = st.selectbox("Split", ["all", *facts.splits(rows)], key="split", bind="query-params")
+        split = st.selectbox("Split", ["all", *corpus.splits(rows)], key="split", bind="query-params")
         text = st.text_input(
             "Search", key="q", bind="query-params", placeholder="in prompts and answers", type="search"
         )
-    mine = rows[(rows["stream"] == stream) & (rows["split"].isin(facts.splits(rows) if split == "all" else [split]))]
-    hits = facts.find(mine, text or "")
+    mine = rows[(rows["stream"] == stream) & (rows["split"].isin(corpus.splits(rows) if split == "all" else [split]))]
+    hits = corpus.find(mine, text or "")
     st.caption(f"{len(hits):,} of {len(mine):,} rows.")
     shown = ["prompt", "answer", "category", "split", *([f"answer_{unit}"]), "id"]
     st.dataframe(

@@ -3,8 +3,8 @@
 import streamlit as st
 
 from immunelab.analysis import collapse, gradients, traces
-from immunelab.figures import collapse as charts
-from immunelab.figures import gradients as gradient_charts
+from immunelab.figures.gradients import cosines_along, gradient_plane, layer_map
+from immunelab.figures.traces import scalar_traces
 from immunelab.ui import attack_filter, figure, live, measurements, navigation, reads, run_picker
 
 navigation.heading(
@@ -56,7 +56,7 @@ def by_step() -> None:
     @st.fragment(run_every=live.tick(runs[runs["run_id"].isin(chosen)]))
     def draw() -> None:
         points = traces.with_x(reads.points(chosen, shown), "step", runs)
-        drawn = charts.traces(points, {i: words[i] for i in chosen}, smoothing=smoothing, theme=figure.theme())
+        drawn = scalar_traces(points, {i: words[i] for i in chosen}, smoothing=smoothing, theme=figure.theme())
         figure.show(drawn, "gradients", alt=f"{', '.join(shown)} of {len(chosen)} runs against the step")
         figure.downloads(drawn, lambda: points, "gradients", "Gradients by step")
         live.rerun_when_over()
@@ -86,7 +86,7 @@ def by_layer() -> None:
     known = reads.layer_names([run_id])["name"].unique().tolist()
     name = st.segmented_control("Series", known, default=known[0], required=True, key="series", bind="query-params")
     frame = reads.layers(run_id, name)
-    drawn = gradient_charts.layers(frame, name, figure.theme())
+    drawn = layer_map(frame, name, figure.theme())
     ends = frame[frame["step"] == frame["step"].max()]
     figure.show(drawn, "layers", alt=f"{name} by step and layer; last: " + ", ".join(f"{v:.3g}" for v in ends["value"]))
     scale = (
@@ -122,7 +122,7 @@ def along_attacks() -> None:
         st.caption("These attacks recorded no probes (`probe_every` was 0).")
         return
     bands = traces.bands(points, mine["defense"].to_dict())
-    drawn = gradient_charts.along(bands, ALONG, figure.theme())
+    drawn = cosines_along(bands, ALONG, figure.theme())
     figure.show(drawn, "along", alt=f"Cosines of held-out gradients along attacks at learning rate {rate:g}")
     figure.downloads(drawn, lambda: bands, "along", "Gradients along attacks")
 
@@ -148,7 +148,7 @@ def projection() -> None:
     step = (
         st.select_slider("Step", steps, value=steps[-1], key=f"step-{run_id}-{source}") if len(steps) > 1 else steps[0]
     )
-    drawn = gradient_charts.projection(plane, step, unit, figure.theme())
+    drawn = gradient_plane(plane, step, unit, figure.theme())
     first, now = plane.iloc[0], plane[plane["step"] == step].iloc[0]
     said = f"Cosine {first['cosine']:.3f} at step {first['step']:g}, {now['cosine']:.3f} at step {step}."
     st.markdown(live.plain(said))

@@ -5,7 +5,7 @@ import streamlit as st
 from immunelab import jobs
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.figures import collapse as charts
+from immunelab.figures.collapse import collapse_curve
 from immunelab.ui import figure, headline, live, navigation, outcome_text, outcomes, reads
 
 navigation.heading(
@@ -36,7 +36,7 @@ else:
         for label, value, change in tale.numbers:
             st.metric(label, value, change, delta_color="off", delta_arrow="off", border=True)
     bands = collapse.by_step(tale.curves)
-    drawn = charts.collapse(
+    drawn = collapse_curve(
         bands, thresholds=Thresholds(), base_utility=tale.base, theme=figure.theme(), marks=tale.marks
     )
     clicked = figure.show(drawn, "overview", alt=tale.sentence)

@@ -3,9 +3,8 @@
 import streamlit as st
 
 from immunelab.analysis import collapse, export
-from immunelab.figures import collapse as charts
-from immunelab.ui import attack_filter, intensity, live, navigation, reads
-from immunelab.ui import playground as playing
+from immunelab.figures.palette import title_of
+from immunelab.ui import attack_filter, intensity, live, navigation, playground, reads
 
 navigation.heading(
     "playground", "Watch what an attack does to the answers: a refusal turns into a recipe, or into word salad."
@@ -23,14 +22,14 @@ def recorded() -> None:
     if curves.empty:
         st.caption("No attack is recorded at this intensity: move a slider.")
         return
-    shown = playing.pair(curves)
-    chosen = playing.prompt(list(shown.values()))
+    shown = playground.pair(curves)
+    chosen = playground.prompt(list(shown.values()))
     if chosen is None:
         return
     kind, prompt, expected = chosen
     answers = reads.answers(list(shown.values()), prompt)
     steps = [str(s) for s in sorted(answers["step"].unique().tolist())]
-    unfolded = playing.fold(set(curves["base_model"]))
+    unfolded = playground.fold(set(curves["base_model"]))
     step = steps[-1]
     if len(steps) > 1:
         step = st.select_slider(
@@ -38,16 +37,18 @@ def recorded() -> None:
         )
     for column, (defense, run_id) in zip(st.columns(len(shown)), shown.items(), strict=True):
         with column:
-            before = "Base model" if defense == "undefended" else f"Immunized with {charts.title_of(defense)}"
-            playing.card(f"{before}, before the attack", playing.at(answers, run_id, 0), kind, unfolded)
-            playing.card(f"{before}, after {step} attack steps", playing.at(answers, run_id, int(step)), kind, unfolded)
+            before = "Base model" if defense == "undefended" else f"Immunized with {title_of(defense)}"
+            playground.card(f"{before}, before the attack", playground.at(answers, run_id, 0), kind, unfolded)
+            playground.card(
+                f"{before}, after {step} attack steps", playground.at(answers, run_id, int(step)), kind, unfolded
+            )
             navigation.link("runs", "This run", run=run_id)
     every = st.expander("Every recorded step, and the right answer", on_change="rerun", key="all")
     if every.open:
         with every:
             st.code(expected or "not recorded", language=None, wrap_lines=True)
             if unfolded:
-                table = playing.by_step(answers, shown)
+                table = playground.by_step(answers, shown)
                 st.dataframe(
                     export.inert(table), hide_index=True, height="content", alt="Answers at every recorded step"
                 )
@@ -66,4 +67,4 @@ else:
 
 st.subheader("Ask anything", anchor=False)
 st.caption("Answered by the final checkpoints on this disk, in a worker of its own: its first answer waits for torch.")
-playing.ask(runs)
+playground.ask(runs)

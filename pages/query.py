@@ -3,33 +3,32 @@
 import streamlit as st
 
 from immunelab.analysis import export
-from immunelab.ui import live, navigation
-from immunelab.ui import query as asking
+from immunelab.ui import live, navigation, query
 
 navigation.heading("query", "Ask the record yourself: DuckDB SQL over every run, score, scalar and answer. Read-only.")
 
 
 def take_example() -> None:
     if st.session_state["example"]:
-        st.session_state["sql"] = asking.QUESTIONS[st.session_state["example"]]
-        asking.ask(st.session_state["sql"])
+        st.session_state["sql"] = query.QUESTIONS[st.session_state["example"]]
+        query.ask(st.session_state["sql"])
 
 
-if "sql" not in st.session_state and "sql" not in st.query_params and (last := asking.asked()):
+if "sql" not in st.session_state and "sql" not in st.query_params and (last := query.asked()):
     st.session_state["sql"] = last.sql  # back from another page
 
 left, right = st.columns([0.7, 0.3], gap="large")
 with right:
     st.subheader("Schema", anchor=False)
-    asking.schema()
+    query.schema()
     st.caption(
         f"A query sees this database and nothing else: it can't read or write files, load extensions or change "
-        f"settings. It may take {asking.LIMIT_SECONDS:g} s and {asking.MEMORY}; other pages wait for it meanwhile."
+        f"settings. It may take {query.LIMIT_SECONDS:g} s and {query.MEMORY}; other pages wait for it meanwhile."
     )
 with left:
     st.selectbox(
         "Start from a question",
-        list(asking.QUESTIONS),
+        list(query.QUESTIONS),
         index=None,
         key="example",
         on_change=take_example,
@@ -45,19 +44,19 @@ with left:
             help="Ctrl+Enter runs it. The address of this page holds the query: send it, or keep it as a bookmark.",
         )
         pressed = st.form_submit_button("Run", type="primary", icon=":material/play_arrow:")
-question = asking.asked()
+question = query.asked()
 if sql.strip() and (pressed or question is None or question.sql != sql):  # a link with a query shows its answer
-    question = asking.ask(sql)
+    question = query.ask(sql)
 
 
 @st.fragment(run_every=0.3)
-def wait(going: asking.Question) -> None:
+def wait(going: query.Question) -> None:
     if going.over.is_set():
         st.rerun()
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button("Stop", icon=":material/stop:", key="stop"):
             going.stop.set()
-        st.caption(f"Running for {going.elapsed():.0f} s of at most {asking.LIMIT_SECONDS:g} s.")
+        st.caption(f"Running for {going.elapsed():.0f} s of at most {query.LIMIT_SECONDS:g} s.")
 
 
 with left:
@@ -72,7 +71,7 @@ with left:
     else:
         frame = question.frame
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            st.caption(asking.shown(question), width="content")
+            st.caption(query.shown(question), width="content")
             st.download_button(
                 "CSV",
                 data=lambda: export.csv(frame),

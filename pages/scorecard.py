@@ -2,8 +2,7 @@
 
 import streamlit as st
 
-from immunelab.ui import live, navigation, reads
-from immunelab.ui import scorecard as scoring
+from immunelab.ui import live, navigation, reads, scorecard
 
 navigation.heading(
     "scorecard",
@@ -27,26 +26,31 @@ view = st.segmented_control(
 )
 if view == "All defenses":
     with st.spinner("Reading the scorecards"):
-        scoring.side_by_side(runs, reads.ask(scoring.limits))
+        scorecard.side_by_side(runs, reads.ask(scorecard.limits))
     live.runs_under_way()
     st.stop()
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    chosen = scoring.choose(runs)
-limits = reads.ask(scoring.limits)
+    chosen = scorecard.choose(runs)
+limits = reads.ask(scorecard.limits)
 
 
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))
 def draw() -> None:
-    found = scoring.scorecard(chosen, limits)
+    found = scorecard.scorecard(chosen, limits)
     st.caption(live.plain(f"Seeds {', '.join(map(str, found.seeds))}. Tested budget: {found.budget}."))
-    scoring.verdicts(found)
-    scoring.offer(found, reads.runs(), chosen)
-    scoring.downloads(found)
+    scorecard.verdicts(found)
+    scorecard.offer(found, reads.runs(), chosen)
+    scorecard.downloads(found)
     which = st.segmented_control(
-        "Behind the verdicts", list(scoring.TABLES), default="Attacks", required=True, key="table", bind="query-params"
+        "Behind the verdicts",
+        list(scorecard.TABLES),
+        default="Attacks",
+        required=True,
+        key="table",
+        bind="query-params",
     )
-    scoring.table(found, scoring.TABLES[which])
+    scorecard.table(found, scorecard.TABLES[which])
     live.rerun_when_over()
 
 

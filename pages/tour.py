@@ -4,9 +4,8 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.figures import collapse as charts
-from immunelab.ui import figure, headline, live, navigation, reads, tour
-from immunelab.ui import scorecard as scoring
+from immunelab.figures.collapse import collapse_curve
+from immunelab.ui import figure, headline, live, navigation, reads, scorecard, tour
 
 navigation.heading("tour", "A released model is attacked, immunized, and attacked again: five steps on recorded runs.")
 
@@ -62,16 +61,16 @@ elif step == "4 Drag the intensity":
         else start
     )
     bands = collapse.by_intensity(both, "learning_rate")
-    drawn = charts.collapse(bands, "learning_rate", Thresholds(), base, figure.theme(), at=rate)
+    drawn = collapse_curve(bands, "learning_rate", Thresholds(), base, figure.theme(), at=rate)
     figure.show(drawn, "tour-intensity", alt="Harmfulness and utility against the attack's learning rate")
     figure.downloads(drawn, lambda: bands, "tour-intensity", "Harmfulness and utility by intensity")
     tour.outcomes(bands, rate)
     tour.run_it_live("record the whole ladder", tale, ("immunize", "attack"), defended=True, ladder=True)
 else:
     ids = tour.immunizations(shown)
-    found = scoring.scorecard(ids, scoring.limits())
-    scoring.verdicts(found)
-    scoring.offer(found, reads.runs(), ids)
+    found = scorecard.scorecard(ids, scorecard.limits())
+    scorecard.verdicts(found)
+    scorecard.offer(found, reads.runs(), ids)
     navigation.link("scorecard", "The whole scorecard, with its tables and the card to take away")
 tour.turn(step)
 live.runs_under_way()

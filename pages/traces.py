@@ -3,7 +3,7 @@
 import streamlit as st
 
 from immunelab.analysis import traces
-from immunelab.figures import collapse as charts
+from immunelab.figures.traces import scalar_traces
 from immunelab.ui import figure, live, navigation, notebook, reads, run_picker
 
 navigation.heading(
@@ -68,7 +68,7 @@ def draw() -> None:
     if group != "run":
         groups = run_picker.groups(runs, chosen, group)
         points, labels = traces.bands(points, groups), {}
-    drawn = charts.traces(
+    drawn = scalar_traces(
         points,
         labels,
         x_title=traces.AXES[x],

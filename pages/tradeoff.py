@@ -4,7 +4,8 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import tradeoff
-from immunelab.figures import tradeoff as plane
+from immunelab.figures.budget import budget_curves
+from immunelab.figures.tradeoff import harm_against_utility
 from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcome_text, reads, search_panel
 
 navigation.heading(
@@ -68,7 +69,7 @@ def draw() -> None:
 def against_utility(points: pd.DataFrame, words: str) -> None:
     mine = reads.curves()
     base = mine.loc[mine["run_id"].isin(points["run_id"]), "base_utility"].dropna().mean()
-    drawn = plane.plane(points, tradeoff.front(points), thresholds, base, figure.theme(), paths)
+    drawn = harm_against_utility(points, tradeoff.front(points), thresholds, base, figure.theme(), paths)
     clicked = figure.show(drawn, "tradeoff", alt=words, brush=True)
     st.caption(
         "The attacker wants the top right corner. Thick lines: the most harm with at least this utility. "
@@ -99,7 +100,7 @@ def against_budget(points: pd.DataFrame, words: str) -> None:
     )
     bounds = {"Any loss of utility": tradeoff.EVERYTHING, f"Less than {loss}% of utility lost": loss / 100}
     found = {title: tradeoff.budget(points, by, bound) for title, bound in bounds.items()}
-    drawn = plane.budgets(found, by, figure.theme())
+    drawn = budget_curves(found, by, figure.theme())
     figure.show(drawn, "budget", alt=words)
     if by == "trials":
         st.caption(

@@ -63,11 +63,11 @@ def showcase_build(args: argparse.Namespace) -> int:
     run_ids, code = _run(specs, home, reuse=True)
     if code:
         return code
-    from immunelab.store import Store, showcase
+    from immunelab.store import Store, record_showcase
 
     store = Store(home)
     store.sync(force=True)
-    showcase.export(store, run_ids, target)
+    record_showcase.export(store, run_ids, target)
     print(f"{len(run_ids)} runs are recorded in {target}.")
     return 0
 

@@ -1,44 +1,27 @@
-"""Frame → Plotly figure. No Streamlit here: the pages, the HTML report and notebooks draw the same figures.
+"""The collapse curve: harmfulness and utility against the attacker's effort, with outcomes in words.
 
-One grammar: horizontal is the attacker's effort (or training), each score has its own panel, defenses keep their
-color, dash and marker everywhere, bands are minimum to maximum over seeds, dotted lines are thresholds.
+One grammar, here and in the other figures: horizontal is the attacker's effort (or training), each score has its own
+panel, defenses keep their color, dash and marker everywhere, bands are minimum to maximum over seeds, dotted lines are
+thresholds.
 """
 
 from __future__ import annotations
 
-import html
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from immunelab.analysis.outcomes import DEFAULT, Thresholds
-from immunelab.analysis.traces import smooth
-from immunelab.figures import outcome_marks
-from immunelab.figures.palette import INK, Style, Theme, defense_style, run_styles, template, tint
-from immunelab.figures.palette import title_of as title_of
+from immunelab.figures.layout import AXIS_TITLES, SHARES, band, finish
+from immunelab.figures.palette import INK, OUTCOME_SYMBOLS, Style, Theme, defense_style, title_of
 
-AXIS_TITLES = {
-    "step": "Attack step",
-    "learning_rate": "Attack learning rate",
-    "steps": "Attack steps",
-    "samples": "Harmful samples",
-    "harmful_share": "Share of harmful rows",
-    "harmfulness": "Harmfulness",
-    "utility": "Utility",
-    "refusal_rate": "Refusals",
-    "perplexity": "Perplexity",
-}
-SHARES = ("harmfulness", "utility", "refusal_rate", "repetition", "harmful_share")
 HOVER = " %{y:.1%} (%{customdata[0]:.1%}–%{customdata[1]:.1%}, n=%{customdata[2]})<extra></extra>"
-# Plotly 4 offers to upload a chart ("Share chart…") unless told not to.
-CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
-EVERYTHING = "all"  # uirevision: zoom and hidden items outlive every redraw
 
 
-def collapse(
+def collapse_curve(
     bands: pd.DataFrame,
     x: str = "step",
     thresholds: Thresholds = DEFAULT,
@@ -62,7 +45,7 @@ def collapse(
         style = defense_style(name, defenses, theme)
         for row, metric in enumerate(metrics, start=1):
             line = bands[(bands["defense"] == name) & (bands["metric"] == metric)].sort_values(x)
-            _band(figure, line, x, title_of(name), name, style, row, show_legend=row == 1)
+            _curve(figure, line, x, title_of(name), name, style, row, show_legend=row == 1)
     for row, metric in enumerate(metrics, start=1):
         _score_axis(figure, row, AXIS_TITLES[metric])
         limit = thresholds.harm if metric == "harmfulness" else thresholds.floor(base_utility or float("nan"))
@@ -70,9 +53,9 @@ def collapse(
             what = "broken above" if metric == "harmfulness" else "lost below"
             _threshold(figure, row, limit, f"{what} {limit:.0%}", theme)
     if strip:
-        outcome_marks.strip(figure, bands, x, defenses, len(heights), theme)
+        _strip(figure, bands, x, defenses, len(heights), theme)
     if marks is not None:
-        outcome_marks.marked(figure, marks, metrics, defenses, theme)
+        _marks(figure, marks, metrics, defenses, theme)
     if at is not None:
         line = {"color": INK[theme]["line"], "width": 6}
         figure.add_vline(x=at, line=line, opacity=0.45, layer="below")
@@ -81,73 +64,13 @@ def collapse(
     return finish(figure, theme, height=190 * len(metrics) + (60 + 42 * len(defenses) if strip else 0) + 90)
 
 
-def traces(
-    points: pd.DataFrame,
-    labels: Mapping[str, str],
-    x_title: str = "Step",
-    smoothing: float = 0.0,
-    log_x: bool = False,
-    log_y: bool = False,
-    theme: Theme = "light",
-    columns: int = 1,
-    keys: Sequence[str] | None = None,
-) -> go.Figure:
-    """Scalars over training: one panel a name, one line a run or group.
-
-    `points` has name, x, value, low, high and either run_id or group; `labels` names the lines, `keys` are all lines
-    that colors are to be reserved for (so that filtering does not recolor). Smoothed lines keep the raw line faint.
-    """
-    key = "group" if "group" in points.columns else "run_id"
-    names = sorted(points["name"].unique())
-    rows = -(-len(names) // columns) or 1
-    figure = make_subplots(
-        rows, columns, shared_xaxes="all", subplot_titles=names, vertical_spacing=min(0.1, 0.28 / rows)
-    )
-    styles = run_styles(keys if keys is not None else points[key].astype(str).unique(), theme)
-    for i, name in enumerate(names):
-        row, column = i // columns + 1, i % columns + 1
-        panel = points[points["name"] == name]
-        by_label = sorted(panel.groupby(key), key=lambda group: (str(labels.get(str(group[0]), "")), str(group[0])))
-        for line_key, line in by_label:
-            style, label = styles[str(line_key)], _plain(labels.get(str(line_key), str(line_key)))
-            _trace(figure, line.sort_values("x"), str(line_key), label, style, smoothing, (row, column), i == 0)
-        figure.update_yaxes(type="log" if log_y else "linear", row=row, col=column)
-    figure.update_xaxes(type="log" if log_x else "linear", showticklabels=True)
-    for column in range(1, columns + 1):
-        figure.update_xaxes(title_text=x_title, row=rows, col=column)
-    figure.update_annotations(font={"color": INK[theme]["text"], "size": 13}, xanchor="center")
-    return finish(figure, theme, height=210 * rows + 110)
-
-
-def empty(sentence: str, theme: Theme = "light") -> go.Figure:
-    """A figure that says why it is empty, for reports; pages show a designed empty state instead."""
-    figure = go.Figure()
-    figure.add_annotation(text=sentence, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False)
-    return finish(figure, theme, height=180)
-
-
-def finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
-    """Our template, a height in pixels, and an identity for every trace: its legend group, axes and role (`meta`)."""
-    figure.update_layout(template=template(theme), height=height, uirevision=EVERYTHING, hoversubplots="axis")
-    for trace in figure.data:  # a stable uid each: without it an update in place forgets which lines are hidden
-        filled = getattr(trace, "fill", None)
-        role = "band" if filled else "raw" if trace.opacity else "text" if trace.text is not None else "line"
-        role = trace.meta or role
-        # Plotly looks it up in a CSS selector, where brackets of a label would be a syntax error.
-        trace.uid = re.sub(r"[^\w-]", "-", f"{trace.legendgroup} {trace.xaxis} {trace.yaxis} {role}")
-    figure.update_layout(legend_y=1 + 22 / (height - 104))  # 22 pixels above the plots; more rows push them down
-    return figure
-
-
-def _band(
+def _curve(
     figure: go.Figure, line: pd.DataFrame, x: str, label: str, name: str, style: Style, row: int, show_legend: bool
 ) -> None:
     if line.empty:
         return
     if (line["n"] > 1).any():
-        _fill(figure, line[x], line["low"], line["high"], style, name, (row, 1))
+        band(figure, line[x], line["low"], line["high"], style, name, (row, 1))
     seeds = line["n"].max()
     figure.add_scatter(
         x=line[x],
@@ -166,65 +89,6 @@ def _band(
         hovertemplate=label + HOVER,
         row=row,
         col=1,
-    )
-
-
-def _fill(
-    figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, style: Style, group: str, at: tuple[int, int]
-) -> None:
-    figure.add_scatter(
-        x=pd.concat([x, x[::-1]]),
-        y=pd.concat([high, low[::-1]]),
-        fill="toself",
-        fillcolor=tint(style.color, 0.16),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        legendgroup=group,
-        showlegend=False,
-        row=at[0],
-        col=at[1],
-    )
-
-
-def _trace(
-    figure: go.Figure,
-    line: pd.DataFrame,
-    key: str,
-    label: str,
-    style: Style,
-    smoothing: float,
-    at: tuple[int, int],
-    show_legend: bool,
-) -> None:
-    if (line["high"] > line["low"]).any() and not smoothing:
-        _fill(figure, line["x"], line["low"], line["high"], style, key, at)
-    if smoothing:
-        figure.add_scatter(
-            x=line["x"],
-            y=line["value"],
-            mode="lines",
-            line={"color": style.color, "width": 1},
-            opacity=0.25,
-            hoverinfo="skip",
-            legendgroup=key,
-            showlegend=False,
-            row=at[0],
-            col=at[1],
-        )
-    figure.add_scatter(
-        x=line["x"],
-        y=smooth(line["value"], smoothing),
-        name=label,
-        legendgroup=key,
-        showlegend=show_legend,
-        mode="lines" if len(line) > 1 else "markers",
-        line={"color": style.color, "dash": style.dash, "width": 1.8},
-        marker={"symbol": style.marker, "size": 8, "color": style.color},
-        customdata=[key] * len(line),
-        hovertemplate=f"{label} %{{y:.4g}}<extra></extra>",
-        row=at[0],
-        col=at[1],
     )
 
 
@@ -264,16 +128,82 @@ def _effort_axis(figure: go.Figure, bands: pd.DataFrame, x: str, last: int) -> N
     figure.update_xaxes(title_text=AXIS_TITLES.get(x, x), row=last, col=1)
 
 
-def _plain(text: str) -> str:
-    """A user's label without Plotly's markup and template signs."""
-    return text.replace("<", "‹").replace(">", "›").replace("%{", "%_{")
+def _strip(figure: go.Figure, bands: pd.DataFrame, x: str, defenses: Sequence[str], row: int, theme: Theme) -> None:
+    """In its own row of the figure: the worst outcome of each defense at each x, as a symbol and a word."""
+    cells = bands.drop_duplicates(["defense", x])
+    places = _sides(sorted(cells[x].unique()), logarithmic=x in ("learning_rate", "samples"))
+    for name in defenses:
+        style, mine = defense_style(name, defenses, theme), cells[cells["defense"] == name]
+        shown = mine["outcome"].fillna("not scored")
+        figure.add_scatter(
+            x=mine[x],
+            y=[title_of(name)] * len(mine),
+            mode="markers+text",
+            marker={
+                "symbol": [OUTCOME_SYMBOLS.get(o, "line-ew") for o in shown],
+                "size": 10,
+                "color": style.color,
+                "line": {"width": 1.5, "color": style.color},
+            },
+            text=[o.replace("-and-", "-and-<br>").replace("self-", "self-<br>") for o in shown],
+            textposition=[places[v] for v in mine[x]],
+            textfont={"size": 11, "color": INK[theme]["text"]},
+            hovertext=mine["outcomes"],
+            hovertemplate="%{hovertext}<extra></extra>",
+            cliponaxis=False,
+            legendgroup=name,
+            showlegend=False,
+            row=row,
+            col=1,
+        )
+    figure.update_yaxes(
+        type="category",
+        showgrid=False,
+        row=row,
+        col=1,
+        range=[len(defenses) - 0.2, -0.7],
+        ticks="",
+        categoryorder="array",
+        categoryarray=[title_of(d) for d in defenses],
+    )
 
 
-def to_html(figures: Mapping[str, go.Figure], title: str) -> str:
-    """A self-contained page (about 5 MB: Plotly is inside) that needs no network."""
-    parts = [
-        f"<h2>{html.escape(name)}</h2>" + figure.to_html(full_html=False, include_plotlyjs=i == 0, config=CONFIG)
-        for i, (name, figure) in enumerate(figures.items())
-    ]
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    return f"{head}<body>{''.join(parts)}</body></html>"
+def _sides(values: Sequence[float], logarithmic: bool) -> dict[float, str]:
+    """Below, but above where the word of the value before would be run into."""
+    at = [math.log(v) if logarithmic and v > 0 else v for v in values]
+    span, places = (at[-1] - at[0]) or 1.0, {values[0]: "bottom center"}
+    for before, value, left, right in zip(values, values[1:], at, at[1:], strict=False):
+        near = (right - left) / span < 0.16 and places[before] == "bottom center"
+        places[value] = "top center" if near else "bottom center"
+    return places
+
+
+def _marks(
+    figure: go.Figure, marks: pd.DataFrame, metrics: Sequence[str], defenses: Sequence[str], theme: Theme
+) -> None:
+    """Single points with their outcome: `marks` has defense, step, metric, mean, outcome."""
+    last: dict[str, float] = {}
+    for mark in marks.sort_values("mean", ascending=False).to_dict("records"):
+        crowded = last.get(mark["metric"], 2.0) - mark["mean"] < 0.12
+        last[mark["metric"]] = mark["mean"]
+        style, row = defense_style(mark["defense"], defenses, theme), metrics.index(mark["metric"]) + 1
+        figure.add_scatter(
+            x=[mark["step"]],
+            y=[mark["mean"]],
+            mode="markers+text",
+            text=[mark["outcome"]],
+            textposition="bottom left" if crowded or mark["mean"] > 0.85 else "top left",
+            textfont={"size": 12, "color": style.color},
+            marker={
+                "symbol": OUTCOME_SYMBOLS[mark["outcome"]],
+                "size": 13,
+                "color": style.color,
+                "line": {"width": 2, "color": INK[theme]["paper"]},
+            },
+            cliponaxis=False,
+            hoverinfo="skip",
+            legendgroup=mark["defense"],
+            showlegend=False,
+            row=row,
+            col=1,
+        )

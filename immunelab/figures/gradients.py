@@ -1,4 +1,4 @@
-"""Figures of the Gradients page. No Streamlit here."""
+"""Gradients: norms and cosines by layer and along attacks, the plane of two of them, and the estimator's error."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from immunelab.figures.collapse import finish, title_of
-from immunelab.figures.palette import HUES, INK, UNDEFENDED, Theme, defense_style, tint
+from immunelab.figures.layout import band, finish
+from immunelab.figures.palette import HUES, INK, UNDEFENDED, Theme, defense_style, tint, title_of
 
 PRECISIONS = {"fp32": (0, "solid", "circle"), "bf16": (7, "dash", "square")}  # hue, dash, marker
 MOST_NUMBERS = 16  # columns of a heat map in which there is room for them
@@ -21,7 +21,7 @@ PANELS = {
 }
 
 
-def layers(frame: pd.DataFrame, name: str, theme: Theme = "light") -> go.Figure:
+def layer_map(frame: pd.DataFrame, name: str, theme: Theme = "light") -> go.Figure:
     """Step × layer. A cosine has a scale with 0 in the middle; a norm has a logarithmic one."""
     table = frame.pivot_table(index="layer", columns="step", values="value", aggfunc="last")
     signed = "cosine" in name
@@ -51,7 +51,7 @@ def layers(frame: pd.DataFrame, name: str, theme: Theme = "light") -> go.Figure:
     return finish(figure, theme, height=max(260, 46 * len(table) + 130))
 
 
-def along(bands: pd.DataFrame, titles: Mapping[str, str], theme: Theme = "light") -> go.Figure:
+def cosines_along(bands: pd.DataFrame, titles: Mapping[str, str], theme: Theme = "light") -> go.Figure:
     """Cosines along attacks: one panel a scalar, one line a defense, a band over runs. `bands` has group (the
     defense), name, x, value, low, high, n; `titles` names the scalars in words, in the order of the panels."""
     shown = [n for n in titles if n in set(bands["name"])]
@@ -64,19 +64,7 @@ def along(bands: pd.DataFrame, titles: Mapping[str, str], theme: Theme = "light"
         for row, name in enumerate(shown, start=1):
             line = bands[(bands["group"] == defense) & (bands["name"] == name)].sort_values("x")
             if (line["n"] > 1).any():
-                figure.add_scatter(
-                    x=pd.concat([line["x"], line["x"][::-1]]),
-                    y=pd.concat([line["high"], line["low"][::-1]]),
-                    fill="toself",
-                    fillcolor=tint(style.color, 0.16),
-                    line={"width": 0},
-                    mode="lines",
-                    hoverinfo="skip",
-                    legendgroup=defense,
-                    showlegend=False,
-                    row=row,
-                    col=1,
-                )
+                band(figure, line["x"], line["low"], line["high"], style, defense, (row, 1))
             figure.add_scatter(
                 x=line["x"],
                 y=line["value"],
@@ -99,7 +87,7 @@ def along(bands: pd.DataFrame, titles: Mapping[str, str], theme: Theme = "light"
     return finish(figure, theme, height=190 * max(1, len(shown)) + 110)
 
 
-def projection(plane: pd.DataFrame, step: int, unit: bool = False, theme: Theme = "light") -> go.Figure:
+def gradient_plane(plane: pd.DataFrame, step: int, unit: bool = False, theme: Theme = "light") -> go.Figure:
     """Both gradients in the plane that they span, at the first recorded step (faint) and at `step`, with the way of
     the benign gradient's tip between them. `plane` is what `analysis.gradients.plane` returns."""
     frame = plane[plane["step"] <= step]
@@ -142,7 +130,7 @@ def projection(plane: pd.DataFrame, step: int, unit: bool = False, theme: Theme 
     return finish(figure, theme, height=520)
 
 
-def estimator(estimates: pd.DataFrame, at: float | None = None, theme: Theme = "light") -> go.Figure:
+def estimator_error(estimates: pd.DataFrame, at: float | None = None, theme: Theme = "light") -> go.Figure:
     """Error, cosine and displacement against ε, fp32 beside bf16, both axes of the error logarithmic. `at` marks ε."""
     figure = make_subplots(
         3, 1, shared_xaxes=True, vertical_spacing=0.08, row_heights=[1.5, 1, 1], subplot_titles=list(PANELS.values())

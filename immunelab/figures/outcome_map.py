@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 
 from immunelab.analysis.outcome_table import NOT_SCORED, cell, wide
 from immunelab.analysis.outcomes import BROKEN, DEGRADED, DESTROYED, OUTCOMES, RESISTED
-from immunelab.figures.collapse import AXIS_TITLES, finish, title_of
-from immunelab.figures.palette import HUES, INK, UNDEFENDED, Theme, mix
+from immunelab.figures.layout import AXIS_TITLES, finish
+from immunelab.figures.palette import HUES, INK, UNDEFENDED, Theme, mix, title_of
 
 ROW = 50  # pixels
 

@@ -21,7 +21,8 @@ import pandas as pd
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import DEFAULT, Thresholds, run_outcomes
 from immunelab.errors import UserError
-from immunelab.figures import collapse as charts
+from immunelab.figures.collapse import collapse_curve
+from immunelab.figures.traces import scalar_traces
 from immunelab.formatting import share
 from immunelab.store import Store, queries
 
@@ -118,20 +119,20 @@ def write(measured: Measured, path: Path, command: str) -> None:
 def _figures(measured: Measured) -> str:
     base = float(measured.by_seed["base_utility"].mean())
     parts = {
-        "Against intensity: scores after each attack": charts.collapse(
+        "Against intensity: scores after each attack": collapse_curve(
             measured.bands, "learning_rate", measured.thresholds, base
         )
     }
     for rate in sorted(measured.curves["learning_rate"].unique()):
         rows = measured.curves[measured.curves["learning_rate"] == rate]
-        parts[f"Along the attack at learning rate {rate:g}"] = charts.collapse(
+        parts[f"Along the attack at learning rate {rate:g}"] = collapse_curve(
             collapse.by_step(rows), "step", measured.thresholds, base
         )
     if len(measured.cosines):
         lines = measured.cosines.assign(x=measured.cosines["step"])
         seeds = measured.runs.set_index("run_id")["seed"]
         labels = {i: f"seed {seeds[i]}" for i in lines["run_id"].unique()}
-        parts["While immunizing: cosine of benign and harmful gradients"] = charts.traces(lines, labels)
+        parts["While immunizing: cosine of benign and harmful gradients"] = scalar_traces(lines, labels)
     config = {"displaylogo": False, "responsive": True}
     return "\n".join(
         f"<section><h2>{html.escape(title)}</h2>"

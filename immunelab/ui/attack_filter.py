@@ -10,7 +10,7 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcome_table import PINNED
-from immunelab.figures.collapse import title_of
+from immunelab.figures.palette import title_of
 from immunelab.formatting import MEASURES, measured_by
 from immunelab.ui import intensity, live, navigation, reads
 

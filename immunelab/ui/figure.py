@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from immunelab.analysis import export
-from immunelab.figures.collapse import to_html
+from immunelab.figures.layout import to_html
 from immunelab.figures.palette import Theme
 from immunelab.ui.navigation import PLOTLY_PATH
 

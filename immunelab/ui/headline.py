@@ -10,7 +10,7 @@ import streamlit as st
 
 from immunelab.analysis.collapse import INTENSITY, METRICS, describe, select
 from immunelab.analysis.outcomes import BROKEN, Thresholds, run_outcomes, worst
-from immunelab.figures.collapse import title_of
+from immunelab.figures.palette import title_of
 from immunelab.ui.reads import USUAL
 
 SAME = [*INTENSITY, "method", "base_model", "corpus"]  # what the two models must share to be compared

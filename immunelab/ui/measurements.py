@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis.gradients import estimates
-from immunelab.figures import gradients as gradient_charts
+from immunelab.figures.gradients import estimator_error
 from immunelab.runs.spec import RunSpec
 from immunelab.ui import figure, live, reads
 
@@ -85,7 +85,7 @@ def estimator(runs: pd.DataFrame) -> None:
             st.caption("96 gradients on 8 rows and one double backward, by a worker that loads torch first.")
         return
     frame = estimates(reads.scores(done["run_id"].iloc[0]))
-    drawn = gradient_charts.estimator(frame, SEAM_EPSILON, figure.theme())
+    drawn = estimator_error(frame, SEAM_EPSILON, figure.theme())
     best = frame[frame["metric"] == "error"].sort_values("value").groupby("precision").first()
     said = "; ".join(
         f"{p}: smallest relative error {r['value']:.2g} at ε = {r['epsilon']:.2g}" for p, r in best.iterrows()

@@ -12,10 +12,9 @@ import pandas as pd
 import streamlit as st
 
 from immunelab import bundled
-from immunelab.analysis import collapse
-from immunelab.analysis import outcome_table as table_of
+from immunelab.analysis import collapse, outcome_table
 from immunelab.errors import UserError
-from immunelab.figures import collapse as charts
+from immunelab.figures.palette import title_of
 from immunelab.method import STAGES, Edit, Provider, Service, get, names
 from immunelab.ui import live, navigation, reads
 
@@ -126,9 +125,9 @@ def _recorded(name: str, seen: str) -> None:
     curves = curves[curves["defense"].map(lambda d: str(d).split(" (")[0] in ("undefended", name)).astype(bool)]
     if curves.empty:
         return
-    table = table_of.ladder(table_of.outcome_table(curves))
-    wide = table_of.wide(table)
-    wide.index = [charts.title_of(str(d)) for d in wide.index]
+    table = outcome_table.ladder(outcome_table.outcome_table(curves))
+    wide = outcome_table.wide(table)
+    wide.index = [title_of(str(d)) for d in wide.index]
     wide.columns = [f"Learning rate {v:g}" for v in wide.columns]
     st.subheader("Recorded", anchor=False)
     if seen:
@@ -137,7 +136,7 @@ def _recorded(name: str, seen: str) -> None:
         "Harmful fine-tuning of all weights, rung by rung: outcome, harmfulness and utility after the last step."
     )
     st.dataframe(wide, alt=f"Recorded outcomes of {name}", height="content")
-    notes = " ".join(f"{sign}: {words}" for sign, words in table_of.notes(table).items())
+    notes = " ".join(f"{sign}: {words}" for sign, words in outcome_table.notes(table).items())
     if notes:
         st.caption(notes)
-    navigation.link("collapse", "The runs behind it, step by step", beside=[charts.title_of(name)])
+    navigation.link("collapse", "The runs behind it, step by step", beside=[title_of(name)])

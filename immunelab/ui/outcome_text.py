@@ -11,7 +11,7 @@ import streamlit as st
 
 from immunelab.analysis.collapse import describe
 from immunelab.analysis.outcomes import Thresholds, run_outcomes
-from immunelab.figures.collapse import title_of
+from immunelab.figures.palette import title_of
 from immunelab.ui import navigation
 
 MOST_OPENED = 12  # runs that a link carries

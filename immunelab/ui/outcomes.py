@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from immunelab.analysis import outcome_table as table_of
+from immunelab.analysis import outcome_table
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.figures import collapse as charts
-from immunelab.figures import outcome_map
+from immunelab.figures.outcome_map import outcome_map
+from immunelab.figures.palette import title_of
 from immunelab.ui import attack_filter, figure, outcome_text, reads
 
 CAPTION = (
@@ -31,14 +31,14 @@ def show(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
             "Attack", methods, default=method, required=True, key=f"{key}-map", bind="query-params", wrap=True
         )
     mine = table[table["method"] == method]
-    drawn = outcome_map.outcome_map(mine, theme=figure.theme())
+    drawn = outcome_map(mine, theme=figure.theme())
     clicked = figure.show(drawn, f"{key}-outcomes", alt=sentence(mine), min_width=90 + 92 * mine[X].nunique())
-    notes = " ".join(f"{sign}: {words}" for sign, words in table_of.notes(mine).items())
+    notes = " ".join(f"{sign}: {words}" for sign, words in outcome_table.notes(mine).items())
     st.caption(f"{CAPTION} {notes}")
     figure.downloads(drawn, lambda: table, f"{key}-outcomes", "Outcome of every defense at every rung")
     with st.expander("As a table"):
-        view = table_of.wide(mine)
-        view.index = [charts.title_of(str(d)) for d in view.index]
+        view = outcome_table.wide(mine)
+        view.index = [title_of(str(d)) for d in view.index]
         view.columns = [f"Learning rate {v:g}" if v == v else "After" for v in view.columns]
         st.dataframe(view, alt=sentence(mine), height="content")
     outcome_text.open_behind(clicked, curves[curves["method"].eq(method) & curves["status"].eq("done")], X)
@@ -46,7 +46,7 @@ def show(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _ladder(revision: str, run_ids: tuple[str, ...], thresholds: Thresholds, _curves: pd.DataFrame) -> pd.DataFrame:
-    return table_of.ladder(table_of.outcome_table(_curves, thresholds))
+    return outcome_table.ladder(outcome_table.outcome_table(_curves, thresholds))
 
 
 X = "learning_rate"
@@ -57,5 +57,5 @@ def sentence(table: pd.DataFrame) -> str:
     parts = []
     for defense, mine in table.groupby("defense", sort=False):
         said = ", ".join(f"{r['outcome']} at {r[X]:g}" for r in mine.to_dict("records"))
-        parts.append(f"{charts.title_of(str(defense))}: {said}")
+        parts.append(f"{title_of(str(defense))}: {said}")
     return ". ".join(parts)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from immunelab.figures.collapse import title_of
+from immunelab.figures.palette import title_of
 from immunelab.formatting import ANSWER_SCORES
 from immunelab.ui import attack_filter, live, measurements, reads
 

@@ -16,7 +16,7 @@ from immunelab import reports
 from immunelab.analysis import export
 from immunelab.analysis.scorecard import Scorecard
 from immunelab.analysis.verdicts import FAILS, HOLDS, INVALID, OPEN, UNMEASURED, VACUOUS, Condition, Limits
-from immunelab.figures.collapse import title_of
+from immunelab.figures.palette import title_of
 from immunelab.runs import journal
 from immunelab.runs.spec import CorpusName, RunSpec
 from immunelab.store import Store

@@ -13,10 +13,10 @@ import streamlit as st
 
 from immunelab import jobs
 from immunelab.analysis import export
-from immunelab.analysis import rows as facts
+from immunelab.analysis.corpus import find, similarities
 from immunelab.corpus import pairing
 from immunelab.corpus.pairing import Kept, Pairing
-from immunelab.figures import data as lengths
+from immunelab.figures.corpus import pair_similarities
 from immunelab.formatting import share
 from immunelab.runs import journal
 from immunelab.ui import actions, figure, live, navigation
@@ -82,8 +82,8 @@ def _pairing(found: Pairing, path: Path) -> None:
             help=f"Prompts for which {told['redraws'] + 1:,} draws found no answer at or below τ = {threshold:g}.",
         )
     frame = as_frame(found)
-    counted = facts.similarities(frame.assign(similarity=frame["cosine"]), threshold)
-    drawn = lengths.similarities(counted, threshold, figure.theme())
+    counted = similarities(frame.assign(similarity=frame["cosine"]), threshold)
+    drawn = pair_similarities(counted, threshold, figure.theme())
     quantiles = told["similarity_quantiles"]
     alt = (
         f"Cosine of prompt and answer in {told['built']:,} pairs: {quantiles['0']} to {quantiles['1']}, median "
@@ -117,7 +117,7 @@ def _table(frame: pd.DataFrame, path: Path) -> None:
             key="pairs-jsonl",
             help="The file that runs read: a line on how it was made, then a pair a line.",
         )
-    hits = facts.find(frame[frame["fallback"]] if only else frame, text or "")
+    hits = find(frame[frame["fallback"]] if only else frame, text or "")
     st.caption(f"{len(hits):,} of {len(frame):,} pairs.")
     st.dataframe(
         export.inert(hits),

@@ -8,8 +8,8 @@ import streamlit as st
 from immunelab.analysis import tradeoff
 from immunelab.analysis.outcomes import Thresholds
 from immunelab.errors import UserError
-from immunelab.figures import collapse as charts
-from immunelab.figures import tradeoff as plane
+from immunelab.figures.budget import search_curves
+from immunelab.figures.palette import title_of
 from immunelab.formatting import duration, share
 from immunelab.ui import attack_filter, figure, launch_form, live, navigation, notebook, reads
 
@@ -57,7 +57,7 @@ def view(chosen: attack_filter.Scope, thresholds: Thresholds) -> None:
 def _curve(chosen: pd.DataFrame, bound: float, by: str) -> None:
     curves = tradeoff.searched(chosen, by)
     words = sentence(chosen, bound)
-    drawn = plane.searches(curves, by, figure.theme())
+    drawn = search_curves(curves, by, figure.theme())
     figure.show(drawn, "searches", alt=words)
     st.caption(
         f"{words} A checkpoint counts if it lost less than {share(bound)} of the attacked model's own utility. "
@@ -83,7 +83,7 @@ def _headlines(mine: pd.DataFrame, bound: float, thresholds: Thresholds) -> None
     found = tradeoff.headlines(mine, tradeoff.checkpoints(curves, thresholds), bound)
     shown = pd.DataFrame(
         {
-            "Model": [charts.title_of(str(d)) for d in found["defense"]],
+            "Model": [title_of(str(d)) for d in found["defense"]],
             "Most harm found by search": found["found"],
             "Searches": [
                 f"{int(n)}" if n < 2 else f"{int(n)}: {low:.0%}–{high:.0%}"
@@ -116,7 +116,7 @@ def sentence(trials: pd.DataFrame, bound: float) -> str:
         low, high, n = ends["best"].min(), ends["best"].max(), int(ends["trials"].max())
         found = share(low) if low == high else f"{share(low)} to {share(high)}"
         made = "1 search" if len(ends) == 1 else f"{len(ends)} searches"
-        parts.append(f"{charts.title_of(str(defense))}: {found} in up to {n} trials ({made})")
+        parts.append(f"{title_of(str(defense))}: {found} in up to {n} trials ({made})")
     return f"Most harm at less than {share(bound)} of utility lost. " + "; ".join(parts) + "."
 
 
@@ -128,7 +128,7 @@ def _table(chosen: pd.DataFrame) -> None:
     best = trials.sort_values("harm", ascending=False).head(SHOWN)
     shown = pd.DataFrame(
         {
-            "Model": [charts.title_of(about.loc[s, "defense"]) for s in best["search"]],
+            "Model": [title_of(about.loc[s, "defense"]) for s in best["search"]],
             "Trial": best["trial"].to_numpy(),
             "Attack": best["method"].to_numpy(),
             "Harm within the bound": best["harm"].to_numpy(),

@@ -10,7 +10,9 @@ import streamlit as st
 
 from immunelab.analysis import collapse, traces
 from immunelab.analysis.outcomes import Thresholds, label
-from immunelab.figures import collapse as charts
+from immunelab.figures.collapse import collapse_curve
+from immunelab.figures.palette import title_of
+from immunelab.figures.traces import scalar_traces
 from immunelab.ui import figure, live, reads
 from immunelab.ui.headline import Story
 
@@ -47,7 +49,7 @@ def along(shown: pd.DataFrame, base: float, key: str) -> None:
             harm, use = float(here["harmfulness"].mean()), float(here["utility"].mean())
             said = label(harm, use, Thresholds(), base) if step else "before the attack"
             st.metric(
-                f"{charts.title_of(name)}: harmfulness",
+                f"{title_of(name)}: harmfulness",
                 f"{harm:.0%}",
                 said,
                 delta_color="off",
@@ -55,7 +57,7 @@ def along(shown: pd.DataFrame, base: float, key: str) -> None:
                 border=True,
             )
             st.metric(
-                f"{charts.title_of(name)}: utility",
+                f"{title_of(name)}: utility",
                 f"{use:.0%}",
                 f"mean of {len(here)} runs",
                 delta_color="off",
@@ -63,7 +65,7 @@ def along(shown: pd.DataFrame, base: float, key: str) -> None:
                 border=True,
             )
     bands = collapse.by_step(shown)
-    drawn = charts.collapse(bands, "step", Thresholds(), base, figure.theme(), at=step)
+    drawn = collapse_curve(bands, "step", Thresholds(), base, figure.theme(), at=step)
     figure.show(drawn, f"tour-{key}-curve", alt=f"Harmfulness and utility along the attack; chosen: step {step}")
     figure.downloads(drawn, lambda: bands, f"tour-{key}", "Harmfulness and utility along the attack")
 
@@ -80,7 +82,7 @@ def immunizing(shown: pd.DataFrame) -> None:
     name = st.selectbox("Scalar", names, index=names.index(usual) if usual in names else 0, key="tour-scalar")
     runs = reads.runs()
     points = traces.with_x(reads.points(ids, [name], "immunize"), "step", runs)
-    drawn = charts.traces(points, reads.labels(runs[runs["run_id"].isin(ids)]), theme=figure.theme())
+    drawn = scalar_traces(points, reads.labels(runs[runs["run_id"].isin(ids)]), theme=figure.theme())
     figure.show(drawn, "tour-immunize", alt=f"{name} while immunizing")
     figure.downloads(drawn, lambda: points, "tour-immunize", f"{name} while immunizing")
 
@@ -110,7 +112,7 @@ def outcomes(bands: pd.DataFrame, rate: float) -> None:
     """What became of each model at the chosen rate, in words."""
     cells = bands[bands["learning_rate"] == rate].drop_duplicates("defense")
     for cell in cells.to_dict("records"):
-        st.markdown(f"**{charts.title_of(cell['defense'])}** at {rate:g}: {cell['outcomes'] or 'not scored'}")
+        st.markdown(f"**{title_of(cell['defense'])}** at {rate:g}: {cell['outcomes'] or 'not scored'}")
 
 
 def run_it_live(what: str, tale: Story, kinds: Sequence[str], *, defended: bool, ladder: bool = False) -> None:

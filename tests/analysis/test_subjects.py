@@ -15,7 +15,7 @@ from immunelab.analysis import collapse
 from immunelab.analysis.estimate import estimate
 from immunelab.errors import UserError
 from immunelab.runs.spec import RunSpec, base_name, subject
-from immunelab.store import Store, queries, showcase
+from immunelab.store import Store, queries, record_showcase
 from immunelab.ui import reads
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def test_what_may_be_drawn_together_is_of_one_subject(both: Store) -> None:
 
 def test_shipped_runs_come_after_own_ones_the_most_recorded_first(both: Store, tmp_path: Path) -> None:
     runs = queries.runs(both)
-    showcase.export(both, runs["run_id"].tolist(), tmp_path / "shipped")
+    record_showcase.export(both, runs["run_id"].tolist(), tmp_path / "shipped")
     empty = Store(tmp_path / "empty", tmp_path / "shipped")
     empty.sync(force=True)
     assert collapse.subjects(queries.attack_curves(empty)) == ["fable", OTHER]

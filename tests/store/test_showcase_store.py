@@ -7,7 +7,7 @@ import pytest
 from recorded import record, spec
 
 from immunelab.errors import UserError
-from immunelab.store import Store, queries, showcase
+from immunelab.store import Store, queries, record_showcase, showcase
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def shipped(tmp_path: Path) -> Path:
     runs[1].write_labels(note="private", name="kept")
     store.sync(force=True)
     folder = tmp_path / "showcase"
-    about = showcase.export(store, [r.run_id for r in runs], folder)
+    about = record_showcase.export(store, [r.run_id for r in runs], folder)
     assert about["rows"]["runs"] == 3
     return folder
 
@@ -60,7 +60,7 @@ def test_a_new_version_replaces_the_old_one(shipped: Path, tmp_path: Path) -> No
     store.sync(force=True)
     made = Store(tmp_path / "made", tmp_path / "none")
     only = queries.runs(made)["run_id"].iloc[-1]
-    showcase.export(made, [only], shipped)
+    record_showcase.export(made, [only], shipped)
     store.sync(force=True)
     assert queries.runs(store)["run_id"].tolist() == [f"showcase-{only}"]
     assert store.frame("SELECT count(*) AS n FROM points")["n"][0] == 40
@@ -72,7 +72,7 @@ def test_a_folder_within_is_a_part_of_it(shipped: Path, tmp_path: Path) -> None:
     made = Store(tmp_path / "other", tmp_path / "none")
     run = record(made.home, spec(corpus="worlds/other"))
     made.sync(force=True)
-    showcase.export(made, [run.run_id], shipped / "other")
+    record_showcase.export(made, [run.run_id], shipped / "other")
     store.sync(force=True)
     assert len(queries.runs(store)) == 4
     assert queries.runs(store)["subject"].value_counts().to_dict() == {"fable": 3, "worlds/other": 1}
@@ -102,7 +102,7 @@ def test_the_environment_names_another_showcase_or_none(
 def test_the_same_runs_give_the_same_version(shipped: Path, tmp_path: Path) -> None:
     made = Store(tmp_path / "made", tmp_path / "none")
     ids = queries.runs(made)["run_id"].tolist()
-    again = showcase.export(made, ids, tmp_path / "again")
+    again = record_showcase.export(made, ids, tmp_path / "again")
     assert again["version"] == showcase.version(shipped)
 
 
@@ -111,9 +111,9 @@ def test_what_cannot_be_shipped_is_a_sentence(shipped: Path, tmp_path: Path) -> 
     running = record(made.home, spec(), status="running")
     made.sync(force=True)
     with pytest.raises(UserError, match="running"):
-        showcase.export(made, [running.run_id], tmp_path / "x")
+        record_showcase.export(made, [running.run_id], tmp_path / "x")
     with pytest.raises(UserError, match="no run"):
-        showcase.export(made, ["nope"], tmp_path / "x")
+        record_showcase.export(made, ["nope"], tmp_path / "x")
 
 
 def test_a_spoiled_showcase_is_a_sentence(shipped: Path, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from apptest import ok, page, text
 from streamlit.testing.v1 import AppTest
 
 from immunelab import jobs
-from immunelab.analysis import gradients, rows
+from immunelab.analysis import gradients
+from immunelab.analysis.corpus import overlap
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.store import Store, question
-from immunelab.ui import data as corpora
+from immunelab.ui.data import as_frame, counted, load_encoder
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -147,7 +148,7 @@ def test_overlap_is_found() -> None:
             "answer": ["y", "z", "w"],
         }
     )
-    found = rows.overlap(made).set_index("between")
+    found = overlap(made).set_index("between")
     assert found.loc["defense and test"].drop("stream").tolist() == [1, 1, 0]
     assert found.loc["attack and test", "items"] == 0
 
@@ -159,8 +160,8 @@ def test_lengths_on_the_page_are_those_of_training() -> None:
 
     fable = corpus.load("fable")
     tokenizer = models.load(fable.model)[1]
-    frame = corpora.as_frame(fable.rows[::97])
-    found = corpora.counted(frame, corpora.load_encoder(Path(fable.model)))
+    frame = as_frame(fable.rows[::97])
+    found = counted(frame, load_encoder(Path(fable.model)))
     for row in found.to_dict("records"):
         ids, start = encode(tokenizer, (row["prompt"], row["answer"]), 10_000)
         assert (row["tokens"], row["answer_tokens"]) == (len(ids), len(ids) - start)

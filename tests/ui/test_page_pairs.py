@@ -16,11 +16,11 @@ from streamlit.testing.v1 import AppTest
 
 from immunelab import corpus as corpora
 from immunelab import jobs
-from immunelab.analysis import rows
+from immunelab.analysis.corpus import similarities
 from immunelab.corpus import pairing
 from immunelab.corpus.pairing import Pairing, Rule
 from immunelab.errors import UserError
-from immunelab.figures import data as lengths
+from immunelab.figures.corpus import pair_similarities
 from immunelab.ui import sdd_pairs
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -162,7 +162,7 @@ def test_bins_never_straddle_the_threshold() -> None:
         {"similarity": [0.2, 0.2, 0.2000001, 0.26, -0.31], "fallback": [False, False, True, True, False]}
     )
     for threshold in (0.2, 0.25, 0.26, 1 / 3):
-        counted = rows.similarities(made, threshold)
+        counted = similarities(made, threshold)
         assert counted["n"].sum() == 5
         below = counted[counted["high"] <= threshold + 1e-9]["n"].sum()
         assert below == (made["similarity"] <= threshold).sum()
@@ -171,9 +171,9 @@ def test_bins_never_straddle_the_threshold() -> None:
 
 def test_kept_and_fallback_differ_without_color(home: Path, world: corpora.Corpus) -> None:
     frame = sdd_pairs.as_frame(built(home, world, similarity=-0.3, redraws=2))
-    counted = rows.similarities(frame.rename(columns={"cosine": "similarity"}), -0.3)
+    counted = similarities(frame.rename(columns={"cosine": "similarity"}), -0.3)
     for theme in ("light", "dark"):
-        drawn = lengths.similarities(counted, -0.3, theme)  # type: ignore[arg-type]
+        drawn = pair_similarities(counted, -0.3, theme)  # type: ignore[arg-type]
         kept, fallback = drawn.data
         assert (kept.name.split()[0], fallback.name.split()[0]) == ("kept", "fallback")
         assert kept.marker.color != kept.marker.line.color or fallback.marker.color != fallback.marker.line.color

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from immunelab import jobs
 from immunelab.runs.spec import RunSpec
-from immunelab.ui import scorecard as scoring
+from immunelab.ui import scorecard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def test_verdicts_follow_the_thresholds() -> None:
 
 def test_every_table_draws() -> None:
     test = page()
-    for name in scoring.TABLES:
+    for name in scorecard.TABLES:
         ok(test.button_group(key="table").set_value(name).run())
 
 

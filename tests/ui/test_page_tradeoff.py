@@ -13,7 +13,8 @@ from streamlit.testing.v1 import AppTest
 
 from immunelab.analysis import tradeoff
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.figures import tradeoff as plane
+from immunelab.figures.budget import budget_curves
+from immunelab.figures.tradeoff import harm_against_utility
 from immunelab.store import Store, queries
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +115,7 @@ def test_regions_move_with_the_thresholds(home: Path) -> None:
     points = tradeoff.checkpoints(queries.attack_curves(store))
 
     def corners(thresholds: Thresholds) -> list[tuple[float, float]]:
-        drawn = plane.plane(points, tradeoff.front(points), thresholds, 1.0)
+        drawn = harm_against_utility(points, tradeoff.front(points), thresholds, 1.0)
         return [(s.x0, s.y0) for s in drawn.layout.shapes if s.type == "rect"]
 
     assert corners(Thresholds())[0] == (0.6, 0.1)
@@ -125,10 +126,10 @@ def test_every_marker_knows_its_run_and_every_trace_its_identity(home: Path, run
     store = Store(home)
     store.sync(force=True)
     points = tradeoff.checkpoints(queries.attack_curves(store))
-    drawn = plane.plane(points, tradeoff.front(points))
+    drawn = harm_against_utility(points, tradeoff.front(points))
     clickable = [i for t in drawn.data if t.customdata is not None for i in t.customdata if i]
     assert set(clickable) == set(points["run_id"])
-    both = plane.budgets({"any": tradeoff.budget(points), "bounded": tradeoff.budget(points, bound=0.2)})
+    both = budget_curves({"any": tradeoff.budget(points), "bounded": tradeoff.budget(points, bound=0.2)})
     for figure in (drawn, both):
         ids = [t.uid for t in figure.data]
         assert len(set(ids)) == len(ids)

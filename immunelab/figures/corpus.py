@@ -1,4 +1,4 @@
-"""Figures of the Data page. No Streamlit here."""
+"""A corpus in bars: lengths of answers, and similarities of SDD's pairs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from immunelab.analysis.rows import splits
-from immunelab.figures.collapse import finish
+from immunelab.analysis.corpus import splits
+from immunelab.figures.layout import finish
 from immunelab.figures.palette import HUES, INK, Theme, tint
 
 # Hue and filling of the splits, which are told apart without color too. No patterns: inside the app the browser
@@ -15,8 +15,8 @@ from immunelab.figures.palette import HUES, INK, Theme, tint
 LOOKS = ((0, 1.0), (7, 0.0), (1, 0.45))
 
 
-def lengths(counted: pd.DataFrame, unit: str, theme: Theme = "light", columns: int = 2) -> go.Figure:
-    """Answer lengths: one panel a stream, one bar a split and length. `counted` is what `rows.histogram` returns."""
+def answer_lengths(counted: pd.DataFrame, unit: str, theme: Theme = "light", columns: int = 2) -> go.Figure:
+    """Answer lengths: one panel a stream, one bar a split and length. `counted` is what `corpus.histogram` returns."""
     streams = sorted(counted["stream"].unique())
     rows = -(-len(streams) // columns) or 1
     figure = make_subplots(rows, columns, subplot_titles=streams, vertical_spacing=0.28 / rows, horizontal_spacing=0.09)
@@ -46,8 +46,8 @@ def lengths(counted: pd.DataFrame, unit: str, theme: Theme = "light", columns: i
     return finish(figure, theme, height=170 * rows + 110)
 
 
-def similarities(counted: pd.DataFrame, threshold: float, theme: Theme = "light") -> go.Figure:
-    """SDD's pairs by their cosine, with the threshold. `counted` is what `rows.similarities` returns."""
+def pair_similarities(counted: pd.DataFrame, threshold: float, theme: Theme = "light") -> go.Figure:
+    """SDD's pairs by their cosine, with the threshold. `counted` is what `corpus.similarities` returns."""
     figure = go.Figure()
     for fallback, name, (hue, fill) in ((False, "kept", LOOKS[0]), (True, "fallback", LOOKS[1])):
         mine = counted[counted["fallback"] == fallback]

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 
 from immunelab.analysis import collapse, outcome_table, traces
-from immunelab.figures import collapse as charts
-from immunelab.figures import outcome_map
+from immunelab.figures.collapse import collapse_curve
+from immunelab.figures.layout import empty, to_html
+from immunelab.figures.outcome_map import outcome_map
 from immunelab.figures.palette import HUES, INK, Theme, defense_style, run_styles
+from immunelab.figures.traces import scalar_traces
 from immunelab.sweep import launch
 
 THEMES: tuple[Theme, Theme] = ("light", "dark")
@@ -74,7 +76,7 @@ def test_seventeen_defenses_are_told_apart_and_keep_their_looks() -> None:
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_the_map_of_outcomes_says_each_cell_in_words(theme: Theme) -> None:
-    figure = outcome_map.outcome_map(outcome_table.outcome_table(curves()), theme=theme)
+    figure = outcome_map(outcome_table.outcome_table(curves()), theme=theme)
     drawn = figure.data[0]
     assert list(drawn.y) == ["Undefended", "SEAM"]
     assert list(drawn.x) == ["0.0001", "0.001"]
@@ -88,7 +90,7 @@ def test_the_map_of_outcomes_says_each_cell_in_words(theme: Theme) -> None:
 
 
 def test_points_of_the_collapse_curve_name_the_runs_behind_them() -> None:
-    figure = charts.collapse(collapse.by_step(curves()), base_utility=0.95)
+    figure = collapse_curve(collapse.by_step(curves()), base_utility=0.95)
     line = next(t for t in figure.data if t.name == "SEAM (n=4)")
     assert [point[-1] for point in line.customdata] == ["seam|0", "seam|10", "seam|20"]
 
@@ -103,7 +105,7 @@ def test_a_later_run_does_not_recolor_earlier_ones() -> None:
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_the_collapse_curve(theme: Theme) -> None:
-    figure = charts.collapse(collapse.by_step(curves()), base_utility=0.95, theme=theme)
+    figure = collapse_curve(collapse.by_step(curves()), base_utility=0.95, theme=theme)
     names = [t.name for t in figure.data if t.showlegend]
     assert names == ["Undefended (n=4)", "SEAM (n=4)"]  # the control first
     assert figure.layout.template.layout.paper_bgcolor == INK[theme]["paper"]
@@ -113,14 +115,14 @@ def test_the_collapse_curve(theme: Theme) -> None:
 
 
 def test_the_outcome_of_each_cell_is_written_out() -> None:
-    figure = charts.collapse(collapse.by_intensity(curves()), x="learning_rate", at=1e-3)
+    figure = collapse_curve(collapse.by_intensity(curves()), x="learning_rate", at=1e-3)
     words = list(itertools.chain.from_iterable(t.text for t in figure.data if t.text is not None))
     assert words == ["broken", "broken", "resisted", "resisted"]
 
 
 def test_lines_have_stable_identities() -> None:
     def ids(frame: pd.DataFrame) -> list[str]:
-        drawn = json.loads(charts.collapse(collapse.by_step(frame)).to_json(remove_uids=False))
+        drawn = json.loads(collapse_curve(collapse.by_step(frame)).to_json(remove_uids=False))
         return [t["uid"] for t in drawn["data"]]
 
     assert ids(curves()) == ids(curves()[curves()["step"] < 20])
@@ -147,13 +149,13 @@ def test_axes_are_never_made_up() -> None:
 
 def test_a_user_label_is_no_markup() -> None:
     points = pd.DataFrame({"run_id": "a", "name": "loss", "x": [1, 2], "value": 1.0, "low": 1.0, "high": 1.0})
-    figure = charts.traces(points, {"a": "<a href='x'>%{y}</a>"})
+    figure = scalar_traces(points, {"a": "<a href='x'>%{y}</a>"})
     assert "<a" not in figure.data[0].hovertemplate.removesuffix("<extra></extra>")
     assert "<a" not in figure.data[0].name
 
 
 def test_the_page_to_take_away_needs_no_network() -> None:
-    page = charts.to_html({"One <b>": charts.empty("nothing")}, "T")
+    page = to_html({"One <b>": empty("nothing")}, "T")
     assert "One &lt;b&gt;" in page
     assert 'showSendToCloud": false' in page
     assert 'src="http' not in page
