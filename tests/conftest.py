@@ -57,6 +57,12 @@ def _shipped_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv("IMMUNELAB_SHOWCASE")
 
 
+@pytest.fixture(autouse=True)
+def _one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go one after the other, whatever the number of cores; tests of runs side by side say so."""
+    monkeypatch.setenv("IMMUNELAB_PLACES", "1")
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home that `journal.home()` and every process started from here will find."""

@@ -49,7 +49,6 @@ def execute(
     """
     spec = folder.spec()
     device = folder.status().device or ("cpu" if spec.device == "auto" else spec.device)
-    models.threads()
     corpus = corpora.load(spec.corpus)
     evaluations = asked(spec, corpus)
     for evaluation in evaluations:
@@ -65,6 +64,7 @@ def execute(
     models.seed_everything(spec.seed)
     numerics.check(spec.dtype, spec.attention, device, spec.knobs)
     model, tokenizer = models.load(source, device, spec.dtype, spec.attention)
+    models.threads(model)
     folder.write_status(versions=versions(), message="running")
     with Journal(folder, attempt) as journal:
         run = Run(folder, spec, journal, model, tokenizer, corpus, evaluations, watch)

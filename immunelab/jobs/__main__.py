@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from immunelab.errors import UserError
+from immunelab.jobs.processes import yield_to_others
 from immunelab.jobs.worker import work
 
 if __name__ == "__main__":
@@ -13,6 +14,7 @@ if __name__ == "__main__":
     parser.add_argument("run", nargs="+", metavar="RUN_ID", help="queued runs, in the order to carry them out")
     parser.add_argument("--home", help="folder of the runs (default: IMMUNELAB_HOME, or ./lab)")
     chosen = parser.parse_args()
+    yield_to_others()
     try:
         sys.exit(work(chosen.run, chosen.home))
     except UserError as error:

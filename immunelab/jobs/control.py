@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,18 +234,39 @@ def reconcile(home: Path | str | None = None, command: Sequence[str] | None = No
 
 
 def _start(place: Path, folders: Sequence[RunFolder], command: Sequence[str] | None) -> None:
-    """Start a worker, and put its first run in line: its place is that of its submission, however long the worker
-    takes to come up. Call it inside `changing`, which the worker needs before it looks."""
-    processes.start(place, folders, command)
-    first = folders[0]
-    status, spec = first.recorded(), first.spec()
-    if status.pid is None:
-        return
-    with contextlib.suppress(UserError):  # what is wrong with device or parent is told when its turn comes
-        if spec.parent and RunFolder.open(place, spec.parent).recorded().status != "done":
-            return  # it could stand before the run that it waits for
-        device = queue.resolve_device(spec.device, place)
-        queue.join(place, device, first.run_id, status.queued_at or time.time(), (status.pid, status.create_time))
+    """Start workers, and put the first run of each in line: its place is that of its submission, however long the
+    worker takes to come up. Call it inside `changing`, which the worker needs before it looks."""
+    specs = {folder.run_id: folder.spec() for folder in folders}
+    workers = processes.start(place, folders, command, _side_by_side(specs))
+    # What waits for another run could stand before the very run that it waits for.
+    ready = [f for f in folders if not specs[f.run_id].parent or _done(place, specs[f.run_id].parent)]
+    for folder, worker in zip(ready, workers, strict=False):
+        with contextlib.suppress(UserError):  # what is wrong with device or parent is told when its turn comes
+            device = queue.resolve_device(specs[folder.run_id].device, place)
+            queue.join(place, device, folder.run_id, folder.recorded().queued_at or time.time(), worker)
+
+
+def _side_by_side(specs: Mapping[str, RunSpec]) -> int:
+    """How many workers a list of runs can use: as many as its devices have places, and as have something to do."""
+    depth: dict[str, int] = {}
+    for run_id, spec in specs.items():  # a run comes after the one that it starts from
+        depth[run_id] = depth.get(spec.parent, -1) + 1
+    widest = max(Counter(depth.values()).values())
+    room = 0
+    for wanted in {spec.device for spec in specs.values()}:
+        with contextlib.suppress(UserError):
+            device = queue.resolve_device(wanted)
+            alike = (
+                [d for d in queue.devices() if d.split(":")[0] == device.split(":")[0]]
+                if wanted == "auto"
+                else [device]
+            )
+            room += sum(queue.places(d) for d in alike)
+    return max(1, min(room, widest))
+
+
+def _done(place: Path, run_id: str) -> bool:
+    return RunFolder.open(place, run_id).recorded().status == "done"
 
 
 def _bury(folder: RunFolder) -> str:

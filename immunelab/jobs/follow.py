@@ -110,7 +110,7 @@ def phases() -> Iterator[Callable[[str, int, int, float], None]]:
 
 
 class Bars:
-    """One bar for all runs and one for the current run; without a terminal, a line when a run starts or ends."""
+    """One bar for all runs and one for each that is under way; without a terminal, a line when one starts or ends."""
 
     def __init__(self, runs: dict[str, RunFolder]) -> None:
         self.titles = {i: _title(run) for i, run in runs.items()}
@@ -127,13 +127,12 @@ class Bars:
         )
         self.progress = Progress(*columns, console=CONSOLE, disable=not self.live)
         self.whole: TaskID | None = None
-        self.current: TaskID | None = None
+        self.current: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
         self.progress.start()
         if len(self.titles) > 1:
             self.whole = self.progress.add_task("all runs", total=len(self.titles), note="")
-        self.current = self.progress.add_task("waiting", total=1.0, note="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,20 +148,20 @@ class Bars:
             if status.status != self.seen.get(i) and status.status != "queued":
                 self._changed(i, status)
             self.seen[i] = status.status
-        active = next((i for i, s in statuses.items() if s.status in ("running", "stopping")), None)
-        if active is not None and self.current is not None:
-            status = statuses[active]
+        active = [i for i, s in statuses.items() if s.status in ("running", "stopping")]
+        for i in [i for i in self.current if i not in active]:
+            self.progress.remove_task(self.current.pop(i))  # the lines above say how it ended
+        for i in active:
+            status = statuses[i]
             note = status.message or status.phase
             if status.eta_seconds is not None:
                 note = f"{status.phase} {status.step}/{status.steps}, {duration(status.eta_seconds)} left"
-            self.progress.update(
-                self.current, description=self.titles[active], completed=status.progress or 0.0, note=note
-            )
-        elif self.current is not None and all(s.ended for s in statuses.values()):
-            self.progress.update(self.current, visible=False)  # the lines above say how each run ended
+            if i not in self.current:
+                self.current[i] = self.progress.add_task(self.titles[i], total=1.0, note=note)
+            self.progress.update(self.current[i], completed=status.progress or 0.0, note=note)
         if self.whole is not None:
             ended = sum(s.ended for s in statuses.values())
-            part = (statuses[active].progress or 0.0) if active else 0.0
+            part = sum(statuses[i].progress or 0.0 for i in active)
             left = remaining(statuses, self.kinds)
             note = f"{ended}/{len(statuses)}" + (f", about {duration(left)} left" if left is not None else "")
             self.progress.update(self.whole, completed=ended + part, note=note)
@@ -177,13 +176,12 @@ class Bars:
 
 
 def remaining(statuses: Mapping[str, Status], kinds: Mapping[str, str]) -> float | None:
-    """Seconds left for a list of runs: what the current one says, and for the rest the mean of ended ones of its kind.
-
-    None while a kind that is still to come has not been timed.
+    """Seconds left for a list of runs: what those under way say, and for the rest the mean of ended ones of its kind,
+    shared by as many as are under way. None while a kind that is still to come has not been timed.
     """
     took: dict[str, list[float]] = {}
     coming: list[str] = []
-    left = 0.0
+    current: list[float] = []
     for run, status in statuses.items():
         kind = kinds[run]
         if status.status == "done" and status.seconds is not None:
@@ -193,10 +191,11 @@ def remaining(statuses: Mapping[str, Status], kinds: Mapping[str, str]) -> float
         elif status.status == "running":
             if status.eta_seconds is None:
                 return None
-            left += status.eta_seconds
+            current.append(status.eta_seconds)
     if any(kind not in took for kind in coming):
         return None
-    return left + sum(sum(took[kind]) / len(took[kind]) for kind in coming)
+    rest = sum(sum(took[kind]) / len(took[kind]) for kind in coming)
+    return max([*current, (sum(current) + rest) / max(1, len(current))])
 
 
 def _title(run: RunFolder) -> str:

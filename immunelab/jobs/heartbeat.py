@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from immunelab.errors import UserError
-from immunelab.jobs import processes
+from immunelab.jobs import processes, queue
 from immunelab.runs.journal import RunFolder
 
 BEAT = 1.0  # seconds between heartbeats
@@ -70,7 +70,11 @@ class Pulse:
             if self._within and self._within.stop_requested() and not current.stop_requested():
                 current.request_stop()
         for folder in [f for f in self._waiting if f.stop_requested()]:
-            finish(folder, "stopped", message="stopped before it began")
+            with processes.changing(folder.path.parent.parent):
+                if folder.recorded().status == "queued" and not queue.standing(
+                    folder.path.parent.parent, folder.run_id
+                ):
+                    finish(folder, "stopped", message="stopped before it began")
             self._waiting.remove(folder)
 
 

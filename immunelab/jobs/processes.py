@@ -26,6 +26,10 @@ GRACE = 3.0  # seconds between asking a process to end and ending it
 HOST = socket.gethostname()
 PACKAGE = Path(__file__).resolve().parents[2]  # the folder that holds immunelab
 WORKER = (sys.executable, "-P", "-m", "immunelab.jobs")  # -P: a file in the working directory can't pose as a module
+# OpenMP's threads spin while they wait for one another. With one busy process on the machine that makes a step twenty
+# times slower: sleeping threads cost a few percent on a quiet machine.
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
+NICER = 10  # steps down in priority at which a worker computes, so that the app answers
 _children: list[subprocess.Popen[bytes]] = []
 _children_lock = threading.Lock()
 
@@ -60,6 +64,20 @@ def alive(status: Status) -> bool:
     return process(status.pid, status.create_time) is not None
 
 
+def alike(status: Status) -> bool:
+    """Whether the living process that a status names does the same as this one: this one, or a worker of its list.
+
+    The process that started this one may stand for it: the launcher of a Windows environment does.
+    """
+    other = process(status.pid, status.create_time) if status.host == HOST else None
+    if other is None:
+        return False
+    try:
+        return other.pid in (os.getpid(), os.getppid()) or other.cmdline() == psutil.Process().cmdline()
+    except psutil.Error:
+        return False
+
+
 def in_line(status: Status) -> bool:
     """Whether a run waits in the line of a cluster, untouched by any worker.
 
@@ -89,18 +107,26 @@ def changing(home: Path, wait: float = 30.0) -> Iterator[None]:
         lock.release()
 
 
-def start(home: Path, folders: Sequence[RunFolder], command: Sequence[str] | None = None) -> None:
-    """Start one detached worker for queued runs and write its identity into them. Call it inside `changing`.
+def start(
+    home: Path, folders: Sequence[RunFolder], command: Sequence[str] | None = None, workers: int = 1
+) -> list[tuple[int, float]]:
+    """Start detached workers for queued runs, and write into each run one that will carry it. Call it in `changing`.
 
-    Its own session, so a Ctrl-C or a closed terminal leaves it alone; its output goes to the first run's log until
-    it turns to another run. `command` starts a worker other than ours; run ids and `--home` are appended to it.
+    Each worker knows the whole list, and takes the next run that nobody has. It leads a session of its own, so a Ctrl-C
+    or a closed terminal leaves it alone; its output goes to a run's log until it turns to another run. `command`
+    starts a worker other than ours; run ids and `--home` are appended to it. Returns process ids and start times.
     """
     line = [*(command or WORKER), *(f.run_id for f in folders), "--home", str(home)]
-    child = detached(line, folders[0].log_path)
-    since = born(child.pid)
-    if since is not None:  # else it ended at once, and the runs read as queued by nobody, which is the truth
-        for folder in folders:
-            folder.write_status(pid=child.pid, create_time=since, host=HOST)
+    started = []
+    for i in range(workers):
+        child = detached(line, folders[i].log_path)
+        since = born(child.pid)
+        if since is not None:  # else it ended at once, and the runs read as queued by nobody, which is the truth
+            started.append((child.pid, since))
+    for i, folder in enumerate(folders if started else ()):
+        pid, since = started[i % len(started)]
+        folder.write_status(pid=pid, create_time=since, host=HOST)
+    return started
 
 
 def born(pid: int) -> float | None:
@@ -119,7 +145,8 @@ def detached(line: Sequence[str], log_path: Path, more: Mapping[str, str] | None
     reap()
     package = str(PACKAGE)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+    environment = PATIENT | dict(os.environ)
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
@@ -140,6 +167,13 @@ def detached(line: Sequence[str], log_path: Path, more: Mapping[str, str] | None
 
 def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
+
+
+def yield_to_others() -> None:
+    """Lower this process's priority below that of the app and whatever else the user does."""
+    with contextlib.suppress(psutil.Error, OSError):
+        lower = psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else NICER
+        psutil.Process().nice(lower)
 
 
 def reap() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from immunelab.errors import UserError
 from immunelab.jobs import attempt, processes, queue, trials
+from immunelab.jobs.demand import Demand, demand
 from immunelab.jobs.heartbeat import Pulse
 from immunelab.runs import journal
 from immunelab.runs.journal import RunFolder
@@ -39,60 +40,97 @@ def work(run_ids: Sequence[str], home: Path | str | None = None, execute: Execut
 
 
 class _Worker:
+    """Takes the runs of a list one after the other; other workers of the same list take others beside it."""
+
     def __init__(self, home: Path, folders: list[RunFolder], execute: Execute | None) -> None:
         self.home, self.folders, self.execute = home, folders, execute
         self.code: str | None = None
-        self.reserved: tuple[str, Path] | None = None  # device and ticket that the next run already has
+        self.carried: list[RunFolder] = []
+        self.interrupted = {f.run_id for f in folders if f.recorded().status == "interrupted"}  # asked for all the same
 
     def run(self) -> int:
-        """Every run that waits for us, in order."""
-        mine = self._claim()
-        with Pulse(mine) as self.pulse:
-            for i, folder in enumerate(mine):
-                self._one(folder, following=mine[i + 1] if i + 1 < len(mine) else None)
+        """Every run of the list that nobody else takes. Standing in line, a run is taken; 0 if all of ours are done."""
+        with Pulse(self.folders) as self.pulse:
+            following = self._next(wait=True)
+            while following:
+                folder, ticket = following
+                self.carried.append(folder)
+                following = self._one(folder, *ticket) or self._next(wait=True)
+        mine = self.carried
         return 0 if mine and all(f.path.exists() and f.recorded().status == "done" for f in mine) else 1
 
-    def _claim(self) -> list[RunFolder]:
-        """Take over the runs that wait for a worker."""
-        mine = []
-        with processes.changing(self.home):
-            for folder in self.folders:
-                status = folder.recorded()
-                if status.status not in ("queued", "interrupted"):
-                    continue
-                # A process that started this one may stand for it: the launcher of a Windows environment does.
-                ours = status.host == processes.HOST and status.pid in (os.getpid(), os.getppid())
-                held = status.pid is not None and not processes.in_line(status)  # a cluster's line is for us to take
-                if held and not ours and processes.alive(status):
-                    continue
-                folder.write_status(status="queued", ended_at=None, **processes.own())
-                mine.append(folder)
-        return mine
+    def _next(self, wait: bool, on: str = "") -> tuple[RunFolder, tuple[str, Path]] | None:
+        """Stand in line for the first run of the list that is free and can start; None if there is none.
 
-    def _one(self, folder: RunFolder, following: RunFolder | None) -> None:
-        """One run, from queued to its end; whatever happens to it, the next one gets its turn."""
+        With `wait`, runs whose parents are still under way are waited for. `on` is the device that we hold: only runs
+        that may be done there are taken.
+        """
+        while True:
+            with processes.changing(self.home):
+                free = [folder for folder in self.folders if self._free(folder)]
+                for folder in free:
+                    ticket = self._take(folder, on)
+                    if ticket:
+                        return folder, ticket
+            if not wait or not free:
+                return None
+            time.sleep(POLL)
+
+    def _free(self, folder: RunFolder) -> bool:
+        """Whether a run waits for a worker, and no living one has taken it."""
+        if not folder.path.exists() or folder in self.carried:
+            return False  # deleted, or ours and over
+        status = folder.recorded()
+        if status.status == "interrupted" and status.started_at and folder.run_id not in self.interrupted:
+            return False  # it was begun by another worker of this list, and whether to go on is for people to say
+        if status.status not in ("queued", "interrupted") or queue.standing(self.home, folder.run_id, ours=False):
+            return False
+        # A list's other workers have not taken what has no ticket; the line of a cluster is for us to take.
+        return not processes.alive(status) or processes.in_line(status) or processes.alike(status)
+
+    def _take(self, folder: RunFolder, on: str) -> tuple[str, Path] | None:
+        """Stand in line for a free run if it can start, and say that it is ours. Call it inside `changing`."""
+        status, device = folder.recorded(), on or "cpu"
         try:
-            if folder.path.exists():  # else it was stopped while it waited, and deleted
-                self._carry(folder, following)
+            spec = folder.spec()
+            if not self._ready(folder):
+                if not (status.message and processes.alive(status)):
+                    folder.write_status(message=f"waiting for the run {spec.parent}", **processes.own())
+                return None
+            if on and spec.device not in ("auto", on):
+                return None
+            already = queue.standing(self.home, folder.run_id)
+            device = already[0] if already else on or queue.resolve_device(spec.device, self.home)
+        except (UserError, OSError):
+            if on:
+                return None  # what is wrong with it is told when it is begun
+        folder.write_status(status="queued", ended_at=None, **processes.own())
+        return device, queue.join(self.home, device, folder.run_id, status.queued_at or time.time())
+
+    def _one(self, folder: RunFolder, device: str, ticket: Path) -> tuple[RunFolder, tuple[str, Path]] | None:
+        """One run, from queued to its end, whatever happens to it; returns the next one, if that is known already."""
+        following = None
+        try:
+            if not folder.path.exists():  # it was stopped while it waited, and deleted
+                return None
+            with attempt.output_to(folder), self.pulse.carrying(folder), attempt.last_words(folder):
+                self._ready(folder)  # says what is wrong with its parent
+                queue.resolve_device(folder.spec().device)  # or with its device
+                with self._turn(folder, device, ticket):
+                    # We stand in line again before the device is left, so that a later list doesn't slip in between.
+                    try:
+                        self._do(folder, device)
+                    except Exception:
+                        following = self._next(wait=False, on=device)
+                        raise
+                    following = self._next(wait=False, on=device)
         finally:
-            already = queue.standing(self.home, folder.run_id)
-            if already:  # it stood in line and never came to its turn
-                already[1].unlink(missing_ok=True)
+            queue.leave(ticket)
+            attempt.tidy()
+        return following
 
-    def _carry(self, folder: RunFolder, following: RunFolder | None) -> None:
-        with attempt.output_to(folder), self.pulse.carrying(folder), attempt.last_words(folder):
-            if not folder.recorded().ended:  # else it was stopped while it waited
-                self._await_parent(folder)
-                self._take_turn(folder, following)
-        self._leave(folder)
-
-    def _take_turn(self, folder: RunFolder, following: RunFolder | None) -> None:
-        if self.reserved and folder.run_id in self.reserved[1].name:
-            device, ticket = self.reserved
-        else:
-            already = queue.standing(self.home, folder.run_id)
-            device = already[0] if already else queue.resolve_device(folder.spec().device, self.home)
-            ticket = queue.join(self.home, device, folder.run_id, folder.recorded().queued_at or time.time())
+    @contextlib.contextmanager
+    def _turn(self, folder: RunFolder, device: str, ticket: Path) -> Iterator[None]:
         said = -1
 
         def waiting(ahead: int) -> None:
@@ -103,12 +141,14 @@ class _Worker:
                 said = ahead
                 folder.write_status(device=device, message=f"waiting for {device}: {ahead} before it")
 
-        with queue.turn(self.home, device, ticket, waiting):
-            self._do(folder, device)
-            self.reserved = self._reserve(following, device) if following else None
+        wanted = demand(folder.spec(), self.home) if device == "cpu" else Demand(1, 0)
+        with queue.turn(self.home, device, ticket, waiting, wanted.share, wanted.memory):
+            yield
 
     def _do(self, folder: RunFolder, device: str) -> None:
         """The run itself, on a device that is ours."""
+        if folder.recorded().ended:
+            return  # it was stopped while it waited
         if folder.stop_requested():
             raise attempt.Stopped
         if self.code is None:
@@ -119,34 +159,6 @@ class _Worker:
         if folder.spec().kind == "sweep":
             execute = trials.conducting(self.home, device, self.code, execute)
         attempt.carry_out(folder, device, self.pulse, self.code, execute, message)
-
-    def _reserve(self, following: RunFolder, device: str) -> tuple[str, Path] | None:
-        """Stand in line for the next run before the device is left, so that a later list doesn't slip in between."""
-        try:
-            status = following.recorded()
-            if status.ended or following.spec().device not in ("auto", device) or not self._ready(following):
-                return None
-            return device, queue.join(self.home, device, following.run_id, status.queued_at or time.time())
-        except (UserError, OSError):
-            return None  # what is wrong with it is told when its turn comes
-
-    def _leave(self, folder: RunFolder) -> None:
-        """After a run: give back its place in line, and its memory."""
-        if self.reserved and folder.run_id in self.reserved[1].name:
-            self.reserved[1].unlink(missing_ok=True)
-            self.reserved = None
-        attempt.tidy()
-
-    def _await_parent(self, folder: RunFolder) -> None:
-        """Wait for the run that this one starts from; a UserError if it did not work out."""
-        said = False
-        while not self._ready(folder):
-            if folder.stop_requested():
-                raise attempt.Stopped
-            if not said:
-                folder.write_status(message=f"waiting for the run {folder.spec().parent}")
-                said = True
-            time.sleep(POLL)
 
     def _ready(self, folder: RunFolder) -> bool:
         """Whether the parent, if any, is done. A UserError where it never will be."""

@@ -12,6 +12,9 @@ DTYPES = ("fp32", "bf16", "fp16")
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")  # auto: what transformers takes for the architecture
 USUAL = {"dtype": DTYPES[0], "attention": ATTENTIONS[0]}  # fields of a spec that came later: in its identity if changed
 FLASH, FLASH_PACKAGE = "flash_attention_2", "flash_attn"
+# Weights of a model beyond which a run on a CPU computes with all cores. A smaller one is as fast with one, gives the
+# same bits on any number of cores, and leaves the others to other runs.
+LARGE = 32_000_000
 HELP = {
     "dtype": "type of the model's weights: fp32, bf16, or fp16 on a GPU",
     "attention": "how attention is computed: auto, eager, sdpa or flash_attention_2",

@@ -206,11 +206,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def threads() -> int:
-    """How many CPU threads to compute with: IMMUNELAB_THREADS, or as torch decides."""
+def threads(model: nn.Module) -> int:
+    """Set how many CPU threads to compute with: IMMUNELAB_THREADS, else one for a small model and one a core else."""
     wanted = os.environ.get("IMMUNELAB_THREADS")
     if wanted:
         torch.set_num_threads(int(wanted))
+    elif sum(p.numel() for p in model.parameters()) <= numerics.LARGE:
+        torch.set_num_threads(1)
     return torch.get_num_threads()
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ from recorded import spec
 from immunelab import jobs
 from immunelab.errors import UserError
 from immunelab.jobs import control, failures, processes, queue
+from immunelab.jobs.demand import demand
 from immunelab.runs.journal import RunFolder, Status
 from immunelab.store import Store, queries
 
@@ -442,7 +444,8 @@ def test_a_waiting_run_can_be_stopped(lab: Lab) -> None:
     lab.wait([waiting], lambda s: "waiting" in s.message)
     lab.stop(waiting)
     assert lab.wait([waiting]) == ["stopped"]
-    assert len(queue.tickets(lab.home, "cpu")) == 1
+    lab.until(lambda: queue.tickets(lab.home, "cpu") == [])
+    assert len(queue.holders(lab.home, "cpu")) == 1
 
 
 def test_spoiled_tickets_are_dropped(tmp_path: Path) -> None:
@@ -452,6 +455,100 @@ def test_spoiled_tickets_are_dropped(tmp_path: Path) -> None:
         (place / f"{i}.json").write_text(text)
     assert queue.tickets(tmp_path, "cpu") == []
     assert not list(place.iterdir())
+
+
+# Side by side
+
+
+def overlap(lab: Lab, first: str, second: str) -> bool:
+    """Whether two ended runs were under way at one time."""
+    a, b = lab.status(first), lab.status(second)
+    assert a.started_at
+    assert b.started_at
+    return max(a.started_at, b.started_at) < min(a.ended_at or 0, b.ended_at or 0)
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMMUNELAB_PLACES", "2")
+
+
+@pytest.mark.usefixtures("two")
+def test_independent_runs_go_side_by_side_and_no_more_than_there_are_places(lab: Lab) -> None:
+    ids = lab.submit("", "", "", steps=60)
+    assert lab.wait(ids) == ["done"] * 3
+    assert overlap(lab, ids[0], ids[1])
+    started = [lab.status(i).started_at or 0 for i in ids]
+    ended = [lab.status(i).ended_at or 0 for i in ids]
+    assert started[2] >= min(ended[:2]) - 0.01  # it had to wait for one of them
+    assert len({lab.status(i).pid for i in ids}) == 2
+    lab.until(lambda: queue.holders(lab.home, "cpu") == [])
+
+
+@pytest.mark.usefixtures("two")
+def test_a_run_that_waits_for_its_parent_does_not_hold_up_the_others(lab: Lab) -> None:
+    parent, child = spec("immunize", knobs={"steps": 100}), spec(model="run:#0", knobs={"steps": 1})
+    ids = jobs.submit([parent, child, *[spec(seed=i, knobs={"steps": 1}) for i in range(3)]], lab.home, command=WORKER)
+    assert lab.wait(ids) == ["done"] * 5
+    assert all(overlap(lab, ids[0], i) for i in ids[2:])
+    assert (lab.status(ids[1]).started_at or 0) >= (lab.status(ids[0]).ended_at or 0) - 0.01
+
+
+@pytest.mark.usefixtures("two")
+def test_a_large_model_has_the_processor_to_itself(lab: Lab, tmp_path: Path) -> None:
+    model = tmp_path / "large"
+    model.mkdir()
+    with (model / "model.safetensors").open("wb") as file:
+        file.truncate(200 << 20)
+    specs = [spec(knobs={"steps": 30}), spec(model=str(model), knobs={"steps": 10}), spec(seed=1, knobs={"steps": 30})]
+    ids = jobs.submit(specs, lab.home, command=WORKER)
+    assert lab.wait(ids) == ["done"] * 3
+    assert not overlap(lab, ids[0], ids[1])
+    assert not overlap(lab, ids[1], ids[2])
+    assert demand(specs[0], lab.home).share == 1
+    assert demand(specs[1], lab.home).share == 2
+
+
+@pytest.mark.usefixtures("two")
+def test_a_killed_worker_loses_its_run_and_none_of_the_list(lab: Lab) -> None:
+    ids = lab.submit("", "hang", "", "", steps=30)
+    lab.wait(ids[:2], begun)
+    os.kill(lab.status(ids[1]).pid or 0, signal.SIGKILL)
+    lab.until(lambda: ids[1] in lab.reconcile())
+    assert lab.wait([ids[0], *ids[2:]], lambda s: s.status == "done") == ["done"] * 3
+    assert lab.status(ids[1]).status == "interrupted"
+
+
+def test_a_run_starts_beside_others_only_where_its_memory_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMMUNELAB_PLACES", "2")
+    (tmp_path / "locks").mkdir()
+    free = [10]
+    monkeypatch.setattr(queue.psutil, "virtual_memory", lambda: SimpleNamespace(available=free[0]))
+    asked: list[int] = []
+
+    def waiting(ahead: int) -> None:
+        asked.append(ahead)
+        free[0] = 100  # somebody has left
+
+    first = queue.join(tmp_path, "cpu", "first", 1.0)
+    second = queue.join(tmp_path, "cpu", "second", 2.0)
+    with (
+        queue.turn(tmp_path, "cpu", first, waiting, memory=50),  # alone it starts whatever it takes
+        queue.turn(tmp_path, "cpu", second, waiting, memory=50),
+    ):
+        assert asked == [1]
+        assert queue.holders(tmp_path, "cpu") == [first, second]
+    assert queue.holders(tmp_path, "cpu") == queue.tickets(tmp_path, "cpu") == []
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "two", "1.5"])
+def test_a_number_of_places_is_one(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    monkeypatch.setenv("IMMUNELAB_PLACES", wrong)
+    with pytest.raises(UserError, match="IMMUNELAB_PLACES"):
+        queue.places("cpu")
+    assert queue.places("cuda:0") == 1
+    monkeypatch.delenv("IMMUNELAB_PLACES")
+    assert queue.places("cpu") == queue.cores() >= 1
 
 
 def test_devices_are_those_that_torch_can_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
