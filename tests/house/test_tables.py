@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, get_args
 
 import pytest
 
 from immunelab import bundled
 from immunelab.cli import main
 from immunelab.errors import UserError
-from immunelab.method import Kind, describe, get, names
+from immunelab.method import catalogue
 from immunelab.reports import results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,10 +61,9 @@ def lines_of_methods(text: str) -> dict[str, list[tuple[str, str]]]:
 
 def test_every_method_has_a_line_and_every_line_a_method() -> None:
     registered: dict[str, list[tuple[str, str]]] = {}
-    for kind in get_args(Kind):
-        for name in names(kind):
-            about: dict[str, Any] = describe(get(kind, name))
-            place = f"defenses/{about['stage']}" if kind == "defense" else f"{kind}s"
-            registered.setdefault(place, []).append((name, about["paper"]))
+    for kind in catalogue.FOLDERS:
+        for name, entry in catalogue.entries(kind).items():
+            place = f"defenses/{entry.stage}" if kind == "defense" else f"{kind}s"
+            registered.setdefault(place, []).append((name, entry.paper))
     shown = lines_of_methods((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"))
     assert {place: sorted(rows) for place, rows in shown.items()} == {k: sorted(v) for k, v in registered.items()}
