@@ -19,8 +19,10 @@ from immunelab import bundled, jobs
 from immunelab.cli import options, show
 from immunelab.errors import UserError, unknown
 from immunelab.formatting import size
+from immunelab.jobs import processes, queue
 from immunelab.method import catalogue
 from immunelab.runs import journal
+from immunelab.runs.numerics import LARGE
 
 PACKAGES = (
     "torch",
@@ -137,6 +139,7 @@ def _examine(home: Path) -> Iterator[Finding]:
     )
     yield from _home(home)
     yield from _files()
+    yield from _side_by_side()
     yield from _device()
 
 
@@ -183,6 +186,20 @@ def _files() -> Iterator[Finding]:
     )
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
     yield Finding("browser", "ok" if browser else "note", browser or "no Chromium: the browser tests are skipped")
+
+
+def _side_by_side() -> Iterator[Finding]:
+    try:
+        places, cores = queue.places("cpu"), queue.cores()
+    except UserError as error:
+        yield Finding("cpu", "missing", str(error), "Unset IMMUNELAB_PLACES: one run a core.")
+        return
+    yield Finding(
+        "cpu",
+        "ok",
+        f"{places} runs side by side with one thread each; one alone on {cores} cores from {LARGE // 10**6} M weights "
+        f"on. Workers wait passively, at a priority {processes.NICER} steps below the app's",
+    )
 
 
 def _device() -> Iterator[Finding]:

@@ -270,6 +270,9 @@ def test_time_left_is_told_only_when_it_is_known() -> None:
     done = status("done", seconds=4.0)
     assert remaining({"a": done, "b": done, "c": status("queued")}, kinds) == 4.0
     assert remaining({"a": running, "b": done, "c": status("queued")}, kinds) == 9.0
+    # Two under way share what is left, and none of them ends before it says.
+    two = {"a": running, "b": status("running", eta_seconds=1.0), "c": done, "d": status("queued")}
+    assert remaining(two, kinds | {"d": "attack"}) == 5.0
 
 
 def test_a_run_from_start_to_deletion(home: Path, tiny_world: Path, capsys: Captured) -> None:
