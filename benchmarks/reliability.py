@@ -135,7 +135,7 @@ def page(found: dict[str, Any]) -> str:
 
 <!-- Made by `python benchmarks/reliability.py` from benchmarks/results/reliability.json. Don't edit. -->
 
-What is promised: a closed tab, a killed process or a crashed app costs nothing that was recorded. A run whose process
+The promise: a closed tab, a killed process or a crashed app loses nothing that was recorded. A run whose process
 is gone is shown as `interrupted`, is resumed from its last whole checkpoint, and on a CPU ends with the same numbers
 as a run that was never interrupted. Measured on {found["about"]["date"]} with seed {found["about"]["seed"]}:
 {found["about"]["machine"]}; {versions_}.
@@ -151,21 +151,21 @@ as a run that was never interrupted. Measured on {found["about"]["date"]} with s
   others began again. All {of_jobs["runs finished after kills"]} runs were finished, after up to three kills each;
   {of_jobs["of them equal bit for bit"]} of them ended with every point, every score and the weights equal, bit for
   bit, to an uninterrupted run. (Step times are left out of the comparison.)
-- **`store.sync`.** A run recorded a line each millisecond or two meanwhile. Right after each kill the database opened
+- **`store.sync`.** Meanwhile a run recorded a line every millisecond or two. Right after each kill the database opened
   (longest read: {sync["longest read right after a kill, s"]} s), and no point was there twice. At the end every
   point of the journal was stored once, and `immunelab store rebuild` gave an equal database from the journal alone.
 - **The app.** {apps["pages asked for"]} pages were asked for over the same socket that browsers use. The run beside
   it had been started as the app starts runs; it went on through all {apps["kills"]} kills in its first attempt.
 
-"Acknowledged" means that the call that records a line has returned; the worker tells that through a pipe, which
-outlives it. A power cut is another matter: the system may then lose what it had not yet written to the disk. Events
-and checkpoints are forced to the disk; points are not.
+"Acknowledged" means that the call that records a line has returned; the worker reports that through a pipe, which
+outlives it. A power cut is different: the system may lose what it has not yet written to the disk. Events and
+checkpoints are forced to the disk, points are not.
 
 ## Many at once
 
 Two apps with a session each, a notebook that holds the database open (for writing, up to 3 s), `immunelab runs` in a
-loop, two more readers, and {many["jobs"]} jobs for one device. Pages may wait 2 s for the database; then they name who
-holds it: a read's 2 s are for the file, and what is above them is the query. The time of a whole page is mostly
+loop, two more readers, and {many["jobs"]} jobs for one device. A page waits up to 2 s for the database
+file and then names who holds it; a read that took longer spent the rest in its query. Most of a page's time is
 drawing, on cores that were shared with other work.
 
 | | |
