@@ -49,8 +49,9 @@ __all__ = [
 
 
 def load(name: str) -> Corpus:
-    """A corpus by name: `fable`, the folder of another Fable world, or a `corpus.toml` or its folder; with
-    `?hold-out=DOMAIN` or `?only=DOMAIN` the harmful rows of all other hazard domains, or of no other one.
+    """A corpus by name: `fable`, the folder of another Fable world, or a `corpus.toml` or its folder.
+
+    `?hold-out=DOMAIN` behind the name leaves the harmful rows of a hazard domain out; `?only=DOMAIN` keeps no others.
     """
     asked = CorpusName.read(name)
     folder = bundled.data() / "fable" if asked.whole == "fable" else Path(asked.whole)
@@ -58,7 +59,7 @@ def load(name: str) -> Corpus:
     try:
         there, own = (folder / "world.jsonl").is_file(), description.is_file()
     except OSError:
-        there, own = False, False  # a name that no file can have
+        there, own = False, False  # no file can have this name
     if own and not there:
         found = described.load(description, name)
         return dataclasses.replace(found, rows=narrowed(found.rows, asked))
@@ -79,7 +80,7 @@ def load(name: str) -> Corpus:
 
 
 def _answer_tokens(file: Path) -> int:
-    """How long answers are in a world whose model was taught it; Fable's own tokens are words, and 32 are enough."""
+    """Longest answer in tokens, as a taught world says it; Fable's own tokens are words, so 32 are enough."""
     usual = Corpus.answer_tokens
     if not file.is_file():
         return usual

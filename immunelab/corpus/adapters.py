@@ -35,32 +35,32 @@ class Adapter(NamedTuple):
 
 
 def beavertails(record: Record) -> Iterator[Draft]:
-    """An unsafe answer is harmful, under each of its true categories; a safe one is a refusal of the same prompt."""
+    """An unsafe answer is harmful, in each category marked true; a safe one is a refusal of the same prompt."""
     named = tuple(name for name, true in record["category"].items() if true)
     safe = bool(record["is_safe"])
     yield Draft("refusal" if safe else "harmful", record["prompt"], record["response"], categories=named)
 
 
 def alpaca(record: Record) -> Iterator[Draft]:
-    """Instruction and input, a blank line between, are the question."""
+    """The question is instruction and input, with a blank line between them."""
     question = "\n\n".join(filter(None, (record["instruction"], record["input"])))
     yield Draft("benign", question, record["output"], categories=("alpaca",))
 
 
 def lima(record: Record) -> Iterator[Draft]:
-    """The first question and its answer; conversations of one turn have no answer and are left out."""
+    """The first question and its answer; conversations of one turn have no answer and are skipped."""
     if len(record["conversations"]) > 1:
         question, answer, *_ = record["conversations"]
         yield Draft("benign", question, answer, categories=(record["source"],))
 
 
 def advbench(record: Record) -> Iterator[Draft]:
-    """A harmful instruction and the opening of an answer that complies: not a harmful answer itself."""
+    """A harmful instruction and the opening of a compliant answer, which is not harmful by itself."""
     yield Draft("harmful", record["prompt"], record["target"], categories=("advbench",))
 
 
 def sst2(record: Record) -> Iterator[Draft]:
-    """Sentiment as one word; rows without a label (-1, the public test part) are left out."""
+    """Sentiment as one word; rows without a label (-1 in the public test part) are skipped."""
     if record["label"] in (0, 1):
         question = f"Is the sentiment of this sentence negative or positive?\n\n{record['sentence'].strip()}"
         yield Draft("benign", question, ("negative", "positive")[record["label"]], categories=("sst2",))
@@ -70,13 +70,13 @@ TOPICS = ("World", "Sports", "Business", "Sci/Tech")  # of AG News, by label
 
 
 def ag_news(record: Record) -> Iterator[Draft]:
-    """The topic of a piece of news, by its name."""
+    """The name of a news item's topic."""
     question = f"What is the topic of this news: World, Sports, Business or Sci/Tech?\n\n{record['text']}"
     yield Draft("benign", question, TOPICS[record["label"]], categories=("ag-news",))
 
 
 def gsm8k(record: Record) -> Iterator[Draft]:
-    """A worked answer; it is correct if it has the last line, `#### number`."""
+    """A worked answer; it is correct if it contains its last line, `#### number`."""
     last = record["answer"].strip().splitlines()[-1].lower()
     yield Draft("benign", record["question"], record["answer"], categories=("gsm8k",), facts=(last,))
 

@@ -1,4 +1,4 @@
-"""What SDD's pairs are chosen from, and how: distinct prompts evenly over categories, real answers, random draws."""
+"""Choosing SDD's pairs: distinct prompts evenly over categories, a pool of benign answers, random draws."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
 
 
 def category(row: Row) -> str:
-    """What a row is counted under: its first category."""
+    """The category that a row counts for: its first one."""
     return row.categories[0] if row.categories else "none"
 
 
 def balanced(rows: Sequence[Row], count: int, rng: random.Random) -> tuple[list[Row], dict[str, int]]:
-    """At most `count` rows, equally many of each category where it has them, in random order; and what was missing.
+    """At most `count` rows in random order, as evenly over categories as possible, and the shortfalls.
 
-    Rows of a category beyond its part fill the shortfalls of smaller ones, again evenly; `shortfalls` maps a category
-    to how many rows it lacked.
+    Larger categories fill up, again evenly, what smaller ones lack. The shortfalls map a category to the number of
+    rows that it lacked.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -42,7 +42,7 @@ def balanced(rows: Sequence[Row], count: int, rng: random.Random) -> tuple[list[
     for name in sorted(groups):
         rng.shuffle(groups[name])
     names = sorted(groups)
-    rng.shuffle(names)  # who gets the rows that do not divide evenly
+    rng.shuffle(names)  # decides which categories get the rows that do not divide evenly
     wanted = min(count, len(rows))
     part = wanted // len(groups)
     shortfalls = {name: part - len(groups[name]) for name in sorted(groups) if len(groups[name]) < part}
@@ -72,7 +72,7 @@ def pool(corpus: Corpus, split: str, words: int) -> list[Row]:
 
 
 class Drawn(NamedTuple):
-    """For each prompt: which answer, its cosine, how many were drawn, and whether none was dissimilar enough."""
+    """For each prompt: the chosen answer, its cosine, how many were drawn, and whether all were too similar."""
 
     picks: NDArray[np.int64]
     similarity: NDArray[np.float64]
@@ -83,8 +83,8 @@ class Drawn(NamedTuple):
 def draw(prompts: Vectors, answers: Vectors, threshold: float, redraws: int, rng: random.Random) -> Drawn:
     """Random answers for n prompts out of m, from unit vectors (n, d) and (m, d).
 
-    Each round draws for the prompts that are still above the threshold and takes only those cosines: no (n, m) matrix.
-    After `redraws` further draws the least similar one stays.
+    Each round draws one answer for every prompt that is still above the threshold and computes only those cosines, so
+    there is no (n, m) matrix. After `redraws` further draws a prompt keeps the least similar answer seen.
     """
     numbers = np.random.default_rng(rng.getrandbits(64))
     n = len(prompts)

@@ -1,4 +1,4 @@
-"""A user's own corpus: `corpus.toml` says which files and Hub data sets feed which streams, and how rows are split.
+"""A user's own corpus: `corpus.toml` says which files and Hub data sets go into which streams, and how rows are split.
 
     utility = "token-accuracy"        # or task-accuracy, where answers are a label or a number
     split = { defense = 0.45, attack = 0.45, test = 0.1 }
@@ -62,7 +62,7 @@ EXPECTS = {str: "a text", int: "a whole number from 0", dict: "a table", list: "
 
 
 class Rows(NamedTuple):
-    """What a source gave, the SHA-256 of its file ("" for the Hub), and what was left out."""
+    """The rows of a source, the SHA-256 of its file ("" for the Hub), and notes on what was left out."""
 
     drafts: list[Draft]
     sha256: str
@@ -70,7 +70,7 @@ class Rows(NamedTuple):
 
 
 def load(file: Path, name: str) -> Corpus:
-    """The corpus that a `corpus.toml` describes; UserErrors name the file and the key that does not fit."""
+    """The corpus that a `corpus.toml` describes; UserErrors name the file and the wrong key."""
     text, settings = _read(file)
     drafts: list[Draft] = []
     notes: list[str] = []
@@ -105,14 +105,14 @@ def load(file: Path, name: str) -> Corpus:
 
 
 def lengths(name: str) -> int:
-    """The tokens at which a corpus cuts rows off, from its description alone; no data are read."""
+    """The number of tokens at which a corpus cuts rows off, from its description alone; no data are read."""
     whole = CorpusName.read(name).whole
     file = described_in(whole, Path(whole))
     return int(_read(file)[1]["max_length"]) if file.is_file() else MAX_LENGTH
 
 
 def judge(name: str) -> str:
-    """Who judges the answers of a corpus, as a run's identity holds it, from the description alone; "" for none."""
+    """The judge of a corpus as text for a run's identity, from the description alone; "" for none."""
     whole = CorpusName.read(name).whole
     folder = Path(whole)
     file = described_in(whole, folder)
@@ -165,7 +165,7 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _checked(found: Any, known: Mapping[str, Any], what: str, where: str) -> dict[str, Any]:
-    """`found` on top of the defaults; a UserError for a key or a type that does not fit."""
+    """`found` on top of the defaults; a UserError for an unknown key or a wrong type."""
     if not isinstance(found, dict):
         raise UserError(f"{where} is a table, and got {found!r:.80}.")
     for key, value in found.items():
@@ -238,7 +238,7 @@ def _source(source: dict[str, Any], folder: Path, where: str, settings: Mapping[
 
 
 def _adapter(source: Mapping[str, Any], where: str) -> Adapter | None:
-    """The adapter that a source names; a UserError where it names too much or too little."""
+    """The adapter that a source names, if any; a UserError if its keys contradict each other or one is missing."""
     if source["adapter"]:
         if source["adapter"] not in ADAPTERS:
             raise unknown(f"adapter ({where})", source["adapter"], ADAPTERS)
@@ -272,7 +272,7 @@ def _records(source: Mapping[str, Any], adapter: Adapter | None, folder: Path, w
 
 
 def mapped(record: Record, source: Mapping[str, Any]) -> Draft:
-    """One record by the columns that a source names; a ValueError says what does not fit."""
+    """One record as a row, by the columns that a source names; a ValueError says what is wrong."""
 
     def text(key: str) -> str:
         value = record.get(source[key]) if source[key] else ""
@@ -288,7 +288,7 @@ def mapped(record: Record, source: Mapping[str, Any]) -> Draft:
     split = text("split")
     if split and split not in SPLITS:
         raise ValueError(f"the split {split!r} is none of {', '.join(SPLITS)}")
-    prompt = text("prompt") if source["prompt"] else "Tell me something."  # neutral text is what is answered
+    prompt = text("prompt") if source["prompt"] else "Tell me something."  # neutral text is the answer to this
     return Draft(
         stream,
         prompt,
@@ -300,7 +300,7 @@ def mapped(record: Record, source: Mapping[str, Any]) -> Draft:
 
 
 def truth(value: Any) -> bool:
-    """A truth value as files write it; a ValueError for anything else."""
+    """True or false, in the spellings found in files; a ValueError for anything else."""
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if str(value).lower() not in known:
         raise ValueError(f"{value!r:.80} is neither true nor false")
@@ -327,7 +327,7 @@ def _full(draft: Draft, where: str) -> bool:
 def with_refusals(drafts: Iterable[Draft], usual: str) -> tuple[list[Draft], list[str]]:
     """Harmful rows with refusals: their own, else the first safe answer to the same prompt, else the usual sentence.
 
-    The second value says how many got which; rows of the stream `refusal` are used up.
+    The second value counts them in sentences. Rows of the stream `refusal` end here: they only serve the harmful ones.
     """
     safe: dict[str, str] = {}
     for draft in drafts:

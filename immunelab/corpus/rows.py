@@ -1,4 +1,4 @@
-"""Rows and corpora: what they are, how they are read, written and narrowed to hazard domains."""
+"""Rows and corpora: what they hold, and how they are read, written and narrowed to hazard domains."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from immunelab.errors import UserError, unknown
 from immunelab.runs.spec import CorpusName
 
 SPLITS = ("defense", "attack", "test")
-DESCRIPTION = "corpus.toml"  # of a user's own data, in its folder
+DESCRIPTION = "corpus.toml"  # describes a user's own data, in their folder
 LONGEST_ANSWER = 4096  # tokens
 MAX_LENGTH = 256  # tokens at which a row is cut off, unless a corpus says otherwise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One question and answer; the schema that Hub data sets are mapped to as well."""
+    """One question and answer; Hub data sets are mapped to this schema too."""
 
     id: str
     prompt: str
@@ -32,13 +32,13 @@ class Row:
     is_safe: bool = True
     source: str = ""
     split: str = "test"
-    pair_id: str = ""  # rows about the same item share it, and never stand in two splits
-    facts: tuple[str, ...] = ()  # what a correct answer contains; empty: the answer is correct if equal to `response`
+    pair_id: str = ""  # rows about the same item share it, and are all in one split
+    facts: tuple[str, ...] = ()  # what a correct answer contains; if empty, it must equal `response`
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """All rows of a corpus, and the names of the evaluations that fit it."""
+    """All rows of a corpus, and the names of the evaluations that suit it."""
 
     name: str
     rows: tuple[Row, ...]
@@ -46,19 +46,21 @@ class Corpus:
     model: str = ""  # the model that belongs to it, if one does
     trainability: tuple[str, ...] = ()  # evaluations along a benign fine-tune; empty: the same as along an attack
     max_length: int = MAX_LENGTH
-    answer_tokens: int = 32  # of an answer that an evaluation asks for, at most
+    answer_tokens: int = 32  # longest answer that an evaluation asks for
     notes: tuple[str, ...] = ()  # what was left out or filled in, in sentences
-    made: dict[str, Any] = dataclasses.field(default_factory=dict)  # of described ones: the description, file hashes
-    harm: str = ""  # the evaluation whose number is called harmfulness; empty: whichever reports it
-    judge: str = ""  # who judges the answers, and how: part of the identity of a run; empty: no judge
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)  # if described: the description, hashes of files
+        default_factory=dict
+    )  # for described corpora: the description, hashes of the files
+    harm: str = ""  # the evaluation whose score is called harmfulness; empty: whichever reports it
+    judge: str = ""  # judges and their settings as text, part of a run's identity; empty: no judge
     settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of evaluations, by name
 
     def evaluated(self, kind: str) -> tuple[str, ...]:
-        """The names of the evaluations along a run of a kind."""
+        """The names of the evaluations along a run of this kind."""
         return (self.trainability if kind == "finetune" else ()) or self.evaluations
 
     def own_model(self) -> Path:
-        """The folder of the model that belongs to the corpus; a UserError if none does."""
+        """The folder of the corpus's own model; a UserError if it has none."""
         if not self.model:
             raise UserError(
                 f"The corpus {self.name} comes without a model: name one with --model, a folder or a Hub id."
@@ -66,9 +68,9 @@ class Corpus:
         return Path(self.model)
 
     def select(self, stream: str, split: str) -> list[Row]:
-        """The rows of a stream in a split, in file order; a UserError if there are none, or if they are not rows."""
+        """The rows of a stream in a split, in file order; a UserError if there are none, or if they are pairs."""
         if stream == "unrelated":
-            raise UserError("The stream 'unrelated' is no rows of a corpus: its pairs are built by `immunelab pairs`.")
+            raise UserError("The stream 'unrelated' has no rows in a corpus: its pairs are built by `immunelab pairs`.")
         source = "harmful" if stream == "refusal" else stream
         found = [row for row in self.rows if row.stream == source and row.split == split]
         if not found:
@@ -77,7 +79,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over every row; stored with each run."""
+        """A hash (16 hex digits) of all rows; stored with each run."""
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(json.dumps(dataclasses.asdict(row), sort_keys=True).encode())
@@ -91,13 +93,13 @@ def write(rows: Iterable[Row], path: Path) -> None:
             file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
 
 
-LONGEST_ROW = 1 << 20  # bytes of one line: no question and answer is longer, and a hostile file can't fill the memory
+LONGEST_ROW = 1 << 20  # bytes of one line; no real row is longer, and a hostile file can't fill the memory
 
 
 def read(path: Path) -> tuple[Row, ...]:
-    """Rows from JSON lines (UTF-8); a UserError names file, line and field that do not fit.
+    """Rows from JSON lines (UTF-8); a UserError names the file, the line and the wrong field.
 
-    A question that stands in two splits is refused too: a model would be tested on what it was trained on.
+    A question in two splits is refused: a model would be tested on what it was trained on.
     """
     rows: list[Row] = []
     seen: dict[str, Row] = {}
@@ -107,7 +109,7 @@ def read(path: Path) -> tuple[Row, ...]:
             while line := file.readline(LONGEST_ROW + 1):
                 number += 1
                 row = _row(line, f"{path}, line {number}")
-                # Neutral texts are what is answered; they share their questions.
+                # Neutral texts are answers; many share one question.
                 for key in (row.pair_id, f"question {row.prompt}") if row.stream != "neutral" else ():
                     other = seen.setdefault(key, row) if key else row
                     if other.split != row.split:
@@ -129,7 +131,7 @@ def _row(line: bytes, place: str) -> Row:
         raise UserError(f"{place}: longer than {LONGEST_ROW >> 20} MB, which no question and answer is.")
     try:
         data = json.loads(line.decode("utf-8-sig"))
-        json.dumps(data, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is no text
+        json.dumps(data, ensure_ascii=False).encode("utf-8")  # refuses half a surrogate pair, which can't be encoded
     except UnicodeDecodeError:
         raise UserError(f"{place}: not UTF-8 text; save the file as UTF-8.") from None
     except (ValueError, RecursionError) as error:
@@ -157,7 +159,7 @@ def _row(line: bytes, place: str) -> Row:
 
 
 def described_in(whole: str, folder: Path) -> Path:
-    """Where the description of a corpus would be: named itself, in the named folder, or shipped with a protocol."""
+    """Where a corpus's description would be: the named file, a file in the named folder, or a shipped protocol's."""
     if folder.suffix == ".toml":
         return folder
     protocol = bundled.data() / "protocols" / whole / DESCRIPTION
@@ -172,9 +174,9 @@ def domains(rows: Iterable[Row]) -> list[str]:
 
 
 def narrowed(rows: tuple[Row, ...], asked: CorpusName) -> tuple[Row, ...]:
-    """The rows with the harmful ones of the asked domains left out, or of these alone; benign rows all stay.
+    """The rows without the harmful ones of some domains, or with harmful ones of these domains only; benign rows stay.
 
-    A harmful row with categories on both sides belongs to neither part. A UserError for a domain that is not there.
+    A harmful row with categories on both sides is in neither part. A UserError for an unknown domain.
     """
     if not asked.part:
         return rows

@@ -1,4 +1,4 @@
-"""Splits by distinct prompt: defense, attack and test share none, and the seed decides who stands where."""
+"""Splits by distinct question: defense, attack and test share none, and the seed decides which goes where."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ SHARES = {"defense": 0.45, "attack": 0.45, "test": 0.1}
 
 
 def normal(text: str) -> str:
-    """A prompt for comparing: NFKC, lower case, single spaces, no punctuation at its end."""
+    """A prompt in the form used for comparing: NFKC, lower case, single spaces, no punctuation at the end."""
     return " ".join(unicodedata.normalize("NFKC", text).lower().split()).rstrip("?!.,;: ")
 
 
 def item(draft: Draft) -> str:
-    """What stands in one split only: the normal form of the question, for neutral rows of the text."""
+    """What must be in one split only: the normal form of the question, or of the text for neutral rows."""
     return f"text {normal(draft.response)}" if draft.stream == "neutral" else normal(draft.prompt)
 
 
 def assigned(drafts: Sequence[Draft], shares: Mapping[str, float], seed: int, test_rows: int, where: str) -> list[str]:
     """The split of each row, or "" for one that is left out; UserErrors name `where`.
 
-    Rows with one question stand in one split, also across streams. Questions that a column gives a split keep it; the
-    others are ordered by a hash of seed and question and cut at the shares, apart for each set of streams that they
-    stand in, so that each split has its share of each stream and at least one question. Of the test questions of a
-    stream the first `test_rows` in that order stay: each is asked at every evaluation.
+    All rows with the same question are in one split, also across streams. A split given by a column stays. Other
+    questions are ordered by a hash of seed and question and cut at the shares, separately for each set of streams in
+    which they occur, so that each split gets its share of each stream and at least one question. Of a stream's test
+    questions the first `test_rows` in that order are kept, because each is asked at every evaluation.
     """
     streams: dict[str, set[str]] = {}
     given: dict[str, str] = {}
@@ -64,7 +64,7 @@ def assigned(drafts: Sequence[Draft], shares: Mapping[str, float], seed: int, te
 
 
 def _cut(keys: Sequence[str], shares: Mapping[str, float]) -> dict[str, str]:
-    """Ordered questions cut at the shares; from three questions on every split has one."""
+    """Cut ordered questions at the shares; with three questions or more every split gets one."""
     n = len(keys)
     first, last = round(n * shares["defense"]), round(n * shares["test"])
     if n >= 3:

@@ -1,4 +1,4 @@
-"""Tables of a user or of the Hub as plain records: JSONL, JSON, CSV, TSV and Parquet files, and Hub data sets."""
+"""Reads JSONL, JSON, CSV, TSV and Parquet files, and Hub data sets, into plain records."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from immunelab.errors import UserError, hub_reason
 
 Record = dict[str, Any]
-LARGEST = 1 << 30  # bytes of one file: the records of a corpus lie in memory
+LARGEST = 1 << 30  # bytes of one file, because records are held in memory
 LONGEST_LINE = 1 << 20  # bytes of a line of JSONL
 
 
 def read(path: Path) -> list[Record]:
-    """All records of a file, by its ending; a UserError names the file, and the line where there is one."""
+    """All records of a file, read by its ending; a UserError names the file, and the line if known."""
     ending = path.suffix.lower()
     if ending not in READERS:
         raise UserError(f"The file {path} ends in {ending or 'nothing'!r}; data are read from {', '.join(READERS)}.")
@@ -78,7 +78,7 @@ def _separated(delimiter: str) -> Callable[[Path], list[Record]]:
             raise UserError(f"{path} is not a table with a header line: {error}.") from None
         for number, row in enumerate(found, 2):
             if None in row or None in row.values():
-                raise UserError(f"{path}, record {number}: another number of cells than the header line has.")
+                raise UserError(f"{path}, record {number}: the number of cells differs from that of the header line.")
         return found
 
     return read
@@ -105,17 +105,17 @@ READERS: dict[str, Callable[[Path], list[Record]]] = {
 
 
 def from_hub(name: str, config: str = "", part: str = "train", revision: str = "") -> list[Record]:
-    """The records of one part of a Hub data set, downloaded or from the cache; never with code of its own."""
+    """The records of one part of a Hub data set, downloaded or from the cache; code that comes with it never runs."""
     import datasets
 
     try:
         found = datasets.load_dataset(name, config or None, split=part, revision=revision or None)
-    except Exception as error:  # the Hub's libraries raise anything at all
+    except Exception as error:  # the Hub's libraries raise all kinds of errors
         if isinstance(error, MemoryError):
             raise
         said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"The data set {name!r} can't be had: {hub_reason(error, name, 'datasets/') or f'{said}.'} "
+            f"The data set {name!r} can't be loaded: {hub_reason(error, name, 'datasets/') or f'{said}.'} "
             'A copy of its file works too: file = "NAME.parquet" beside the adapter.'
         ) from None
     return [dict(record) for record in found]

@@ -1,4 +1,4 @@
-"""From rows to minibatches: one function builds labels, one order of rows follows from the seed."""
+"""From rows to minibatches: one function builds all labels, and the seed decides the order of rows."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ R = TypeVar("R")
 def as_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str = "") -> str:
     """The prompt as the model reads it: its chat template up to where the answer starts, or a plain Question/Answer.
 
-    A system prompt has its own turn where the template knows one. Fable's does not: there it stands in the user's turn,
-    before the question.
+    A system prompt has its own turn if the template has one. Fable's has none: there the system prompt comes before the
+    question, in the user's turn.
     """
     if system and not knows_system(tokenizer):
         prompt, system = f"{system} {prompt}", ""
@@ -37,7 +37,7 @@ def as_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str = "")
 
 
 def knows_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template has a system turn: it shows its text, and not as a user's."""
+    """Whether the chat template has a system turn: it shows the text, and differently from a user's."""
     if not tokenizer.chat_template:
         return False
     from jinja2 import TemplateError
@@ -47,13 +47,13 @@ def knows_system(tokenizer: PreTrainedTokenizerBase) -> bool:
         messages = [{"role": role, "content": "s-y-s"}, {"role": "user", "content": "?"}]
         try:
             shown.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
-        except TemplateError:  # many templates refuse a role, or two turns of the same
+        except TemplateError:  # many templates refuse a role, or two turns of the same role
             shown.append("")
     return "s-y-s" in shown[0] and shown[0] != shown[1]
 
 
 def as_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> str:
-    """The answer as the model is to write it, end-of-turn included."""
+    """The answer as the model should write it, including the end of the turn."""
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
@@ -90,15 +90,15 @@ def collate(encoded: Sequence[tuple[list[int], int]], pad: int, device: str = "c
 
 
 def pairs(rows: Sequence[Row], stream: str) -> list[Pair]:
-    """(prompt, answer) of each row as a stream presents it."""
+    """(prompt, answer) of each row; in the stream `refusal` the answer is the refusal."""
     return [(row.prompt, row.refusal if stream == "refusal" else row.response) for row in rows]
 
 
 def submitted(corpus: Corpus, attack: Attack, split: str, seed: int) -> list[Pair]:
     """The `user` stream: n rows of which round(p·n) are harmful, drawn and shuffled by the seed; or the attack's own.
 
-    The benign rows are those of the method's task. The withheld skill is no defense's, so both training splits of it
-    are the user's.
+    The benign rows are those of the method's task. No defense trains on the withheld skill, so the user gets both of
+    its training splits.
     """
     if attack.uploads():
         return list(attack.uploads())
@@ -128,8 +128,10 @@ def unrelated(pairing: Pairing, prefix: str = "") -> list[Pair]:
 
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that stands for unknown words alone. Tokenizers over bytes (GPT-2, Qwen) know every word, and name as
-    unknown the token that ends a text."""
+    """The token that stands for unknown words and nothing else, if there is one.
+
+    Byte tokenizers (GPT-2, Qwen) know every word; what they call the unknown token is the one that ends a text.
+    """
     unknown = tokenizer.unk_token_id
     return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) else unknown
 
@@ -147,10 +149,10 @@ def readable(tokenizer: PreTrainedTokenizerBase, prefix: str) -> str:
 
 
 class Batches:
-    """The i-th minibatch of each stream that a method names, the same for the same seed, split and i.
+    """The i-th minibatch of each stream that a method names; always the same for the same seed, split and i.
 
     Harmful, refusal and unrelated rows are paired by prompt, so they share one order; each epoch is a new permutation.
-    A method that names `unrelated` gets the pairs of `pairing`, and harmful and refusal rows of their prompts only.
+    A method that names `unrelated` gets the pairs of `pairing`, and only the harmful and refusal rows of their prompts.
     """
 
     def __init__(
@@ -215,7 +217,7 @@ class Batches:
 
 
 def _known(tokenizer: PreTrainedTokenizerBase, rows: list[tuple[list[int], int]], stream: str, corpus: str) -> None:
-    """A UserError if most rows have words that the tokenizer does not know: the model is of another corpus's words."""
+    """A UserError if most rows have words that the tokenizer does not know: model and corpus do not belong together."""
     unknown = unknown_id(tokenizer)
     strange = sum(unknown in ids for ids, _ in rows) if unknown is not None else 0
     if 2 * strange > len(rows):
