@@ -49,8 +49,6 @@ class Corpus:
     answer_tokens: int = 32  # longest answer that an evaluation asks for
     notes: tuple[str, ...] = ()  # what was left out or filled in, in sentences
     made: dict[str, Any] = dataclasses.field(default_factory=dict)  # if described: the description, hashes of files
-        default_factory=dict
-    )  # for described corpora: the description, hashes of the files
     harm: str = ""  # the evaluation whose score is called harmfulness; empty: whichever reports it
     judge: str = ""  # judges and their settings as text, part of a run's identity; empty: no judge
     settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of evaluations, by name
