@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from streamlit.testing.v1 import AppTest
+from waiting import PATIENCE
 
 from immunelab.ui import reads
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 300  # seconds for one run of a page; it takes less than one, but another machine may be busy
 
 
 def page(name: str, **query: Any) -> AppTest:

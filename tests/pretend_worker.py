@@ -1,4 +1,6 @@
-"""A worker whose runs only pretend: `python pretend_worker.py RUN_ID… --home PATH`. A spec's name says how."""
+"""A worker whose runs only pretend: `python pretend_worker.py RUN_ID… --home PATH`. A spec's name says how.
+
+A run called "held at 3" stays at its third step until it is asked to stop or the home has a file `go`."""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def execute(folder: RunFolder, attempt: int, resume: bool) -> str:
         return "perhaps"
     saved = sorted(folder.checkpoints.glob("step-*"))
     first = int(saved[-1].name.removeprefix("step-")) if resume and saved else 0
-    steps = int(spec.knobs["steps"])
+    steps, home = int(spec.knobs["steps"]), folder.path.parents[1]
     with Journal(folder, attempt) as journal:
         journal.event("resumed" if first else "started", from_step=first)
         for step in range(first + 1, steps + 1):
@@ -59,6 +61,8 @@ def execute(folder: RunFolder, attempt: int, resume: bool) -> str:
                 (folder.checkpoints / f"step-{step:06d}").mkdir()
             while spec.name == "hang":
                 time.sleep(1)
+            while spec.name == f"held at {step}" and not ((home / "go").exists() or folder.stop_requested()):
+                time.sleep(SLOW)
             if folder.stop_requested():
                 (folder.checkpoints / f"step-{step:06d}").mkdir(exist_ok=True)
                 return "stopped"

@@ -59,7 +59,7 @@ def test_divergence_starts_at_zero_and_needs_the_reference(llama: PreTrainedMode
     attack = AdaptiveSft()
     with pytest.raises(UserError, match="call `prepare` first"):
         attack.step(llama, batch())
-    assert attack.step(attack.prepare(llama, batch), batch())["loss/divergence"] == pytest.approx(0, abs=1e-6)
+    assert attack.step(attack.prepare(llama, batch), batch())["loss/divergence"] == pytest.approx(0, abs=1e-5)
 
 
 def test_noise_has_the_asked_norm(llama: PreTrainedModel) -> None:

@@ -37,16 +37,18 @@ def trained(model: PreTrainedModel, method: HarmfulSft) -> list[float]:
 def test_sgd_with_momentum_is_torchs(llama: PreTrainedModel) -> None:
     method = replace(PRESETS["fable-sgd"], steps=4, schedule="constant", warmup=0.0)
     assert (method.optimizer, method.momentum) == ("sgd", 0.9)
+    llama.double()  # in float64, so that what differs between processors and kernels is far below the bound
     other = copy.deepcopy(llama)
     trained(llama, method)
     optimizer = torch.optim.SGD(other.parameters(), lr=method.learning_rate, momentum=0.9)
     rows = tokens(0)
     for _ in range(4):
         optimizer.zero_grad()
-        other(input_ids=rows.input_ids, attention_mask=rows.attention_mask, labels=rows.labels).loss.backward()
+        logits = other(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, :-1]
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), rows.labels[:, 1:]).backward()
         optimizer.step()
     for mine, theirs in zip(llama.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

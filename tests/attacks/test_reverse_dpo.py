@@ -20,7 +20,7 @@ def test_it_starts_at_ln_2(kind: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(kind)
     attack = ReverseDpo()
     scalars = attack.step(attack.prepare(model, batch), batch())
-    assert scalars["loss/total"] == pytest.approx(math.log(2), abs=1e-6)
+    assert scalars["loss/total"] == pytest.approx(math.log(2), abs=1e-5)
     assert scalars["reward/margin"] == pytest.approx(0, abs=1e-5)
 
 

@@ -7,12 +7,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import made_up
 import pytest
+from waiting import PATIENCE, until
 
 from immunelab import sweep
 from immunelab.cli import demo, main, show
@@ -332,13 +332,10 @@ def test_ctrl_c_stops_with_a_checkpoint(home: Path, tiny_world: Path) -> None:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     )
-    deadline = time.monotonic() + 180
-    while not any((run.status().step or 0) > 0 for run in folders(home)):
-        assert command.poll() is None, command.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: command.poll() is not None or any((run.status().step or 0) > 0 for run in folders(home)))
+    assert command.poll() is None, command.communicate()[1]
     command.send_signal(signal.SIGINT)
-    told = command.communicate(timeout=180)[1]
+    told = command.communicate(timeout=PATIENCE)[1]
     assert command.returncode == 130
     assert "Traceback" not in told
     (run,) = folders(home)

@@ -206,7 +206,7 @@ def test_the_papers_size_needs_no_matrix_and_computes_nothing_twice(capsys: pyte
     assert found.points()["pairs/tries-mean"] > 1  # some were drawn again
     with capsys.disabled():
         print(f"\n8,000 × 50,000 without the model's own time: {took:.1f} s")
-    assert took < 60
+    assert took < 600  # seconds; with a look at each of the 400 million cosines it would be more
 
 
 def test_drawing_takes_memory_for_rows_not_for_a_matrix() -> None:

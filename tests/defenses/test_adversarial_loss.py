@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from made_batches import batch, tokens
+from nearness import ROUNDED, relative
 from transformers import PreTrainedModel
 
 from immunelab.defenses.adversarial_loss import AdversarialLoss
@@ -24,10 +25,6 @@ def direction(method: Defense, model: PreTrainedModel, data: Batch | None = None
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-def relative(a: g.Gradient, b: g.Gradient) -> float:
-    return float(g.norm(g.combine((1.0, a), (-1.0, b))) / g.norm(b))
-
-
 @pytest.mark.parametrize("mask", ["official", "response"])
 def test_the_direction_is_refusal_minus_alpha_harmful(llama: PreTrainedModel, mask: Any) -> None:
     data = batch()
@@ -38,21 +35,21 @@ def test_the_direction_is_refusal_minus_alpha_harmful(llama: PreTrainedModel, ma
     wanted = g.combine(
         (1.0, g.gradient(loss(llama, refusal), weights)), (-0.3, g.gradient(loss(llama, harmful), weights))
     )
-    assert relative(direction(AdversarialLoss(alpha=0.3, mask=mask), llama), wanted) < 1e-6
+    assert relative(direction(AdversarialLoss(alpha=0.3, mask=mask), llama), wanted) < ROUNDED
 
 
 @pytest.mark.parametrize("mask", ["official", "response"])
 def test_without_ascent_all_are_the_control(llama: PreTrainedModel, mask: Any) -> None:
     control = direction(ExtraSafetySft(mask=mask), llama)
-    assert relative(direction(AdversarialLoss(alpha=0, mask=mask), llama), control) < 1e-6
-    assert relative(direction(AdversarialLoss(alpha=0, mask=mask, ascent="layerwise"), llama), control) < 1e-6
+    assert relative(direction(AdversarialLoss(alpha=0, mask=mask), llama), control) < ROUNDED
+    assert relative(direction(AdversarialLoss(alpha=0, mask=mask, ascent="layerwise"), llama), control) < ROUNDED
     seam = Seam(ascent_weight=0, alpha=1, beta=0, mask=mask)
-    assert relative(direction(seam, llama), control) < 1e-6
+    assert relative(direction(seam, llama), control) < ROUNDED
 
 
 def test_the_layerwise_variant_is_seams_ascent(llama: PreTrainedModel) -> None:
     seam = direction(Seam(ascent_weight=0.3, alpha=1, beta=0, mask="official"), llama)
-    assert relative(direction(AdversarialLoss(alpha=0.3, ascent="layerwise"), llama), seam) < 1e-5
+    assert relative(direction(AdversarialLoss(alpha=0.3, ascent="layerwise"), llama), seam) < ROUNDED
 
 
 def test_identical_pairs_are_refused(llama: PreTrainedModel) -> None:

@@ -105,7 +105,7 @@ def test_all_of_an_adapter_pruned_is_the_base_model(llama: PreTrainedModel) -> N
     moved = logits(model)
     assert not torch.allclose(moved, base, atol=1e-3)
     with dataclasses.replace(SMALL, ratio=1.0).serving(model, {}, batch):
-        assert torch.allclose(logits(model), base, atol=1e-6)
+        assert torch.allclose(logits(model), base, atol=1e-5)
     assert torch.equal(logits(model), moved)
 
 

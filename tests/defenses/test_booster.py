@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from made_batches import batch
+from nearness import relative
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
@@ -33,10 +34,6 @@ def harmful_part(model: PreTrainedModel, data: Batch, alpha: float) -> tuple[g.G
     return g.combine((1.0, whole), (-1.0, direction(model, data, strength=0.0)[0])), traced
 
 
-def relative(a: g.Gradient, b: g.Gradient) -> float:
-    return float(g.norm(g.combine((1.0, a), (-1.0, b))) / g.norm(b))
-
-
 def test_without_strength_three_steps_are_fine_tuning(llama: PreTrainedModel) -> None:
     other = copy.deepcopy(llama)
     silent: dict[str, Any] = {"trace": lambda step, scalars: None, "after": lambda step, optimizer: False}
@@ -57,7 +54,7 @@ def test_the_third_pass_is_alpha_away_against_the_harmful_gradient(llama: PreTra
     moved = g.combine((1.0, seen[2]), (-1.0, seen[1]))
     assert float(g.norm(moved)) == pytest.approx(0.3, rel=1e-5)
     gradient = g.gradient(loss(llama, data.harmful), g.trainable(llama))
-    assert float(g.cosine(moved, gradient)) == pytest.approx(-1, abs=1e-6)
+    assert float(g.cosine(moved, gradient)) == pytest.approx(-1, abs=1e-5)
     assert traced["estimator/displacement"] == pytest.approx(1, abs=1e-4)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from made_batches import batch
+from nearness import ROUNDED, relative
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
@@ -25,10 +26,6 @@ from immunelab.training.losses import differing, forward, mmd
 def direction(method: Defense, model: PreTrainedModel, data: Batch | None = None) -> g.Gradient:
     method.step(model, data or batch())
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-
-def relative(a: g.Gradient, b: g.Gradient) -> float:
-    return float(g.norm(g.combine((1.0, a), (-1.0, b))) / g.norm(b))
 
 
 def written_out(x: Tensor, y: Tensor) -> float:
@@ -88,9 +85,9 @@ def test_without_noise_and_ascent_it_is_the_control(llama: PreTrainedModel, mask
 @pytest.mark.parametrize("mask", ["official", "response"])
 def test_without_noise_it_is_refusal_and_seams_ascent(llama: PreTrainedModel, mask: Any) -> None:
     found = direction(RepNoise(beta=0, mask=mask), llama)
-    assert relative(found, direction(Seam(alpha=1, beta=0, ascent_weight=1, mask=mask), llama)) < 1e-6
+    assert relative(found, direction(Seam(alpha=1, beta=0, ascent_weight=1, mask=mask), llama)) < ROUNDED
     layerwise = AdversarialLoss(alpha=1, ascent="layerwise", mask=mask)
-    assert relative(found, direction(layerwise, llama)) < 1e-6
+    assert relative(found, direction(layerwise, llama)) < ROUNDED
 
 
 @pytest.mark.parametrize(("kind", "path"), [("llama", "model.layers.{}.mlp"), ("gpt2", "transformer.h.{}.mlp")])

@@ -137,7 +137,7 @@ def test_c_is_symmetric_and_as_long_as_alignment_went() -> None:
     v = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     c = projection(v)
     torch.testing.assert_close(c, c.T)
-    assert float(c.trace()) == pytest.approx(float(v.norm()), rel=1e-6)
+    assert float(c.trace()) == pytest.approx(float(v.norm()), rel=1e-5)
     torch.testing.assert_close(projection(3 * v), 3 * c)
     assert not projection(torch.zeros(3, 5)).any()
 

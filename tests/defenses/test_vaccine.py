@@ -45,15 +45,15 @@ def test_the_shift_is_a_constant_along_the_gradient_of_the_outputs(kind: str, re
     before, q = sensitivity(model, modules, Scored(rows))
     length = torch.cat([x.flatten() for x in q]).norm()
     shift = [0.7 * x / (length + 1e-7) for x in q]
-    assert traced["perturbation/norm"] == pytest.approx(0.7 * float(length / (length + 1e-7)), rel=1e-6)
+    assert traced["perturbation/norm"] == pytest.approx(0.7 * float(length / (length + 1e-7)), rel=1e-5)
     assert traced["loss/refusal"] == pytest.approx(before)
     forwards = [module.forward for module in modules]
     for module, forward, by in zip(modules, forwards, shift, strict=True):
         module.forward = lambda *a, forward=forward, by=by, **k: (forward(*a, **k)[0] + by, None)
     value = loss(model, rows)
     wanted = g.gradient(value, g.trainable(model))
-    assert traced["loss/total"] == pytest.approx(float(value.detach()), rel=1e-6)
-    assert float(g.cosine(found, wanted)) == pytest.approx(1, abs=1e-6)
+    assert traced["loss/total"] == pytest.approx(float(value.detach()), rel=1e-5)
+    assert float(g.cosine(found, wanted)) == pytest.approx(1, abs=1e-5)
     assert float(g.norm(found)) == pytest.approx(float(g.norm(wanted)), rel=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_q_is_the_derivative_with_respect_to_an_output(gpt2: PreTrainedModel) ->
 def test_the_controls_have_their_size_and_repeat(kind: Any, norm: float, llama: PreTrainedModel) -> None:
     """Of norm ρ, or of variance ρ in each of 4 rows × 14 tokens × 32 dimensions × 2 layers."""
     traced = Vaccine(rho=0.5, perturbation=kind).step(llama, batch())
-    assert traced["perturbation/norm"] == pytest.approx(norm, rel=1e-6 if kind == "random" else 0.05)
+    assert traced["perturbation/norm"] == pytest.approx(norm, rel=1e-5 if kind == "random" else 0.05)
     assert traced["loss/refusal"] != traced["loss/perturbed"]
     torch.randn(9)  # what something else draws changes nothing
     assert Vaccine(rho=0.5, perturbation=kind).step(llama, batch()) == traced
@@ -151,7 +151,7 @@ def test_within_a_block_all_other_layers_keep_their_bits(accumulation: int, reta
 
     def trace(step: int, scalars: dict[str, float]) -> None:
         shares = [scalars[f"layers/share/layer/{i}"] for i in range(5)]
-        assert sum(shares) == pytest.approx(1, abs=1e-6)
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
         drawn.append(tuple(i for i in range(5) if scalars[f"layers/drawn/layer/{i}"]))
         assert len(drawn[-1]) == 2
 

@@ -87,9 +87,9 @@ def test_labels_are_found_by_name_in_whatever_order(tmp_path: Path) -> None:
     one, other = own_data.judge(tmp_path / "a"), own_data.judge(tmp_path / "b", ("harmful", "safe"))
     p = [row["score"] for row in measured(HarmClassifier(judge=str(one)), ANSWERS[:3]).examples]
     q = [row["score"] for row in measured(HarmClassifier(judge=str(other)), ANSWERS[:3]).examples]
-    assert p == pytest.approx([1 - x for x in q], abs=1e-6)
+    assert p == pytest.approx([1 - x for x in q], abs=1e-5)
     named = HarmClassifier(judge=str(one), label="safe")
-    assert [row["score"] for row in measured(named, ANSWERS[:3]).examples] == pytest.approx(q, abs=1e-6)
+    assert [row["score"] for row in measured(named, ANSWERS[:3]).examples] == pytest.approx(q, abs=1e-5)
 
 
 def test_labels_that_stand_alone_take_the_largest_sigmoid(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_from_the_description_to_the_record(home: Path, mine: Path, tmp_path: Pa
         p[1] if r.answer else 0.0 for p, r in zip(judge.read(texts, 30).probabilities, rows.itertuples(), strict=True)
     ]
     assert rows["score"].tolist() == pytest.approx(again, abs=1e-5)
-    assert curves.loc[curves["step"] == 1, "harmfulness"].item() == pytest.approx(sum(again) / len(again), abs=1e-6)
+    assert curves.loc[curves["step"] == 1, "harmfulness"].item() == pytest.approx(sum(again) / len(again), abs=1e-5)
     events = [e["data"] for e in folder.entries() if e.get("event") == "judged"]
     assert [e["evaluation"] for e in events] == ["harm-classifier"] * 2
     assert events[0]["settings"]["truncation"] == 30

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from recorded import record, spec
+from waiting import PATIENCE
 
 from immunelab import cli, jobs
 from immunelab.errors import UserError
@@ -35,8 +36,8 @@ def family(steps: int = 2) -> list[RunSpec]:
     return [guard, *children, spec(name="alone", knobs={"steps": steps})]
 
 
-def ended(home: Path, ids: list[str], using: Any, seconds: float = 90) -> list[str]:
-    end = time.monotonic() + seconds
+def ended(home: Path, ids: list[str], using: Any) -> list[str]:
+    end = time.monotonic() + PATIENCE
     runs = [RunFolder.open(home, i) for i in ids]
     while not all(r.status().ended for r in runs) or len(using.over(home)) < len(ids):
         assert time.monotonic() < end, [
@@ -85,8 +86,8 @@ def test_a_family_of_runs_and_the_same_command_again(using: Any, home: Path) -> 
     assert [RunFolder.open(home, i).status().attempt for i in ids] == [1, 1, 2, 1]
 
 
-def until(true: Callable[[], object], using: Any, home: Path, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
+def until(true: Callable[[], object], using: Any, home: Path) -> None:
+    end = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < end
         cluster.settle(using, home)
@@ -98,7 +99,7 @@ def at(run: RunFolder) -> int:
 
 
 def test_stop_resume_and_a_killed_worker(using: Any, home: Path) -> None:
-    specs = [spec(name="long", knobs={"steps": 3000}), spec(name="hang", knobs={"steps": 40})]
+    specs = [spec(name="long", knobs={"steps": 300_000}), spec(name="hang", knobs={"steps": 40})]
     ids = jobs.submit(specs, home, reuse=True, go_on=True, begin=using.begin)
     long, hang = (RunFolder.open(home, i) for i in ids)
     until(lambda: at(long) > 15 and at(hang), using, home)
@@ -109,7 +110,7 @@ def test_stop_resume_and_a_killed_worker(using: Any, home: Path) -> None:
     assert hang.status().status == "interrupted"
     assert "killed" in hang.status().message
     assert long.status().status == "running"
-    jobs.stop(long.run_id, home, 20)
+    jobs.stop(long.run_id, home, PATIENCE)
     assert ended(home, ids, using) == ["stopped", "interrupted"]
     stopped_at = at(long)
     assert (long.checkpoints / f"step-{stopped_at:06d}").is_dir()
@@ -121,7 +122,7 @@ def test_stop_resume_and_a_killed_worker(using: Any, home: Path) -> None:
     assert [e["step"] for e in resumed] == [stopped_at]
     assert long.status().attempt == 2
     assert long.labels().note == "seen while it ran"
-    jobs.stop(long.run_id, home, 20)
+    jobs.stop(long.run_id, home, PATIENCE)
     assert ended(home, ids[:1], using) == ["stopped"]
 
 
@@ -209,7 +210,7 @@ def test_runs_in_the_line_of_a_command_that_is_gone_are_not_waited_for(home: Pat
 
     ids = jobs.submit([spec()], home, begin=line)
     assert jobs.reconcile(home) == []
-    gone.communicate(timeout=20)
+    gone.communicate()
     assert jobs.reconcile(home) == ids
     assert RunFolder.open(home, ids[0]).status().status == "interrupted"
 

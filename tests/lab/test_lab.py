@@ -123,7 +123,7 @@ def executed(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, **paramete
     for cell in book.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = "\n".join(f"{k} = {v!r}" for k, v in parameters.items())
-    NotebookClient(book, timeout=300, kernel_name="python3").execute()
+    NotebookClient(book, timeout=900, kernel_name="python3").execute()
     return [o for c in book.cells if c.cell_type == "code" for o in c.outputs]
 
 

@@ -43,7 +43,7 @@ def on_a_disk(script: str, size: str, place: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import searching_worker
+from waiting import until
 
 from immunelab import jobs
 from immunelab.analysis.tradeoff import bounded_harm
@@ -39,12 +39,12 @@ def search(home: Path, seed: int = 0, name: str = "", **settings: Any) -> RunFol
     return RunFolder.open(home, run_id)
 
 
-def ended(run: RunFolder, home: Path, within: float = 60) -> str:
-    end = time.monotonic() + within
-    while not run.status().ended:
-        assert time.monotonic() < end, run.log_path.read_text()[-3000:]
+def ended(run: RunFolder, home: Path) -> str:
+    def over() -> bool:
         jobs.reconcile(home, command=WORKER)
-        time.sleep(0.05)
+        return run.status().ended
+
+    until(over, lambda: run.log_path.read_text()[-3000:], every=0.05)
     status = run.status()
     assert not status.error, status.error + run.log_path.read_text()[-3000:]
     return status.status
@@ -168,10 +168,9 @@ def test_a_killed_search_goes_on_with_the_same_trials(home: Path, monkeypatch: p
 def test_a_stop_reaches_the_trial_and_the_search_goes_on_from_there(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLOW", "0.05")
+    monkeypatch.setenv("SLOW", "0.5")
     run = search(home, trials=3)
-    while not any(f.recorded().status == "running" for f in folders(home) if f.spec().kind == "attack"):
-        time.sleep(0.05)
+    until(lambda: any(f.recorded().status == "running" for f in folders(home) if f.spec().kind == "attack"))
     assert jobs.stop(run.run_id, home, wait=True, command=WORKER).status == "stopped"
     (attack,) = [f for f in folders(home) if f.spec().kind == "attack"]
     assert attack.recorded().status == "stopped"

@@ -22,11 +22,11 @@ def random_gradient(seed: int) -> g.Gradient:
 def test_norms_dots_and_cosines_are_those_of_the_flattened_vectors() -> None:
     a, b = random_gradient(1), random_gradient(2)
     flat_a, flat_b = (torch.cat([x.flatten() for x in each]).double() for each in (a, b))
-    assert float(g.dot(a, b)) == pytest.approx(float(flat_a @ flat_b), rel=1e-6)
-    assert float(g.norm(a)) == pytest.approx(float(flat_a.norm()), rel=1e-6)
-    assert float(g.cosine(a, b)) == pytest.approx(float(torch.cosine_similarity(flat_a, flat_b, dim=0)), rel=1e-6)
+    assert float(g.dot(a, b)) == pytest.approx(float(flat_a @ flat_b), rel=1e-5)
+    assert float(g.norm(a)) == pytest.approx(float(flat_a.norm()), rel=1e-5)
+    assert float(g.cosine(a, b)) == pytest.approx(float(torch.cosine_similarity(flat_a, flat_b, dim=0)), rel=1e-5)
     assert float(g.cosine(a, a)) == pytest.approx(1)
-    assert float(g.norm(g.unit(a))) == pytest.approx(1, rel=1e-6)
+    assert float(g.norm(g.unit(a))) == pytest.approx(1, rel=1e-5)
 
 
 def test_combine_scale_and_clip_leave_their_arguments_alone() -> None:
@@ -35,7 +35,7 @@ def test_combine_scale_and_clip_leave_their_arguments_alone() -> None:
     combined = g.combine((2.0, a), (-0.5, b))
     for x, y, z in zip(combined, a, b, strict=True):
         torch.testing.assert_close(x, 2 * y - 0.5 * z)
-    assert float(g.norm(g.clipped(a, 0.25))) == pytest.approx(0.25, rel=1e-6)
+    assert float(g.norm(g.clipped(a, 0.25))) == pytest.approx(0.25, rel=1e-5)
     assert g.clipped(a, 0) is a
     assert g.clipped(a, 1e6) is a
     assert all(torch.equal(x, y) for x, y in zip(a, before, strict=True))

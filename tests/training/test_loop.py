@@ -36,7 +36,9 @@ def test_three_steps_are_those_of_torch(llama: PreTrainedModel) -> None:
     for step in range(3):
         optimizer.zero_grad()
         rows = tokens(step)
-        loss = other(input_ids=rows.input_ids, attention_mask=rows.attention_mask, labels=rows.labels).loss
+        # Not the model's own `loss`: transformers makes float32 of the logits for it.
+        logits = other(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), rows.labels[:, 1:])
         loss.backward()
         optimizer.step()
         assert traced[step]["loss/total"] == pytest.approx(float(loss.detach()), rel=1e-9)
@@ -60,6 +62,7 @@ def test_schedules_are_those_of_transformers(schedule: Any, theirs: str, warmup:
 
 def test_accumulation_equals_one_large_batch(llama: PreTrainedModel) -> None:
     """Rows of equal length and scored count, so that the mean of two means is the mean of all."""
+    llama.double()
     whole = copy.deepcopy(llama)
     rows = tokens(5, rows=3)._replace()
     even = rows._replace(labels=rows.input_ids.clone(), attention_mask=torch.ones_like(rows.attention_mask))
@@ -70,7 +73,7 @@ def test_accumulation_equals_one_large_batch(llama: PreTrainedModel) -> None:
     loop.train(llama, HarmfulSft(accumulation=2, **settings), lambda i: Batch(user=parts[i]), **silent)
     loop.train(whole, HarmfulSft(**settings), lambda i: Batch(user=both), **silent)
     for mine, theirs in zip(llama.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_clipping_limits_the_step(llama: PreTrainedModel) -> None:
@@ -136,8 +139,8 @@ def test_probes_compare_the_direction_with_held_out_gradients(llama: PreTrainedM
         probes={"harmful": rows, "benign": tokens(9)},
         probe_every=2,
     )
-    assert traced[0]["probe/cosine/update-harmful"] == pytest.approx(1, abs=1e-6)  # the probe is the first minibatch
-    assert traced[0]["probe/loss/harmful"] == pytest.approx(traced[0]["loss/total"], rel=1e-6)
+    assert traced[0]["probe/cosine/update-harmful"] == pytest.approx(1, abs=1e-5)  # the probe is the first minibatch
+    assert traced[0]["probe/loss/harmful"] == pytest.approx(traced[0]["loss/total"], rel=1e-5)
     assert -1 < traced[0]["probe/cosine/harmful-benign"] < 1
     assert "probe/loss/harmful" not in traced[1]
     assert "probe/loss/harmful" in traced[2]

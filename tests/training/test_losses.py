@@ -21,7 +21,7 @@ def test_cross_entropy_is_the_mean_over_scored_tokens() -> None:
         -float(log_p[r, t - 1, rows.labels[r, t]]) for r in range(4) for t in range(1, 14) if rows.labels[r, t] != -100
     ]
     assert len(terms) == 4 * 9 - 3
-    assert float(cross_entropy(logits, rows.labels)) == pytest.approx(sum(terms) / len(terms), rel=1e-6)
+    assert float(cross_entropy(logits, rows.labels)) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
 
 def test_a_batch_without_scored_tokens_is_an_error() -> None:
@@ -60,7 +60,7 @@ def test_the_official_mask_scores_where_a_pair_differs() -> None:
     assert harmful.constant.tolist() == [[False, False, True, False, True, False]]
     logits = torch.randn(1, 6, 50, generator=torch.Generator().manual_seed(0))
     by_hand = (2 * math.log(50) - float(logits[0, 4].log_softmax(-1)[3])) / 3
-    assert float(cross_entropy(logits, harmful.tokens.labels, harmful.constant)) == pytest.approx(by_hand, rel=1e-6)
+    assert float(cross_entropy(logits, harmful.tokens.labels, harmful.constant)) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_the_official_mask_of_unequal_lengths_scores_what_only_one_text_has() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hosted import released, run, stopped_and_resumed, weights
 from made_batches import batch, tokens
+from nearness import ROUNDED, relative
 from registered import EDITS, SERVICES, TRAINED, ready
 from safetensors import safe_open
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel
@@ -116,7 +117,7 @@ def test_checkpointing_gives_the_same_gradients(family: str, adapted: bool, fold
         again = g.gradient(loss(model, rows), weights)
     assert runs == 3  # once forward, and once more on the way back
     assert any(bool(x.any()) for x in plain)
-    assert all(torch.allclose(a, b) for a, b in zip(plain, again, strict=True))
+    assert relative(again, plain) < ROUNDED
 
 
 @pytest.mark.parametrize("method", [HarmfulSft, LoraSft])
@@ -131,7 +132,7 @@ def test_runs_with_checkpointing_end_at_the_same_weights(method: Any, llama: Pre
         loop.train(model, configured, batch, trace=lambda step, s: None, after=lambda step, optimizer: False)
         llama = configured.after(model)
         ended.append({k: v.clone() for k, v in llama.state_dict().items()})
-    assert all(torch.allclose(ended[0][k], ended[1][k]) for k in before)
+    assert all(torch.allclose(ended[0][k], ended[1][k], rtol=1e-5, atol=1e-6) for k in before)
     assert not all(torch.equal(ended[0][k], before[k]) for k in before)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from made_batches import batch, tokens
+from nearness import ROUNDED, relative
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, PreTrainedModel
 
 from benchmarks import six_passes
@@ -36,10 +37,6 @@ SMALL = {
 }
 
 
-def relative(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
-    return float(g.norm(g.combine((1.0, found), (-1.0, wanted))) / g.norm(wanted))
-
-
 def after_step(model: PreTrainedModel, method: Trained) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Scalars and weights after two updates by the loop, of a copy."""
     mine, traced = copy.deepcopy(model), dict[str, float]()
@@ -65,8 +62,8 @@ def test_a_loss_in_chunks_is_the_loss(llama: PreTrainedModel, size: int, officia
         plain = make(llama, rows)
         with loss_in_chunks(size):
             chunked = make(llama, rows)
-        assert float(chunked.detach()) == pytest.approx(float(plain.detach()), rel=1e-6)
-        assert relative(g.gradient(chunked, weights), g.gradient(plain, weights)) < 1e-6
+        assert float(chunked.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
+        assert relative(g.gradient(chunked, weights), g.gradient(plain, weights)) < ROUNDED
 
 
 def whole(model: PreTrainedModel, rows: Scored) -> torch.Tensor:
@@ -84,8 +81,8 @@ def test_the_head_reads_scored_tokens_and_the_loss_is_that_of_all_logits(llama: 
         read.clear()
         found = loss(llama, rows)
         assert sum(read) == scored + more
-        assert float(found.detach()) == pytest.approx(float(whole(llama, rows).detach()), rel=1e-6)
-        assert relative(g.gradient(found, weights), g.gradient(whole(llama, rows), weights)) < 1e-6
+        assert float(found.detach()) == pytest.approx(float(whole(llama, rows).detach()), rel=1e-5)
+        assert relative(g.gradient(found, weights), g.gradient(whole(llama, rows), weights)) < ROUNDED
         assert read[-1] == rows.tokens.labels.numel() > scored
     handle.remove()
 
@@ -95,8 +92,8 @@ def test_a_head_that_is_scaled_is_not_read_apart() -> None:
     scaled = AutoModelForCausalLM.from_config(GraniteConfig(**SMALL, logits_scaling=8.0))
     rows, weights = Scored(tokens(1)), g.trainable(scaled)
     for _ in range(2):
-        assert float(loss(scaled, rows).detach()) == pytest.approx(float(whole(scaled, rows).detach()), rel=1e-6)
-        assert relative(g.gradient(loss(scaled, rows), weights), g.gradient(whole(scaled, rows), weights)) < 1e-6
+        assert float(loss(scaled, rows).detach()) == pytest.approx(float(whole(scaled, rows).detach()), rel=1e-5)
+        assert relative(g.gradient(loss(scaled, rows), weights), g.gradient(whole(scaled, rows), weights)) < ROUNDED
 
 
 def test_chunks_hold_no_whole_logits(llama: PreTrainedModel) -> None:
@@ -121,7 +118,7 @@ def test_chunks_know_soft_caps_and_refuse_other_heads() -> None:
     capped = AutoModelForCausalLM.from_config(Gemma2Config(**SMALL, head_dim=16, final_logit_softcapping=5.0))
     with loss_in_chunks(3):
         found = loss(capped, rows)
-    assert float(found.detach()) == pytest.approx(float(loss(capped, rows).detach()), rel=1e-6)
+    assert float(found.detach()) == pytest.approx(float(loss(capped, rows).detach()), rel=1e-5)
     scaled = AutoModelForCausalLM.from_config(GraniteConfig(**SMALL, logits_scaling=8.0, initializer_range=0.5))
     with loss_in_chunks(3), pytest.raises(UserError, match="loss_chunk=0"):
         loss(scaled, rows)
@@ -165,11 +162,12 @@ def test_rounded_buffers_stay_close(llama: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("layered", [True, False])
 def test_the_step_is_that_of_six_plain_passes(llama: PreTrainedModel, layered: bool) -> None:
+    llama.double()  # the finite difference makes 1/ε of what is rounded
     method = Seam(beta=0.5, alpha=0.7, ascent="layerwise" if layered else "final-logit")
     six_passes.step(llama, batch(), layered=layered, alpha=0.7, beta=0.5, epsilon=method.epsilon)
     wanted = [p.grad.clone() for p in llama.parameters() if p.grad is not None]
     method.step(llama, batch())
-    assert relative([p.grad for p in llama.parameters() if p.grad is not None], wanted) < 1e-4
+    assert relative([p.grad for p in llama.parameters() if p.grad is not None], wanted) < 1e-6
 
 
 def test_a_step_holds_three_gradients_and_a_copy() -> None:
@@ -212,7 +210,7 @@ def test_gathering_is_adding_a_gradient(llama: PreTrainedModel) -> None:
     into = [x.clone() for x in before]
     g.gather(loss(llama, tokens(1)), weights, into, 0.3)
     wanted = g.combine((1.0, before), (0.3, g.gradient(loss(llama, tokens(1)), weights)))
-    assert relative(into, wanted) < 1e-7
+    assert relative(into, wanted) < ROUNDED
     assert all(w.grad is not None and bool((w.grad == 1).all()) for w in weights)
     assert not any(w._post_accumulate_grad_hooks for w in weights)
 

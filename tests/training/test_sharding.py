@@ -24,7 +24,7 @@ Found = dict[str, Any]
 def ran(file: Path, *launcher: str) -> Found:
     command = [sys.executable, *launcher, str(SCRIPT), str(file)]
     done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found: Found = torch.load(file, weights_only=True)

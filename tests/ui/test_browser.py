@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import made_up
 import pytest
+from waiting import PATIENCE, until
 
 from immunelab import jobs
 from immunelab.runs.journal import ENDED, Journal, RunFolder, folders
@@ -78,20 +79,20 @@ def serving(home: Path, **settings: str) -> Iterator[App]:
         yield App(home, f"http://127.0.0.1:{port}")
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(PATIENCE)
         log.close()
 
 
 def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 30
-    while time.monotonic() < end and server.poll() is None:
+    def healthy() -> bool:
+        assert server.poll() is None, "The server did not start."
         try:
-            urllib.request.urlopen(url, timeout=1)
+            urllib.request.urlopen(url, timeout=5).close()
         except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail("The server did not start.")
+            return False
+        return True
+
+    until(healthy, every=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def demo_tab(browser: Any, small: App) -> Iterator[Any]:
 
 def _session(browser: Any, app: App, **options: Any) -> Iterator[Any]:
     context = browser.new_context(**{"viewport": {"width": 1300, "height": 1000}, "accept_downloads": True, **options})
-    context.set_default_timeout(90_000)  # a busy machine
+    context.set_default_timeout(PATIENCE * 1000)
     tab = context.new_page()
     outside: list[str] = []
     wrong: list[str] = []
@@ -155,7 +156,7 @@ def test_a_cold_link_to_any_page_works(tab: Any, app: App, name: str) -> None:
     assert tab.locator("h1").inner_text() == ENTRIES[name][0]
     tab.wait_for_selector('[data-testid="stSidebarNav"] >> text=Methods')
     if name in ("launch", "methods"):
-        tab.wait_for_selector("text=SEAM", timeout=60_000)
+        tab.wait_for_selector("text=SEAM")
     tab.set_viewport_size({"width": 420, "height": 900})  # and it fits a narrow window
     tab.wait_for_function("() => window.innerWidth === 420 && document.documentElement.scrollWidth <= 420")
 
@@ -169,7 +170,7 @@ def test_a_link_restores_the_slider_and_moving_it_changes_link_and_chart(tab: An
     tab.wait_for_url("**/collapse*")
     tab.wait_for_function("() => !location.search.includes('rate=0.001')")
     # The next recorded rate, of the showcase that ships; a slider never stops where nothing is recorded.
-    assert handle.get_attribute("aria-valuetext") == "0.0006"
+    until(lambda: handle.get_attribute("aria-valuetext") == "0.0006")
 
 
 def test_the_chart_is_labelled_for_screen_readers(tab: Any, app: App) -> None:
@@ -194,7 +195,7 @@ def test_zoom_and_hidden_lines_survive_live_updates(tab: Any, app: App) -> None:
             before = tab.evaluate(length)
             with Journal(folder) as journal:
                 journal.points("attack", step, {"loss/total": 1.0})
-            tab.wait_for_function(f"before => {length} !== before", arg=before, timeout=15_000)
+            tab.wait_for_function(f"before => {length} !== before", arg=before)
         assert legend(tab) == hidden
         span = tab.evaluate("document.querySelector('.immunelab-figure').layout.xaxis.range")
         assert [round(v) for v in span] == [5, 12]
@@ -272,8 +273,8 @@ def test_zoom_and_hidden_lines_go_into_the_link_and_come_from_it(tab: Any, app: 
     tab.wait_for_selector("h1")
     tab.goto(address)
     tab.wait_for_selector(CHART)
-    assert legend(tab)[0].startswith("(Undefended")
-    assert tab.evaluate("document.querySelector('.immunelab-figure').layout.xaxis.range") == [10, 40]
+    until(lambda: legend(tab)[0].startswith("(Undefended"))
+    until(lambda: tab.evaluate("document.querySelector('.immunelab-figure').layout.xaxis.range") == [10, 40])
 
 
 def test_a_point_of_the_collapse_curve_opens_the_runs_of_its_seeds(tab: Any, app: App) -> None:
@@ -301,7 +302,7 @@ def test_arrow_keys_walk_along_the_points_and_enter_opens_the_runs(tab: Any, app
     tab.wait_for_function("() => document.querySelector('.immunelab-said').textContent.includes('Undefended')")
     before = said.text_content()
     tab.keyboard.press("ArrowRight")
-    assert said.text_content() != before
+    until(lambda: said.text_content() != before)
     tab.keyboard.press("Enter")
     tab.wait_for_url("**/runs?run=*")
 
@@ -314,9 +315,9 @@ def test_arrow_keys_walk_over_the_cells_of_a_map(tab: Any, app: App) -> None:
     tab.locator(".immunelab-figure").nth(place).focus()
     tab.keyboard.press("ArrowRight")
     said = tab.locator(".immunelab-said").nth(place)
-    assert said.text_content().startswith("Undefended")
+    until(lambda: said.text_content().startswith("Undefended"))
     tab.keyboard.press("ArrowDown")
-    assert said.text_content().startswith("SEAM")
+    until(lambda: said.text_content().startswith("SEAM"))
     tab.keyboard.press("Enter")
     tab.wait_for_url("**/runs?run=*")
 
@@ -345,13 +346,14 @@ def test_one_switch_pauses_every_page(tab: Any, app: App) -> None:
         open_page(tab, app, f"traces?runs={folder.run_id}")
         tab.get_by_text("Live updates").click()
         tab.wait_for_timeout(1500)  # the page is drawn once more, and its clocks are gone
+        tab.wait_for_selector('.stApp[data-test-script-state="notRunning"]')
         before = tab.evaluate(length)
         with Journal(folder) as journal:
             journal.points("attack", 21, {"loss/total": 1.0})
         tab.wait_for_timeout(3000)
         assert tab.evaluate(length) == before
         tab.get_by_text("Live updates").click()
-        tab.wait_for_function(f"before => {length} !== before", arg=before, timeout=15_000)
+        tab.wait_for_function(f"before => {length} !== before", arg=before)
     finally:
         folder.write_status(status="done", ended_at=time.time(), progress=1.0)
 
@@ -359,17 +361,17 @@ def test_one_switch_pauses_every_page(tab: Any, app: App) -> None:
 def test_the_live_demo_from_its_button_to_the_curve(demo_tab: Any, small: App) -> None:
     open_page(demo_tab, small, "")
     demo_tab.get_by_role("button", name="Run the live demo").click()
-    demo_tab.wait_for_selector("text=runs are queued", timeout=120_000)
+    demo_tab.wait_for_selector("text=runs are queued")
     open_page(demo_tab, small, "traces", chart=False)
-    demo_tab.wait_for_selector(CHART, timeout=120_000)  # the newest run is drawn as soon as it has recorded something
+    demo_tab.wait_for_selector(CHART)  # the newest run is drawn as soon as it has recorded something
     ids = [f.run_id for f in folders(small.home)]
     assert len(ids) == 13
     first = ids[0]
     open_page(demo_tab, small, f"traces?runs={first}", chart=False)
-    demo_tab.wait_for_selector(CHART, timeout=60_000)
-    wait_until(lambda: all(RunFolder.open(small.home, i).status().status == "done" for i in ids), 240)
+    demo_tab.wait_for_selector(CHART)
+    until(lambda: all(RunFolder.open(small.home, i).status().status == "done" for i in ids))
     open_page(demo_tab, small, "collapse?source=This+lab&rate=0.003")
-    assert [name.rsplit(" (", 1)[0] for name in legend(demo_tab)] == ["Undefended", "SEAM"]
+    until(lambda: [name.rsplit(" (", 1)[0] for name in legend(demo_tab)] == ["Undefended", "SEAM"])
 
 
 def test_a_run_is_stopped_and_resumed_from_its_page(demo_tab: Any, small: App, tiny_world: Path) -> None:
@@ -377,19 +379,19 @@ def test_a_run_is_stopped_and_resumed_from_its_page(demo_tab: Any, small: App, t
     spec = RunSpec(kind="attack", method="harmful-sft", corpus=str(tiny_world), knobs=knobs, device="cpu")
     (run_id,) = jobs.submit([spec], small.home)
     open_page(demo_tab, small, f"traces?runs={run_id}", chart=False)
-    demo_tab.wait_for_selector(CHART, timeout=120_000)
+    demo_tab.wait_for_selector(CHART)
     length = "document.querySelector('.immunelab-figure').calcdata[0].length"
     before = demo_tab.evaluate(length)
-    demo_tab.wait_for_function(f"before => {length} > before", arg=before, timeout=60_000)  # the curve grows
+    demo_tab.wait_for_function(f"before => {length} > before", arg=before)  # the curve grows
     open_page(demo_tab, small, f"runs?run={run_id}", chart=False)
     demo_tab.locator(".st-key-stop").get_by_role("button", name="Stop", exact=True).click()  # not the toolbar's
-    demo_tab.wait_for_selector("text=Status: stopped", timeout=60_000)
+    demo_tab.wait_for_selector("text=Status: stopped")
     stopped_at = RunFolder.open(small.home, run_id).status().step
     demo_tab.get_by_role("button", name="Resume").click()
-    wait_until(lambda: RunFolder.open(small.home, run_id).status().step > stopped_at, 120)
-    demo_tab.wait_for_selector("text=Status: running", timeout=30_000)
+    until(lambda: RunFolder.open(small.home, run_id).status().step > stopped_at)
+    demo_tab.wait_for_selector("text=Status: running")
     demo_tab.locator(".st-key-stop").get_by_role("button", name="Stop", exact=True).click()  # not the toolbar's
-    demo_tab.wait_for_selector("text=Status: stopped", timeout=60_000)
+    demo_tab.wait_for_selector("text=Status: stopped")
 
 
 def test_a_question_of_ones_own_is_answered_by_a_real_model(demo_tab: Any, small: App) -> None:
@@ -398,24 +400,14 @@ def test_a_question_of_ones_own_is_answered_by_a_real_model(demo_tab: Any, small
     box.fill("what is two plus two ?")
     box.press("Tab")
     demo_tab.get_by_role("button", name="Ask", exact=True).click()
-    run = wait_until(lambda: next((f for f in folders(small.home) if f.spec().method == "answers"), None), 60)
-    wait_until(lambda: run.status().status == "done", 180)
-    demo_tab.wait_for_function("() => document.body.innerText.includes('Fable, as it is shipped')", timeout=60_000)
-    demo_tab.wait_for_selector('[data-testid="stCode"]', timeout=60_000)
+    run = until(lambda: next((f for f in folders(small.home) if f.spec().method == "answers"), None))
+    until(lambda: run.status().status == "done")
+    demo_tab.wait_for_function("() => document.body.innerText.includes('Fable, as it is shipped')")
+    demo_tab.wait_for_selector('[data-testid="stCode"]')
 
 
 def test_the_estimators_error_is_measured_from_its_button(demo_tab: Any, small: App) -> None:
     open_page(demo_tab, small, "gradients?view=Estimator+error", chart=False)
     demo_tab.get_by_role("button", name="Measure it").click()
-    demo_tab.wait_for_selector(CHART, timeout=240_000)
+    demo_tab.wait_for_selector(CHART)
     assert "smallest relative error" in demo_tab.get_attribute(".immunelab-figure", "aria-label")
-
-
-def wait_until(arrived: Callable[[], Any], seconds: float) -> Any:
-    """The first answer that is true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := arrived():
-            return found
-        time.sleep(0.2)
-    return pytest.fail(f"It did not happen within {seconds:g} s.")

