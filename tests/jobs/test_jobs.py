@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from waiting import until as arrives
 from recorded import spec
+from waiting import until as arrives
 
 from immunelab import jobs
 from immunelab.errors import UserError
@@ -451,7 +451,7 @@ def test_a_waiting_run_can_be_stopped(lab: Lab) -> None:
     lab.wait([waiting], lambda s: "waiting" in s.message)
     lab.stop(waiting)
     assert lab.wait([waiting]) == ["stopped"]
-    lab.until(lambda: queue.tickets(lab.home, "cpu") == [])
+    arrives(lambda: queue.tickets(lab.home, "cpu") == [])
     assert len(queue.holders(lab.home, "cpu")) == 1
 
 
@@ -482,21 +482,27 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("two")
 def test_independent_runs_go_side_by_side_and_no_more_than_there_are_places(lab: Lab) -> None:
-    ids = lab.submit("", "", "", steps=60)
+    ids = lab.submit("held at 1", "held at 1", "")
+    lab.wait(ids[:2], begun)
+    assert lab.status(ids[2]).status == "queued"
+    lab.let("go")
     assert lab.wait(ids) == ["done"] * 3
     assert overlap(lab, ids[0], ids[1])
     started = [lab.status(i).started_at or 0 for i in ids]
     ended = [lab.status(i).ended_at or 0 for i in ids]
     assert started[2] >= min(ended[:2]) - 0.01  # it had to wait for one of them
     assert len({lab.status(i).pid for i in ids}) == 2
-    lab.until(lambda: queue.holders(lab.home, "cpu") == [])
+    arrives(lambda: queue.holders(lab.home, "cpu") == [])
 
 
 @pytest.mark.usefixtures("two")
 def test_a_run_that_waits_for_its_parent_does_not_hold_up_the_others(lab: Lab) -> None:
-    parent, child = spec("immunize", knobs={"steps": 100}), spec(model="run:#0", knobs={"steps": 1})
+    parent = spec("immunize", name="held at 1", knobs={"steps": 2})
+    child = spec(model="run:#0", knobs={"steps": 1})
     ids = jobs.submit([parent, child, *[spec(seed=i, knobs={"steps": 1}) for i in range(3)]], lab.home, command=WORKER)
-    assert lab.wait(ids) == ["done"] * 5
+    assert lab.wait(ids[2:]) == ["done"] * 3
+    lab.let("go")
+    assert lab.wait(ids[:2]) == ["done"] * 2
     assert all(overlap(lab, ids[0], i) for i in ids[2:])
     assert (lab.status(ids[1]).started_at or 0) >= (lab.status(ids[0]).ended_at or 0) - 0.01
 
@@ -518,10 +524,11 @@ def test_a_large_model_has_the_processor_to_itself(lab: Lab, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("two")
 def test_a_killed_worker_loses_its_run_and_none_of_the_list(lab: Lab) -> None:
-    ids = lab.submit("", "hang", "", "", steps=30)
+    ids = lab.submit("held at 1", "hang", "", "")
     lab.wait(ids[:2], begun)
     os.kill(lab.status(ids[1]).pid or 0, signal.SIGKILL)
-    lab.until(lambda: ids[1] in lab.reconcile())
+    arrives(lambda: ids[1] in lab.reconcile())
+    lab.let("go")
     assert lab.wait([ids[0], *ids[2:]], lambda s: s.status == "done") == ["done"] * 3
     assert lab.status(ids[1]).status == "interrupted"
 
