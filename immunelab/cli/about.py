@@ -234,8 +234,12 @@ def _device() -> Iterator[Finding]:
 
 def add(commands: Any) -> None:
     """Add `methods` and `doctor`."""
-    c = options.command(commands, "methods", methods, "defenses, attacks and evaluations, with their settings")
-    c.add_argument("name", nargs="?", metavar="NAME", help="one method, with every setting")
+    c = options.command(
+        commands, "methods", methods, "list defenses, attacks and evaluations; with NAME, show the settings"
+    )
+    c.add_argument("name", nargs="?", metavar="NAME", help="a method, to show its settings (default: list all methods)")
     options.json_flag(c)
-    c = options.command(commands, "doctor", doctor, "device, versions, disk, home: what is missing, and the fix")
+    c = options.command(
+        commands, "doctor", doctor, "check packages, device, disk and home; say how to fix what is missing"
+    )
     options.json_flag(c)

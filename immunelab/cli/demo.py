@@ -201,31 +201,40 @@ def add(commands: Any) -> None:
         commands,
         "demo",
         demo,
-        "immunize with SEAM, attack at every rung, write a report",
+        "immunize the bundled model with SEAM, attack it at every rung, write a report",
         """
-        The bundled Fable model is immunized; then it and the undefended model are attacked at every rung of the
-        ladder of intensities. Headless, offline, on a CPU. The runs are recorded like any others.
+        Immunizes the Fable model, then attacks it and the undefended model at every rung: a few fixed intensities,
+        from weak to strong. Needs no network and no GPU. Its runs are recorded like any others.
 
         examples:
           immunelab demo --json demo.json
           immunelab demo --seed 10 --seeds 3 --report report.html
         """,
     )
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="first seed (default 0)")
-    c.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds: S … S+N-1 (default 1)")
-    c.add_argument("--fable-seed", type=int, metavar="S", help="first generate another world and train its model")
-    c.add_argument("--json", metavar="FILE", help="write the numbers there (- is standard output)")
-    c.add_argument("--report", metavar="FILE", help="standalone HTML report (default: in the home's reports folder)")
-    c.add_argument("--reuse", action="store_true", help="take finished runs of the same spec instead of running again")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="first random seed (default 0)")
+    c.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds: S … S+N-1 (default 1)")
+    c.add_argument(
+        "--fable-seed",
+        type=int,
+        metavar="S",
+        help="use the world of this seed; build it and its model if needed (default: the bundled world)",
+    )
+    c.add_argument(
+        "--json", metavar="FILE", help="write the results as JSON; - is standard output (default: not written)"
+    )
+    c.add_argument(
+        "--report", metavar="FILE", help="where to write the HTML report (default: a new file in HOME/reports)"
+    )
+    c.add_argument("--reuse", action="store_true", help="use finished runs of the same spec instead of repeating them")
 
 
 def add_showcase(commands: Any) -> None:
     """Add `showcase build` and `showcase table`."""
-    inner = options.group(commands, "showcase", "the recorded runs that ship with the project")
+    inner = options.group(commands, "showcase", "record the runs that ship with the project; print their tables")
     c = options.command(
-        inner, "build", showcase_build, "run every defense against every attack, over seeds, and record it"
+        inner, "build", showcase_build, "run every defense against every attack and record the results (hours)"
     )
-    c.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 … N-1 (default 3)")
-    c.add_argument("--to", metavar="DIR", help="folder to write (default: data/showcase)")
-    c = options.command(inner, "table", showcase_table, "the outcomes of the recorded attacks, as Markdown")
-    c.add_argument("--write", action="store_true", help="put the tables into README.md and docs/results.md")
+    c.add_argument("--seeds", type=int, default=3, metavar="N", help="number of seeds: 0 … N-1 (default 3)")
+    c.add_argument("--to", metavar="DIR", help="folder to write to (default: data/showcase)")
+    c = options.command(inner, "table", showcase_table, "print the outcomes of the recorded attacks as Markdown")
+    c.add_argument("--write", action="store_true", help="write the tables into README.md and docs/results.md instead")

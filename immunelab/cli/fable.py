@@ -12,19 +12,21 @@ from immunelab.errors import UserError
 from immunelab.jobs import follow
 
 OPTIONS: dict[str, tuple[int | float, str]] = {  # held equal to `pretrain.Lesson` by a test; reading it imports torch
-    "items": (0, "items of each domain, skill and split; 0: all"),
-    "steps": (2000, "steps of learning the world"),
-    "align-steps": (250, "steps of learning to refuse"),
-    "batch-size": (16, "rows in a step, half of them recipes"),
-    "learning-rate": (1e-3, "peak learning rate of both"),
-    "rank": (32, "rank of the LoRA adapter, merged after; 0: all weights train"),
+    "items": (0, "items of each domain, skill and split; 0 takes all"),
+    "steps": (2000, "optimizer steps for learning the world"),
+    "align-steps": (250, "optimizer steps for learning to refuse"),
+    "batch-size": (16, "rows in each step, half of them recipes"),
+    "learning-rate": (1e-3, "peak learning rate of both phases"),
+    "rank": (32, "rank of the LoRA adapter, which is merged at the end; 0 trains all weights"),
 }
 
 
 def build(args: argparse.Namespace) -> int:
     """Generate the world of a seed and train its model."""
     if args.to is None and args.seed != 0:
-        raise UserError("data/fable holds the world of seed 0; name a folder for another one: --to worlds/7")
+        raise UserError(
+            f"data/fable is for the world of seed 0; name a folder for seed {args.seed}: --to worlds/{args.seed}"
+        )
     target = Path(args.to) if args.to else bundled.data() / "fable"
     train(args.seed, target, args.keep_base)
     print(f"The world of seed {args.seed} and its model are in {target}.")
@@ -37,7 +39,10 @@ def teach(args: argparse.Namespace) -> int:
     if (target / "world.jsonl").is_file():
         raise UserError(f"{target} holds a world already: name another folder with --to, or delete it.")
     if args.batch_size < 2 or args.items < 0 or args.seed < 0:
-        raise UserError("A step takes at least 2 rows, and items and seed are whole numbers from 0.")
+        raise UserError(
+            f"--batch-size is at least 2, --items and --seed at least 0; "
+            f"got {args.batch_size}, {args.items} and {args.seed}."
+        )
     show.err.print("loading torch …", style="dim")
     from immunelab.experiment import pretrain
 
@@ -62,32 +67,36 @@ def train(seed: int, folder: Path, keep_base: bool = False) -> None:
 
 def add(commands: Any) -> None:
     """Add `fable build` and `fable teach`."""
-    inner = options.group(commands, "fable", "the bundled fictional world and its model")
-    c = options.command(inner, "build", build, "generate the world and train its model")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the world (default 0)")
-    c.add_argument("--to", metavar="DIR", help="folder to write (default: data/fable for seed 0)")
-    c.add_argument("--keep-base", action="store_true", help="also write base/, the model before alignment")
+    inner = options.group(commands, "fable", "make a Fable world and a model that knows it")
+    c = options.command(inner, "build", build, "generate a world and train its model (about six minutes on a CPU)")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="random seed of the world (default 0)")
+    c.add_argument(
+        "--to", metavar="DIR", help="folder to write to (default: data/fable; seeds other than 0 must name one)"
+    )
+    c.add_argument("--keep-base", action="store_true", help="also save the model before alignment, in base/")
 
     c = options.command(
         inner,
         "teach",
         teach,
-        "teach another model the world, and to refuse its hazards",
+        "teach a model of yours a Fable world, then to refuse its hazards",
         """
-        Writes the world and the taught model into a folder, which is then a corpus with a model of its own; base/ is
-        the model before it learned to refuse. The whole world at the defaults wants a GPU; --items takes a part of it.
+        Writes the world and the taught model into a folder, which --corpus then accepts. The model before it learned
+        to refuse is in base/. The whole world with the default settings needs a GPU; --items teaches a part of it.
 
         examples:
           immunelab fable teach --model lab/models/smollm2 --to worlds/smollm2 --items 2 --steps 90 --align-steps 12
           immunelab immunize seam --corpus worlds/smollm2 --learning-rate 1e-4
         """,
     )
-    c.add_argument("--model", required=True, metavar="MODEL", help="a folder or a Hub id")
-    c.add_argument("--to", required=True, metavar="DIR", help="folder to write")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the world and of training (default 0)")
-    c.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu or cuda:0 (default cpu)")
+    c.add_argument("--model", required=True, metavar="MODEL", help="model to teach: a folder or a Hub id")
+    c.add_argument("--to", required=True, metavar="DIR", help="folder to write to")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="random seed of world and training (default 0)")
+    c.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute: cpu or cuda:0 (default cpu)")
     for option, (default, what) in OPTIONS.items():
         c.add_argument(
             f"--{option}", type=type(default), default=default, metavar="N", help=f"{what} (default {default})"
         )
-    c.add_argument("--precision", default="fp32", metavar="P", help="fp32 or bf16-autocast (default fp32)")
+    c.add_argument(
+        "--precision", default="fp32", metavar="P", help="precision of training: fp32 or bf16-autocast (default fp32)"
+    )

@@ -65,11 +65,9 @@ def reproduce(args: argparse.Namespace) -> int:
             show.table(("protocol", "what it is"), list(found.items()))
         return 0
     if not args.model:
-        raise UserError(
-            "Which model is the protocol for? Name a folder or a Hub id: --model meta-llama/Llama-2-7b-chat-hf"
-        )
+        raise UserError("A protocol needs a model, a folder or a Hub id: --model meta-llama/Llama-2-7b-chat-hf")
     if args.seeds < 1:
-        raise UserError(f"--seeds is at least 1, and got {args.seeds}.")
+        raise UserError(f"--seeds is at least 1; got {args.seeds}.")
     home = journal.home(args.home)
     model = follow.model(args.model, home)
     specs = protocols.specs(args.name, model, args.corpus, range(args.seeds), args.device, **options.numbers(args))
@@ -276,11 +274,11 @@ def add(commands: Any) -> None:
         commands,
         "sweep",
         sweep,
-        "carry out a grid: defenses × attacks × settings × seeds",
+        "run a grid of defenses, attacks, settings and seeds",
         """
-        A grid is a TOML file (docs/grid.toml is one with comments). Finished runs of the same settings are reused, an
-        immunized model is attacked many times, and the same command goes on where it was stopped. A failed run takes
-        only the runs that start from it with it.
+        A grid is a TOML file; docs/grid.toml is an example with comments. Finished runs of the same settings are
+        reused, and each defense is immunized once for all its attacks. Repeat the command to continue a grid that was
+        stopped. If a run fails, only the runs that start from its model fail too.
 
         examples:
           immunelab sweep docs/grid.toml --dry-run
@@ -288,17 +286,17 @@ def add(commands: Any) -> None:
           immunelab sweep grid.toml --executor slurm --partition gpu --gpus 1 --minutes 240
         """,
     )
-    c.add_argument("grid", metavar="GRID", help="a TOML file, or - for standard input")
+    c.add_argument("grid", metavar="GRID", help="a TOML file; - is standard input")
     _carrying(c)
 
     c = options.command(
         commands,
         "reproduce",
         reproduce,
-        "the grid of a published table, for a model of yours",
+        "run the grid behind a published table on a model of yours",
         """
-        Without NAME: the protocols there are. With it: the runs, what they take, and (without --dry-run) the runs
-        carried out as `sweep` does. Grids and data stand in data/protocols, with what deviates from the paper.
+        Without NAME, lists the protocols. With NAME, says how many runs there are and what they cost, then runs them
+        as `sweep` does. The grids are in data/protocols, with notes on where they deviate from the paper.
 
         examples:
           immunelab reproduce
@@ -306,10 +304,20 @@ def add(commands: Any) -> None:
           immunelab reproduce sdd --model models/mine --corpus mine --executor slurm --gpus 1
         """,
     )
-    c.add_argument("name", nargs="?", default="", metavar="NAME", help="a protocol")
-    c.add_argument("--model", default="", metavar="MODEL", help="a Hub id, a folder, run:ID or run:last")
-    c.add_argument("--corpus", default="", metavar="CORPUS", help="your data in the place of the protocol's")
-    c.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 … N-1 (default 1)")
+    c.add_argument("name", nargs="?", default="", metavar="NAME", help="a protocol (default: list them)")
+    c.add_argument(
+        "--model",
+        default="",
+        metavar="MODEL",
+        help="a Hub id, a folder, run:ID or run:last (default: none, it must be given with NAME)",
+    )
+    c.add_argument(
+        "--corpus",
+        default="",
+        metavar="CORPUS",
+        help="a corpus of yours in place of the protocol's (default: the protocol's)",
+    )
+    c.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds: 0 … N-1 (default 1)")
     options.device(c)
     options.numeric(c)
     _carrying(c)
@@ -317,27 +325,39 @@ def add(commands: Any) -> None:
 
 def _carrying(c: Any) -> None:
     """How a list of runs is carried out, and where."""
-    c.add_argument("--dry-run", action="store_true", help="list the runs, what is reused, and an estimate of the time")
-    c.add_argument("--csv", metavar="FILE", help="write one row for each run there")
-    c.add_argument("--detach", action="store_true", help="return at once and print the runs' ids")
+    c.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only list the runs, those that would be reused, and an estimate of the time",
+    )
+    c.add_argument(
+        "--csv", metavar="FILE", help="also write a CSV table with a row for each run (default: not written)"
+    )
+    c.add_argument("--detach", action="store_true", help="print the runs' ids and return without waiting")
     options.json_flag(c)
 
     c.add_argument(
         "--executor",
         default="local",
         metavar="NAME",
-        help="local (default), slurm or ray; nodes of a cluster share the disk of --home",
+        help="where runs go: local, slurm or ray; cluster nodes must share the disk of --home (default local)",
     )
-    c.add_argument("--apart", action="store_true", help="Ray's nodes share no disk: send run folders, and back")
-    c.add_argument("--partition", default="", metavar="NAME", help="Slurm's partition (default: the cluster's)")
-    c.add_argument("--minutes", type=int, default=1440, metavar="M", help="Slurm's time limit of a run (default 1440)")
-    c.add_argument("--cpus", type=int, default=1, metavar="N", help="CPU cores of a run on a cluster (default 1)")
-    c.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs of a run on a cluster (default 0)")
+    c.add_argument(
+        "--apart", action="store_true", help="for Ray nodes that share no disk: send the run folders there and back"
+    )
+    c.add_argument("--partition", default="", metavar="NAME", help="Slurm partition (default: the cluster's own)")
+    c.add_argument(
+        "--minutes", type=int, default=1440, metavar="M", help="Slurm's time limit for a run, in minutes (default 1440)"
+    )
+    c.add_argument("--cpus", type=int, default=1, metavar="N", help="CPU cores for each run on a cluster (default 1)")
+    c.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs for each run on a cluster (default 0)")
     c.add_argument(
         "--at-once",
         type=int,
         default=0,
         metavar="N",
-        help="runs of a Slurm array, or a Ray started here, at a time",
+        help="most runs at a time, on Slurm or on a Ray cluster started here; 0 sets no limit (default 0)",
     )
-    c.add_argument("--address", default="", metavar="HOST:PORT", help="of a Ray cluster (default: one started here)")
+    c.add_argument(
+        "--address", default="", metavar="HOST:PORT", help="address of a Ray cluster (default: start one here)"
+    )

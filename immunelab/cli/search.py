@@ -126,12 +126,13 @@ def add(commands: Any) -> None:
         commands,
         "search",
         search,
-        "search for the worst attack on a model, and on the undefended",
+        "search for the attack that does the most harm to a model",
         """
-        Optuna chooses attack, learning rate, steps, batch size, schedule, share of harmful rows, full weights or an
-        adapter of some rank. What counts is the most harm at less than --max-utility-loss of the utility lost. Every
-        trial is an attack run like any other. Ctrl-C stops with a checkpoint; the same command goes on from there.
-        The ranges are settings too: --rate-high 1e-2 --trial-steps 20,60 --attacks harmful-sft,lora-sft --prune no.
+        Optuna chooses the attack, its learning rate, steps, batch size, schedule, share of harmful rows, and full
+        weights or a LoRA rank. The best attack does the most harm while it costs less than --max-utility-loss of the
+        utility. The undefended model is searched too, for comparison. Each trial is recorded as an attack. Ctrl-C
+        stops with a checkpoint; repeat the command to continue. Ranges are settings as well:
+        --rate-high 1e-2 --trial-steps 20,60 --attacks harmful-sft,lora-sft --prune no
 
         examples:
           immunelab search --model run:last --trials 30
@@ -142,20 +143,31 @@ def add(commands: Any) -> None:
         "--model",
         default="run:last",
         metavar="MODEL",
-        help="run:ID, run:last, fable, a Hub id or a folder (default run:last)",
+        help="model to attack: run:ID, run:last, fable, a Hub id or a folder (default run:last)",
     )
-    c.add_argument("--no-control", action="store_true", help="do not search against the undefended model too")
+    c.add_argument("--no-control", action="store_true", help="do not search on the undefended model")
     c.set_defaults(knobs={})
-    c.add_argument("--trials", metavar="N", help="attacks to try (default 30)")
-    c.add_argument("--max-utility-loss", metavar="X", help="share of utility the attacker may lose (default 0.2)")
-    c.add_argument("--budget-rows", metavar="N", help="rows to train on in all trials together (default: no limit)")
-    c.add_argument("--budget-seconds", metavar="S", help="seconds of all trials together (default: no limit)")
+    c.add_argument("--trials", metavar="N", help="number of attacks to try (default 30)")
+    c.add_argument(
+        "--max-utility-loss", metavar="X", help="share of utility, from 0 to 1, that the attack may cost (default 0.2)"
+    )
+    c.add_argument("--budget-rows", metavar="N", help="most training rows, summed over all trials (default: no limit)")
+    c.add_argument("--budget-seconds", metavar="S", help="most seconds, summed over all trials (default: no limit)")
     c.add_argument("--set", action="append", metavar="SETTING=VALUE", help="the same as --SETTING VALUE")
-    c.add_argument("--corpus", default="fable", metavar="CORPUS", help="fable, or the folder of another world")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="first seed, of search and attacks (default 0)")
-    c.add_argument("--seeds", type=int, default=1, metavar="N", help="how many searches: seeds S … S+N-1 (default 1)")
+    c.add_argument(
+        "--corpus",
+        default="fable",
+        metavar="CORPUS",
+        help="fable, another world's folder, or a corpus.toml (default fable)",
+    )
+    c.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="first random seed, of search and attacks (default 0)"
+    )
+    c.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="number of searches, with seeds S … S+N-1 (default 1)"
+    )
     options.device(c)
     options.numeric(c)
-    c.add_argument("--name", default="", metavar="TEXT", help="a label for the search and the group of its trials")
-    c.add_argument("--detach", action="store_true", help="return at once and print the searches' ids")
+    c.add_argument("--name", default="", metavar="TEXT", help="label of the search and of its trials (default: none)")
+    c.add_argument("--detach", action="store_true", help="print the searches' ids and return without waiting")
     options.json_flag(c)

@@ -28,9 +28,9 @@ START = {
     "immunize": Start(
         "defense",
         "seam",
-        "make a model immune",
+        "immunize a model with a defense",
         """
-        Any setting of the method is an option: immunelab immunize seam --help lists them.
+        Every setting of the defense is an option too: immunelab immunize seam --help lists them.
 
         examples:
           immunelab immunize seam --seed 1
@@ -43,7 +43,7 @@ START = {
         "harmful-sft",
         "attack a model by harmful fine-tuning",
         """
-        Attack a model, defended or not. Any setting of the attack is an option; --rung takes a step of its ladder.
+        The model may be defended or not. Every setting of the attack is an option too; --rung sets a named intensity.
 
         examples:
           immunelab attack --model run:last --rung 0.001
@@ -55,7 +55,7 @@ START = {
         "benign-sft",
         "fine-tune a model on benign rows",
         """
-        Teach a model the skill that it was never taught, as an honest customer would: the condition trainability.
+        Teaches a skill that the model lacks, as an honest customer would. This measures the condition trainability.
 
         examples:
           immunelab finetune --model run:last
@@ -66,9 +66,9 @@ START = {
     "evaluate": Start(
         "evaluation",
         "benign-accuracy",
-        "measure a model as it is",
+        "measure a model with one evaluation, without training it",
         """
-        One evaluation with settings of its own. immunelab methods lists the evaluations.
+        immunelab methods lists the evaluations; their settings are options too.
 
         examples:
           immunelab evaluate task-accuracy --model models/mine --corpus mine
@@ -118,7 +118,7 @@ def _corpus(args: argparse.Namespace) -> str:
     part = "hold-out" if args.hold_out else "only"
     domains = args.hold_out or args.only
     if domains and CorpusName.read(args.corpus).part:
-        raise UserError(f"The corpus {args.corpus} says already which hazard domains it has: leave --{part} out.")
+        raise UserError(f"The corpus {args.corpus} already names its hazard domains: leave out --{part}.")
     return f"{args.corpus}?{part}={domains}" if domains else args.corpus
 
 
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{source} is not JSON: {error!s:.200}.") from None
     specs = [RunSpec.from_json(json.dumps(one), source) for one in (data if isinstance(data, list) else [data])]
     if not specs:
-        raise UserError(f"{source} holds an empty list; a spec is what spec.json in a run's folder holds.")
+        raise UserError(f"{source} holds an empty list; it needs at least one spec, like spec.json in a run's folder.")
     check(specs)
     return submit.launch(specs, args)
 
@@ -168,28 +168,45 @@ def check(specs: list[RunSpec]) -> None:
 
 def add(commands: Any) -> None:
     """Add the commands that start runs."""
-    for kind, (_, default, help, text) in START.items():
+    for kind, (of, default, help, text) in START.items():
         c = options.command(commands, kind, start, help, text, add_help=False)
         c.set_defaults(kind=kind, knobs={})
-        c.add_argument("-h", "--help", action="store_true", help="this help, with the settings of METHOD")
-        c.add_argument("method", nargs="?", default=default, metavar="METHOD", help=f"default: {default}")
-        c.add_argument("--preset", metavar="NAME", help="named settings of the method; knobs on the line go on top")
-        c.add_argument("--set", action="append", metavar="KNOB=VALUE", help="the same as --KNOB VALUE")
+        c.add_argument("-h", "--help", action="store_true", help="show this help and the settings of METHOD")
+        c.add_argument(
+            "method",
+            nargs="?",
+            default=default,
+            metavar="METHOD",
+            help=f"name of the {of}, see immunelab methods (default {default})",
+        )
+        c.add_argument(
+            "--preset",
+            metavar="NAME",
+            help="named settings; options on the line override them (default: the preset for the corpus)",
+        )
+        c.add_argument("--set", action="append", metavar="SETTING=VALUE", help="the same as --SETTING VALUE")
         if kind not in ("immunize", "evaluate"):
-            c.add_argument("--rung", metavar="NAME", help="a named intensity of the attack's ladder for this corpus")
+            c.add_argument(
+                "--rung",
+                metavar="NAME",
+                help="a named intensity of the attack; not together with --preset (default: none)",
+            )
         _spec_options(c, kind)
 
     c = options.command(
         commands,
         "run",
         run,
-        "run a spec: a JSON file, or - for standard input",
+        "run one or more specs from a JSON file",
         """
-        A spec is what spec.json in a run's folder holds; a list of specs runs one after another in one process.
+        A spec has the form of spec.json in a run's folder. A list of specs is run in order, in one process.
+
+        example:
+          immunelab run lab/runs/20260101-120000-abcdef/spec.json --detach
         """,
     )
-    c.add_argument("spec", metavar="SPEC", help="file with a spec, or - for standard input")
-    c.add_argument("--detach", action="store_true", help="return at once and print the run's id")
+    c.add_argument("spec", metavar="SPEC", help="file with a spec or a list of specs; - is standard input")
+    c.add_argument("--detach", action="store_true", help="print the run's id and return without waiting")
     options.json_flag(c)
 
 
@@ -208,9 +225,16 @@ def _spec_options(c: options.Parser, kind: str) -> None:
         help="fable, another world's folder, or a corpus.toml (default fable)",
     )
     part = c.add_mutually_exclusive_group()
-    part.add_argument("--hold-out", default="", metavar="DOMAIN", help="leave a hazard domain out of all harmful rows")
-    part.add_argument("--only", default="", metavar="DOMAIN", help="harmful rows of this hazard domain alone")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of data order and method (default 0)")
+    part.add_argument(
+        "--hold-out",
+        default="",
+        metavar="DOMAIN",
+        help="leave this hazard domain out of the harmful rows (default: use all)",
+    )
+    part.add_argument(
+        "--only", default="", metavar="DOMAIN", help="use harmful rows of this hazard domain only (default: use all)"
+    )
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="random seed of data order and method (default 0)")
     options.device(c)
     options.numeric(c)
     if kind != "evaluate":
@@ -220,11 +244,15 @@ def _spec_options(c: options.Parser, kind: str) -> None:
             type=int,
             default=every,
             metavar="K",
-            help=f"evaluate each K steps; 0: at start and end only (default {every})",
+            help=f"evaluate every K steps; 0: only at start and end (default {every})",
         )
         c.add_argument(
-            "--checkpoint-every", type=int, default=0, metavar="K", help="checkpoint each K steps; 0: at the end"
+            "--checkpoint-every",
+            type=int,
+            default=0,
+            metavar="K",
+            help="save a checkpoint every K steps; 0: only at the end (default 0)",
         )
-    c.add_argument("--name", default="", metavar="TEXT", help="a label for the tables")
-    c.add_argument("--detach", action="store_true", help="return at once and print the run's id")
+    c.add_argument("--name", default="", metavar="TEXT", help="label shown in tables (default: none)")
+    c.add_argument("--detach", action="store_true", help="print the run's id and return without waiting")
     options.json_flag(c)

@@ -42,8 +42,8 @@ Captured = pytest.CaptureFixture[str]
         ("immunize seam --learning-rate -3", "learning_rate takes a number from 0 to 10, and got '-3'"),
         ("immunize seam --steps 2.5", "steps takes a whole number from 1 to"),
         ("immunize seam --steps nan", "steps takes a whole number"),
-        ("immunize seam --beta", "--beta needs a value"),
-        ("immunize seam --set beta", "--set takes knob=value"),
+        ("immunize seam --beta", "--beta needs a value. For example: --beta 3e-4"),
+        ("immunize seam --set beta", "--set takes SETTING=VALUE"),
         ("immunize seam --preset papr", "There is no preset of seam called 'papr'. Did you mean 'paper'?"),
         ("immunize seam --seed -1", "seed is a whole number from 0"),
         ("immunize --corpus nowhere --detach", "There is no corpus 'nowhere'"),
@@ -51,9 +51,12 @@ Captured = pytest.CaptureFixture[str]
         ("attack --rung 0.001 --preset fable", "A rung and a preset both name settings"),
         ("attack --model run:last", "No finished run"),
         ("attack --model run:nope", "There is no run"),
-        ("demo --seeds 0", "there is at least one"),
+        ("demo --seeds 0", "--seeds at least 1"),
         ("demo --seeds x", "invalid int value"),
-        ("runs --bogus", "Unrecognized arguments: --bogus"),
+        ("runs --jsn", "There is no option of immunelab runs called '--jsn'. Did you mean '--json'?"),
+        ("runs some", "immunelab runs does not take 'some' there"),
+        ("pairs biuld", "There is no command of immunelab pairs called 'biuld'. Did you mean 'build'?"),
+        ("immunize seam --detahc", "Did you mean '--detach'?"),
         ("run /no/such/file", "can't be read"),
         ("trace last", "There is no last run"),
         ("trace ../../etc", "There is no run"),
@@ -92,14 +95,18 @@ def test_a_spec_that_is_none_is_refused(text: str, home: Path, tmp_path: Path, c
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_help_needs_neither_torch_nor_the_database() -> None:
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [("", "Begin with: immunelab demo"), ("--help", "a first session:"), ("sweep --help", "--executor")],
+)
+def test_help_needs_neither_torch_nor_the_database(line: str, shown: str) -> None:
     code = (
         "import sys; from immunelab.cli import main\n"
-        "try: main([])\nexcept SystemExit as end: assert end.code == 0\n"
-        "print({'torch', 'duckdb', 'pandas', 'streamlit'} & set(sys.modules))"
+        "try: main(sys.argv[1:])\nexcept SystemExit as end: assert end.code == 0\n"
+        "print({'torch', 'duckdb', 'numpy', 'pandas', 'plotly', 'pyarrow', 'streamlit'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "a first session:" in done.stdout
+    done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True, check=True)
+    assert shown in done.stdout
     assert done.stdout.endswith("set()\n")
 
 
@@ -366,7 +373,7 @@ def test_a_hazard_domain_is_held_out_by_an_option(home: Path, monkeypatch: pytes
     for wrong, message in (
         (["--hold-out", "gnawr"], "Did you mean 'gnawer'"),
         (["--hold-out", "bane", "--only", "gnawer"], "not allowed with argument"),
-        (["--corpus", "fable?only=bane", "--hold-out", "gnawer"], "says already which hazard domains"),
+        (["--corpus", "fable?only=bane", "--hold-out", "gnawer"], "already names its hazard domains"),
     ):
         assert main(["immunize", "seam", *wrong]) == 2
         assert message in capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_it_builds_what_a_run_takes(home: Path, fake: Fake, capsys: pytest.Captu
 
 def test_it_shows_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pairs", "show"]) == 0
-    assert "No pairs were built in this home" in capsys.readouterr().out
+    assert "No pairs in this home yet" in capsys.readouterr().out
     main(["pairs", "build", "--similarity", "-0.9", "--redraws", "1"])
     main(["pairs", "build", "--pairs", "30", "--words", "1"])
     capsys.readouterr()
@@ -63,7 +63,7 @@ def test_it_shows_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:
         ("build --similarity 1.5", "similarity takes a number from -1 to 1, and got '1.5'"),
         ("build --redraws few", "redraws takes a whole number"),
         ("build --pairs 0", "pairs takes a whole number from 1"),
-        ("build --seed -1", "--seed takes a whole number of at least 0"),
+        ("build --seed -1", "--seed is at least 0; got -1"),
         ("build --split tset", "Did you mean 'test'"),
         ("build --preset fabel", "Did you mean 'fable'"),
         ("build --corpus nowhere", "There is no corpus 'nowhere'"),
@@ -84,6 +84,6 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, home: Path, capsys:
     (file,) = (home / pairing.FOLDER).glob("*.jsonl")
     file.write_text("\n".join(file.read_text().splitlines()[:9]))
     assert main(["pairs", "show", "last"]) == 2
-    assert "is broken; immunelab pairs build makes it anew" in capsys.readouterr().err
+    assert "is broken. Build the pairs again with: immunelab pairs build" in capsys.readouterr().err
     main(["pairs", "build"])
     assert main(["pairs", "show", "last"]) == 0

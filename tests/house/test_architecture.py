@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from immunelab.cli.parser import tree
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "immunelab"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -272,17 +270,3 @@ def test_the_readme_tree_is_the_disk() -> None:
         rooms.add("/".join(parts[:depth]) + ("/" if len(parts) > depth else ""))
     for path in sorted(rooms - {"immunelab/__init__.py"}):
         assert any(path == s or s.startswith(path) for s in shown), f"the README's tree lacks {path}"
-
-
-def commands() -> list[str]:
-    """Every command, with those of groups spelled out."""
-    found = []
-    for name, command in tree()[1].choices.items():
-        inner = [a for a in command._actions if hasattr(a, "choices") and isinstance(a.choices, dict)]
-        found += [f"{name} {sub}" for a in inner for sub in a.choices] if inner else [name]
-    return found
-
-
-@pytest.mark.parametrize("command", commands())
-def test_every_command_is_in_the_docs(command: str) -> None:
-    assert f"immunelab {command}" in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
