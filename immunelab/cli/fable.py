@@ -37,7 +37,7 @@ def teach(args: argparse.Namespace) -> int:
     """Teach the model, align it, and write world and model into a folder."""
     target = Path(args.to)
     if (target / "world.jsonl").is_file():
-        raise UserError(f"{target} holds a world already: name another folder with --to, or delete it.")
+        raise UserError(f"There is already a world in {target}: name another folder with --to, or delete it.")
     if args.batch_size < 2 or args.items < 0 or args.seed < 0:
         raise UserError(
             f"--batch-size is at least 2, --items and --seed at least 0; "

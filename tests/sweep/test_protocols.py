@@ -99,7 +99,7 @@ def test_a_dry_run_reads_no_data(home: Path, capsys: pytest.CaptureFixture[str])
     assert main(["reproduce", "sdd", "--model", LLAMA, "--corpus", "x" * 300, "--dry-run"]) == 2
     assert "There is no corpus" in capsys.readouterr().err
     assert main(["reproduce", "sdd"]) == 2
-    assert "Which model" in capsys.readouterr().err
+    assert "needs a model" in capsys.readouterr().err
 
 
 def test_a_protocol_is_carried_out_on_own_data(

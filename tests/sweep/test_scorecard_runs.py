@@ -101,8 +101,8 @@ def test_the_command_starts_what_is_missing(home: Path, monkeypatch: pytest.Monk
         (["seem", "--run-missing"], "No finished immunization"),
         (["seam", "--run-missing", "--hold-out", "gnawr"], "Did you mean 'gnawer'"),
         (["--all", "--run-missing"], "is for one defense"),
-        (["seam", "--all"], "one RUN or defense"),
-        ([], "one RUN or defense"),
+        (["seam", "--all"], "Name one RUN or one defense"),
+        ([], "Name one RUN or one defense"),
     ):
         assert main(["scorecard", *wrong]) == 2
         assert message in capsys.readouterr().err
