@@ -1,11 +1,13 @@
-# make app: the app in the browser · make demo: the whole story in the terminal · make test: lint, types, tests
+# make app: the app in the browser · make demo: the whole story in the terminal · make quick, make test: the tests
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/
 STAMP := $(VENV)/.installed
+# A process for each core, four at most, and one thread each: models this small gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help app demo test lint showcase install clusters eval clean
+.PHONY: help app demo quick test lint showcase install clusters eval clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -33,8 +35,11 @@ app: $(STAMP) ## start the app at http://127.0.0.1:8501
 demo: $(STAMP) ## immunize, attack at every rung, report: headless, no network
 	$(RUN)immunelab demo
 
+quick: lint ## lint, types and the fast tests
+	$(PYTEST) -m "not slow and not browser"
+
 test: lint ## lint, types and all tests
-	$(RUN)python -m pytest
+	$(PYTEST)
 
 lint: $(STAMP) ## ruff and mypy
 	$(RUN)ruff check .
