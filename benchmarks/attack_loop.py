@@ -50,15 +50,12 @@ from immunelab.training import loop, models
 
 def ours(model: PreTrainedModel, method: HarmfulSft, batches: list[Tokens], run: Run | None = None) -> list[float]:
     """The losses of the loop; with a run, everything is traced into its journal."""
-    losses: list[float] = []
-
-    def trace(step: int, scalars: dict[str, float]) -> None:
+    losses = []
+    for step, scalars in loop.updates(model, method, lambda i: Batch(user=batches[i])):
         losses.append(scalars["loss/total"])
         if run:
             run.trace(step, scalars)
-
-    after = run.after if run else lambda step, optimizer: False
-    loop.train(model, method, lambda i: Batch(user=batches[i]), trace=trace, after=after)
+            run.progress(step)
     return losses
 
 

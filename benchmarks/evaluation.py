@@ -52,17 +52,17 @@ def main() -> None:
         folder = RunFolder.create(Path(home), spec)
         with Journal(folder, 1) as journal:
             run = Run(folder, spec, journal, model, tokenizer, corpus, asked(spec, corpus))
-            names = [evaluation.name for evaluation in run.measuring.evaluations]
+            names = [evaluation.name for evaluation in run.evaluations]
             for k in range(args.rounds + 1):  # the first is a warm-up
                 for state, weights in states.items():
                     model.load_state_dict(weights)
                     for threads in (1, 2):
                         torch.set_num_threads(threads)
                         began = time.perf_counter()
-                        run.measuring.evaluate(k)
+                        run.evaluate(k)
                         if k:
                             took[f"{state}, {threads} threads"].append(time.perf_counter() - began)
-            prompts = len({p for e in run.measuring.evaluations for p in e.prompts(run.measuring.subject)})
+            prompts = len({p for e in run.evaluations for p in e.prompts(run.subject())})
     found = {
         "seconds": {
             name: {"median": round(statistics.median(v), 3), "range": [round(min(v), 3), round(max(v), 3)]}

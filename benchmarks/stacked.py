@@ -45,15 +45,9 @@ def one_after_the_other(origin: Any, method: HarmfulSft, rows: list[list[Tokens]
     """The losses of each attack, by the loop that carries out every run."""
     found = []
     for k, own in enumerate(rows):
-        losses: list[float] = []
-        loop.train(
-            copy.deepcopy(origin),
-            replace(method, learning_rate=RATES[k % len(RATES)]),
-            lambda i, own=own: Batch(user=own[i]),  # type: ignore[misc]
-            trace=lambda step, scalars, losses=losses: losses.append(scalars["loss/total"]),  # type: ignore[misc]
-            after=lambda step, optimizer: False,
-        )
-        found.append(losses)
+        mine = replace(method, learning_rate=RATES[k % len(RATES)])
+        updates = loop.updates(copy.deepcopy(origin), mine, lambda i, own=own: Batch(user=own[i]))  # type: ignore[misc]
+        found.append([scalars["loss/total"] for _, scalars in updates])
     return found
 
 

@@ -30,7 +30,7 @@ from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.corpus import pairing
 from immunelab.corpus.tokens import Batches
 from immunelab.experiment.run import versions
-from immunelab.method import Defense, Service, get, names
+from immunelab.method import Defense, Memory, Service, get, names
 from immunelab.training import models
 
 PRESETS = ("fable", "paper", "official-code")  # the last where a paper's numbers are not known
@@ -70,9 +70,9 @@ class Bench:
         found = self.compared(lambda i: plain(reference, i), lambda i: method.step(subject, feed(i)))
         if not method.overrides():
             return found
-        kept = method.kept(subject)
+        memory = Memory(method.kept(subject), feed)
         subject = method.after(subject)
-        step, users = method.during(subject, kept, USER.step, feed), self.batches(USER, "attack")
+        step, users = method.during(subject, memory, USER.step), self.batches(USER, "attack")
         theirs = self.plain(USER.batch_size)
         user = self.compared(lambda i: theirs(reference, i), lambda i: step(subject, users(i)))
         return found | {"user_step": user["step"]}
@@ -80,12 +80,12 @@ class Bench:
     def served(self, method: Service) -> dict[str, float]:
         """Of a provider's service: a user's step with it, and serving once."""
         rows: Any = self.batches(method, "defense") if method.streams else lambda i: None
-        kept = dict(method.kept(self.model))
-        step, users = method.during(self.model, kept, USER.step, rows), self.batches(USER, "attack")
+        memory = Memory(dict(method.kept(self.model)), rows)
+        step, users = method.during(self.model, memory, USER.step), self.batches(USER, "attack")
         plain = self.plain(USER.batch_size)
         found = self.compared(lambda i: plain(self.model, i), lambda i: step(self.model, users(i)))
         began = time.process_time()
-        with method.serving(self.model, kept, rows):
+        with method.serving(self.model, memory):
             once = time.process_time() - began
         return {"user_step": found["step"], "serving": once * 1e3 / found["plain_ms"], "plain_ms": found["plain_ms"]}
 

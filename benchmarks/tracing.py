@@ -60,10 +60,11 @@ def main() -> None:
                     traced: bool, run: Run = run, short: Seam | HarmfulSft = short, batches: Batches = batches
                 ) -> float:
                     model.load_state_dict(before)
-                    trace = run.trace if traced else lambda step, scalars: None
-                    after = run.after if traced else lambda step, optimizer: False
                     began = time.perf_counter()
-                    loop.train(model, short, batches, trace=trace, after=after)
+                    for step, scalars in loop.updates(model, short, batches):
+                        if traced:
+                            run.trace(step, scalars)
+                            run.progress(step)
                     return (time.perf_counter() - began) / STEPS
 
                 timed(True), timed(False)

@@ -1,4 +1,4 @@
-"""Runs on a tiny world through `experiment.execute`, also stopped and resumed, for tests of a provider's defenses."""
+"""Runs on a tiny world through `execute`, also stopped and resumed, for tests of a provider's defenses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from immunelab import corpus
-from immunelab.experiment import run as experiment
+from immunelab.experiment import Run, execute
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.training import checkpoints
@@ -34,25 +34,25 @@ def specified(world: Path, kind: str, method: Any, model: str = "fable", **field
 
 def run(home: Path, world: Path, kind: str, method: Any, model: str = "fable", **fields: Any) -> RunFolder:
     folder = RunFolder.create(home, specified(world, kind, method, model, **fields))
-    assert experiment.execute(folder) == "done"
+    assert execute(folder) == "done"
     return folder
 
 
 def stopped_and_resumed(home: Path, spec: RunSpec, at: int) -> RunFolder:
     """The run of a spec, stopped after a step and resumed."""
     folder = RunFolder.create(home, spec)
-    trace = experiment.Run.trace
+    trace = Run.trace
 
-    def stop(self: experiment.Run, step: int, scalars: dict[str, float]) -> None:
+    def stop(self: Run, step: int, scalars: dict[str, float]) -> None:
         trace(self, step, scalars)
         if step == at:
             folder.request_stop()
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(experiment.Run, "trace", stop)
-        assert experiment.execute(folder) == "stopped"
+        patched.setattr(Run, "trace", stop)
+        assert execute(folder) == "stopped"
     folder.clear_stop()
-    assert experiment.execute(folder, attempt=2, resume=True) == "done"
+    assert execute(folder, attempt=2, resume=True) == "done"
     return folder
 
 

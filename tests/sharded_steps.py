@@ -59,15 +59,10 @@ def trained(case: str, tied: bool) -> dict[str, Any]:
     if dist.is_initialized():
         sharding.shard(model)
     traced: list[dict[str, float]] = []
-
-    def after(step: int, optimizer: torch.optim.Optimizer) -> bool:
+    for _, scalars in loop.updates(model, method, batch, probes={"harmful": tokens(8), "benign": tokens(9)}):
         with models.evaluating(model):
-            traced[-1]["evaluated"] = float(loss(model, tokens(7)))
+            traced.append(scalars | {"evaluated": float(loss(model, tokens(7)))})
         sharding.settle(model)
-        return False
-
-    probes = {"harmful": tokens(8), "benign": tokens(9)}
-    loop.train(model, method, batch, trace=lambda _, s: traced.append(s), after=after, probes=probes, probe_every=1)
     return {"traced": traced, "weights": weights_of(model)}
 
 

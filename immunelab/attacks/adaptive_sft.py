@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from immunelab.method import Attack, Batch, Feed, Tokens, knob, register
+from immunelab.method import Attack, Batch, Feed, Memory, Tokens, knob, register
 from immunelab.training import gradients as g
-from immunelab.training import reference
 from immunelab.training.losses import cross_entropy, divergence, forward, loss
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class AdaptiveSft(Attack):
     def prepare(self, model: PreTrainedModel, batches: Feed) -> PreTrainedModel:
         """The same model; a copy is kept to compare with if ν > 0."""
         if self.nu:
-            reference.keep(model)
+            Memory.of(model).keep(model)
         return model
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
@@ -75,7 +74,7 @@ class AdaptiveSft(Attack):
         if not self.nu:
             return keep, torch.zeros_like(keep)
         with torch.no_grad():
-            before = forward(reference.of(model), benign)[0]
+            before = forward(Memory.of(model).before, benign)[0]
         return keep, divergence(before, logits, benign.labels)
 
 

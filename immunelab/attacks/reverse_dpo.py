@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from immunelab.method import Attack, Batch, Feed, knob, register
+from immunelab.method import Attack, Batch, Feed, Memory, knob, register
 from immunelab.training import gradients as g
-from immunelab.training import reference
 from immunelab.training.losses import log_likelihoods
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class ReverseDpo(Attack):
 
     def prepare(self, model: PreTrainedModel, batches: Feed) -> PreTrainedModel:
         """The same model; a copy is kept as π_ref."""
-        reference.keep(model)
+        Memory.of(model).keep(model)
         return model
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
@@ -47,7 +46,7 @@ class ReverseDpo(Attack):
         chosen, rejected = (harmful, refusal) if self.preferred == "harmful" else (refusal, harmful)
         weights = g.trainable(model)
         with torch.no_grad():
-            before = [log_likelihoods(reference.of(model), rows) for rows in (chosen, rejected)]
+            before = [log_likelihoods(Memory.of(model).before, rows) for rows in (chosen, rejected)]
         gains = [log_likelihoods(model, rows) - old for rows, old in zip((chosen, rejected), before, strict=True)]
         margin = self.beta * (gains[0] - gains[1])
         value = -F.logsigmoid(margin).mean()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import nn
 
-from immunelab.method import Feed, Service, knob, register
+from immunelab.method import Feed, Memory, Service, knob, register
 from immunelab.training import adapters
 from immunelab.training import gradients as g
 from immunelab.training.adapters import oriented
@@ -53,10 +53,10 @@ class Antidote(Service):
     batch_size: int = knob(10, "harmful rows in one pass", low=1, high=4096)
 
     @contextmanager
-    def serving(self, model: PreTrainedModel, kept: dict[str, Tensor], rows: Feed) -> Iterator[dict[str, float]]:
+    def serving(self, model: PreTrainedModel, memory: Memory) -> Iterator[dict[str, float]]:
         """The pruned model inside."""
         layers = self.layers(model)
-        masks = self.masks(model, layers, rows)
+        masks = self.masks(model, layers, memory.rows)
         weights = [layer.weight for layer in layers]
         with g.restored(weights) as before:
             with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from immunelab.errors import UserError
-from immunelab.method import Batch, Feed, Service, Step, knob, register
+from immunelab.method import Batch, Memory, Service, Step, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.losses import loss
 
@@ -57,15 +57,15 @@ class Lisa(Service):
         cycle = self.alignment_steps + self.user_steps
         return "alignment" if number % cycle < self.alignment_steps else "user"
 
-    def during(self, model: PreTrainedModel, kept: dict[str, Tensor], step: Step, rows: Feed) -> Step:
+    def during(self, model: PreTrainedModel, memory: Memory, step: Step) -> Step:
         """The user's step, or one on refusals instead, and the pull on top."""
 
         def guarded(trained: PreTrainedModel, batch: Batch) -> dict[str, float]:
             weights = g.trainable(trained)
             phase = self.phase(batch.number)
-            anchor = self.anchors(kept, weights, batch.number)[phase]
+            anchor = self.anchors(memory.tensors, weights, batch.number)[phase]
             if phase == "alignment":
-                (refusal,) = rows(batch.number).take(self)
+                (refusal,) = memory.rows(batch.number).take(self)
                 value = loss(trained, refusal)
                 g.leave(weights, g.gradient(value, weights))
                 scalars = {"loss/total": float(value.detach()), "loss/refusal": float(value.detach())}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from immunelab.method import Batch, Feed, Service, Step, knob, register
+from immunelab.method import Batch, Feed, Memory, Service, Step, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.losses import loss
 from immunelab.training.models import deterministic
@@ -53,14 +53,14 @@ class Panacea(Service):
     samples: int = knob(1000, "distinct harmful rows of the provider", low=1, high=10**9)
     batch_size: int = knob(10, "harmful rows in one minibatch", low=1, high=4096)
 
-    def during(self, model: PreTrainedModel, kept: dict[str, Tensor], step: Step, rows: Feed) -> Step:
+    def during(self, model: PreTrainedModel, memory: Memory, step: Step) -> Step:
         """The user's step, and −λ(∇h(w+ε) − ∇h(w)) on top."""
         if self.perturbation == "random" or (not self.strength and self.perturbation == "harmful-set"):
             return step
 
         def guarded(trained: PreTrainedModel, batch: Batch) -> dict[str, float]:
             scalars = step(trained, batch)
-            (harmful,) = rows(batch.number).take(self)
+            (harmful,) = memory.rows(batch.number).take(self)
             weights = g.trainable(trained)
             with deterministic(trained):
                 value = loss(trained, harmful)
@@ -70,7 +70,7 @@ class Panacea(Service):
                     there_value = loss(trained, harmful)
                     there = g.gradient(there_value, weights) if self.strength and self.below(there_value) else None
             if self.perturbation == "last-minibatch":
-                kept.update({f"epsilon/{i}": e for i, e in enumerate(epsilon)})
+                memory.tensors.update({f"epsilon/{i}": e for i, e in enumerate(epsilon)})
             if self.strength:
                 for i, w in enumerate(weights):
                     if w.grad is not None:
@@ -95,15 +95,15 @@ class Panacea(Service):
         return not self.ceiling or float(value.detach()) <= self.ceiling
 
     @contextmanager
-    def serving(self, model: PreTrainedModel, kept: dict[str, Tensor], rows: Feed) -> Iterator[dict[str, float]]:
+    def serving(self, model: PreTrainedModel, memory: Memory) -> Iterator[dict[str, float]]:
         """The model at w + ε inside."""
         weights = g.trainable(model)
         if self.perturbation == "harmful-set":
-            epsilon = self.epsilon(self.over_set(model, rows))
+            epsilon = self.epsilon(self.over_set(model, memory.rows))
         elif self.perturbation == "random":
             epsilon = self.epsilon(noise(weights))
         else:
-            epsilon = [kept.get(f"epsilon/{i}", torch.zeros_like(w)) for i, w in enumerate(weights)]
+            epsilon = [memory.tensors.get(f"epsilon/{i}", torch.zeros_like(w)) for i, w in enumerate(weights)]
         with g.shifted(weights, epsilon, by=1.0):
             yield {"norm/perturbation": float(g.norm(epsilon))}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from immunelab.errors import UserError
-from immunelab.method import Feed, Service, knob, register
+from immunelab.method import Feed, Memory, Service, knob, register
 from immunelab.training import adapters
 from immunelab.training import gradients as g
 from immunelab.training.adapters import oriented, upright
@@ -77,8 +77,9 @@ class SafeLora(Service):
         return found
 
     @contextmanager
-    def serving(self, model: PreTrainedModel, kept: dict[str, Tensor], rows: Feed) -> Iterator[dict[str, float]]:
+    def serving(self, model: PreTrainedModel, memory: Memory) -> Iterator[dict[str, float]]:
         """The model with the least aligned layers projected inside."""
+        kept = memory.tensors
         learned = self.learned(model, kept)
         projected = {name: kept[f"projection/{name}"].to(x.delta) @ x.delta for name, x in learned.items()}
         cosines = {name: cosine(projected[name], x.delta) for name, x in learned.items()}

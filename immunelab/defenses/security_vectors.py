@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from immunelab.errors import UserError
-from immunelab.method import Batch, Defense, Feed, Step, Tokens, knob, register
+from immunelab.method import Batch, Defense, Feed, Memory, Step, Tokens, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.losses import divergence, forward, loss
 from immunelab.training.vectors import Vector
@@ -79,9 +79,9 @@ class SecurityVectors(Defense):
         del model.security_vector
         return model.requires_grad_(True)
 
-    def during(self, model: PreTrainedModel, kept: dict[str, Tensor], step: Step, rows: Feed) -> Step:
+    def during(self, model: PreTrainedModel, memory: Memory, step: Step) -> Step:
         """The user's step with the vector active and frozen."""
-        vector = Vector.of(kept)
+        vector = Vector.of(memory.tensors)
         places = vector.places(model)
 
         def guarded(trained: PreTrainedModel, batch: Batch) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from immunelab.errors import UserError
-from immunelab.method import Batch, Feed, Tokens, knob, register
+from immunelab.method import Batch, Feed, Memory, Tokens, knob, register
 from immunelab.training import chance, sublayers
 from immunelab.training import gradients as g
 from immunelab.training.alignment import Alignment
@@ -31,10 +31,10 @@ class TVaccine(Alignment):
     e_l what attention puts out; every J steps S is drawn from p without replacement. Only the layers in S are
     perturbed and trained; the others, embeddings, final norm and head stay as they are, bit for bit.
 
-    The draw is a function of the run's seed, the step and p; step, p and S are buffers of the model in training, so
-    that a resumed run goes on exactly. Deviations: with more than 26 layers the released code also perturbs the layer
-    before each in S; here S is S. It ranks with one harmful row, this with a minibatch. `rank` = 0 trains all weights
-    of a layer, the authors an adapter. `retain` is not in the paper and off in the preset `paper`.
+    The draw is a function of the run's seed, the step and p; step, p and S are in its memory, so that a resumed run
+    goes on exactly. Deviations: with more than 26 layers the released code also perturbs the layer before each in S;
+    here S is S. It ranks with one harmful row, this with a minibatch. `rank` = 0 trains all weights of a layer, the
+    authors an adapter. `retain` is not in the paper and off in the preset `paper`.
     """
 
     name: ClassVar[str] = "t-vaccine"
@@ -51,23 +51,20 @@ class TVaccine(Alignment):
 
     @property
     def prepares(self) -> bool:
-        """Always: it remembers its step and ranking, and freezes what is in no layer."""
+        """Always: it freezes what is in no layer."""
         return True
 
     def prepare(self, model: PreTrainedModel, batches: Feed) -> PreTrainedModel:
-        """The model with what is in no layer frozen, and with room for the step and the ranking."""
+        """The model with what is in no layer frozen; nothing is ranked or drawn yet."""
         model = super().prepare(model, batches)
         for weight, layer in zip(g.trainable(model), g.layer_of(model), strict=True):
             weight.requires_grad_(layer is not None)
-        places = len(sublayers.attentions(model))
-        model.register_buffer("t_vaccine_step", torch.zeros((), dtype=torch.int64), persistent=False)
-        model.register_buffer("t_vaccine_shares", torch.zeros(places), persistent=False)
-        model.register_buffer("t_vaccine_drawn", torch.zeros(places), persistent=False)
+        shares = torch.zeros(len(sublayers.attentions(model)))
+        Memory.of(model).tensors = {"step": torch.tensor(0), "shares": shares, "drawn": shares.clone()}
         return model
 
     def after(self, model: PreTrainedModel) -> PreTrainedModel:
         """The plain model, everything trainable again."""
-        del model.t_vaccine_step, model.t_vaccine_shares, model.t_vaccine_drawn
         return super().after(model).requires_grad_(True)
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
@@ -87,11 +84,10 @@ class TVaccine(Alignment):
 
     def drawn(self, model: PreTrainedModel, harmful: Tokens) -> tuple[Tensor, list[int]]:
         """The ranking p, and this step's layers in order; a step is `accumulation` minibatches."""
-        remembered = dict(model.named_buffers(recurse=False))
-        if "t_vaccine_step" not in remembered:
+        remembered = Memory.of(model).tensors
+        if not remembered:
             raise UserError("T-Vaccine remembers its ranking from step to step: call `prepare` first.")
-        count, shares, mask = (remembered[f"t_vaccine_{name}"] for name in ("step", "shares", "drawn"))
-        minibatch = int(count)
+        shares, mask, minibatch = remembered["shares"], remembered["drawn"], int(remembered["step"])
         if minibatch % (self.rank_every * self.accumulation) == 0:
             q = sensitivity(model, sublayers.attentions(model), Scored(harmful))[1]
             lengths = g.dots(q, q).sqrt()
@@ -101,7 +97,7 @@ class TVaccine(Alignment):
             wanted = min(self.layers, int((shares > 0).sum()))
             chosen = torch.multinomial(shares.cpu(), wanted, replacement=False, generator=generator)
             mask.zero_()[chosen] = 1
-        count += 1
+        remembered["step"] += 1
         return shares, mask.nonzero().flatten().tolist()
 
 

@@ -12,8 +12,8 @@ import torch
 from torch.nn import Parameter
 
 from immunelab.errors import UserError
-from immunelab.method import Batch, Budget, Defense, Feed, Tokens, knob, register
-from immunelab.training import chance, loop, reference
+from immunelab.method import Batch, Budget, Defense, Feed, Memory, Tokens, knob, register
+from immunelab.training import chance, loop
 from immunelab.training import gradients as g
 from immunelab.training.losses import IGNORED, cross_entropy, drift, forward, negative_entropy
 from immunelab.training.models import deterministic
@@ -74,8 +74,9 @@ class Tar(Defense):
 
     def prepare(self, model: PreTrainedModel, batches: Feed) -> PreTrainedModel:
         """The same model; a copy is kept for its hidden states, and the feed for the attacks."""
-        reference.keep(model)
-        reference.keep_feed(model, batches)
+        memory = Memory.of(model)
+        memory.keep(model)
+        memory.rows = batches
         return model
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
@@ -84,7 +85,7 @@ class Tar(Defense):
         weights = g.trainable(model)
         with deterministic(model):
             with torch.no_grad():
-                before = forward(reference.of(model), benign, hidden=True)[1]
+                before = forward(Memory.of(model).before, benign, hidden=True)[1]
             logits, hidden = forward(model, benign, hidden=True)
             keep = cross_entropy(logits, benign.labels)
             away = drift(hidden, before, benign.attention_mask, squared=self.distance == "squared")
@@ -105,7 +106,7 @@ class Tar(Defense):
         rng = random.Random(chance.seed(held))
         budget = Budget(learning_rate=rng.choice(self.rates()), weight_decay=0.01)  # AdamW's own decay, as released
         switch = int(rng.betavariate(6, 3) * self.inner_steps) if rng.random() < self.switching else 0
-        rows = self.attacked(reference.feed_of(model), held, switch, rng)
+        rows = self.attacked(Memory.of(model).rows, held, switch, rng)
         total, losses, resistance = 0.0, [], []
         with g.restored(weights):
             for i, value in enumerate(loop.rehearsal(model, budget, rows)):

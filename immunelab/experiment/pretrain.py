@@ -123,13 +123,10 @@ def build(
     tokenizer = make_tokenizer(rows)
     model = make_model(tokenizer, seed).to(torch.device(device))  # type: ignore[arg-type]  # wrongly typed in transformers
     for phase, method, data in (("pretrain", PRETRAIN, fable.taught(rows)), ("align", ALIGN, fable.aligned(rows))):
-
-        def trace(step: int, scalars: dict[str, float], phase: str = phase, method: HarmfulSft = method) -> None:
+        batches = feed(data, tokenizer, method.batch_size, f"{phase}-{seed}", device)
+        for step, scalars in loop.updates(model, method, batches):
             if progress:
                 progress(phase, step, method.steps, scalars["loss/total"])
-
-        batches = feed(data, tokenizer, method.batch_size, f"{phase}-{seed}", device)
-        loop.train(model, method, batches, trace=trace, after=lambda step, optimizer: False)
         if keep_base and phase == "pretrain":
             models.save(model, tokenizer, folder / "base")
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,14 +189,11 @@ def teach(
     answers = [encode(tokenizer, pair, MAX_LENGTH) for pair in pairs(rows, "user")]
     folder.mkdir(parents=True, exist_ok=True)
     for phase, method, of in lesson.phases():
-
-        def trace(step: int, scalars: dict[str, float], phase: str = phase, method: Trained = method) -> None:
-            if progress:
-                progress(phase, step, method.steps, scalars["loss/total"])
-
         batches = feed(of(rows), tokenizer, lesson.batch_size, f"{phase}-{seed}", device, MAX_LENGTH)
         model = method.prepare(model, batches)
-        loop.train(model, method, batches, trace=trace, after=lambda step, optimizer: False)
+        for step, scalars in loop.updates(model, method, batches):
+            if progress:
+                progress(phase, step, method.steps, scalars["loss/total"])
         model = method.after(model)
         models.save(model, tokenizer, folder / ("base" if phase == "teach" else "model"))
     write(rows, folder / "world.jsonl")

@@ -1,8 +1,8 @@
-"""The provider behind a run: found in its lineage, with what it keeps, the rows it draws, and how it serves.
+"""The provider behind a run: found in its lineage, with its memory, and how it trains and serves.
 
 It stands behind fine-tunings (attacks with `provider = True`) of what an `immunize` run left, and behind evaluations
-of that or of such a fine-tuning. Nothing else is its business: attacks of someone with the weights, and further
-fine-tunings of a finished one, go past it.
+of that or of such a fine-tuning. Other runs bypass it: attacks of someone with the weights, and further fine-tunings
+of a finished one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from immunelab.corpus.tokens import as_prompt, readable
 from immunelab.errors import UserError
-from immunelab.method import Defense, Feed, Service, Step, configure, get
+from immunelab.method import Defense, Memory, Service, Step, configure, get
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.training import checkpoints
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Found(NamedTuple):
@@ -65,11 +66,10 @@ def kept(found: Found, device: str) -> dict[str, Tensor]:
 
 @dataclass
 class Host:
-    """A provider at work: `kept` is its state, saved with each checkpoint of the fine-tuning."""
+    """A provider at work in one run."""
 
     defense: Defense | Service
-    kept: dict[str, Tensor]
-    rows: Feed
+    memory: Memory
     finished: bool = False
 
     @property
@@ -79,13 +79,19 @@ class Host:
 
     def step(self, model: PreTrainedModel, step: Step) -> Step:
         """The step as the provider makes it, given the user's."""
-        return self.defense.during(model, self.kept, step, self.rows)
+        return self.defense.during(model, self.memory, step)
 
     def serving(self, model: PreTrainedModel) -> AbstractContextManager[dict[str, float]]:
         """The weights as they are served inside; yields scalars to trace."""
-        return self.defense.serving(model, self.kept, self.rows) if self.serves else nullcontext({})
+        return self.defense.serving(model, self.memory) if self.serves else nullcontext({})
 
+    def templates(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+        """What the model reads in training and when it is asked, and the hashes of both; empty without a system prompt.
 
-def digest(text: str) -> str:
-    """16 hex digits of a template's text, to compare what was trained with and what was served."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        A UserError if the tokenizer does not know the prompt's words.
+        """
+        prompt = self.defense.system()
+        if not readable(tokenizer, prompt):
+            return {}
+        texts = {"trained": as_prompt(tokenizer, "?"), "served": as_prompt(tokenizer, "?", prompt)}
+        return texts | {f"{k}_sha256": hashlib.sha256(v.encode()).hexdigest()[:16] for k, v in texts.items()}

@@ -15,6 +15,8 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,17 +27,20 @@ from immunelab.corpus import pairing
 from immunelab.corpus.embedding import MiniLM
 from immunelab.corpus.tokens import Batches
 from immunelab.errors import UserError
-from immunelab.experiment import provider as hosting
-from immunelab.experiment.measuring import Measuring, asked
-from immunelab.method import Batch, Edit, Evaluation, Feed, Method, Provider, Service, Trained, configure
+from immunelab.experiment import measuring, provider
+from immunelab.method import Batch, Defense, Edit, Evaluation, Memory, Method, Provider, Service, Trained, configure
 from immunelab.runs import numerics
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import KIND_OF_METHOD, RunSpec
 from immunelab.training import checkpoints, loop, models
+from immunelab.training import gradients as g
+from immunelab.training.generation import Subject
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+CACHE = "judged"  # within the lab's home: what judges replied
 LAYER = re.compile(r"^(.*)/layer/(\d+)$")
 PACKAGES = ("torch", "transformers", "peft", "flash-attn", "lm-eval", "duckdb", "streamlit")
 
@@ -50,12 +55,12 @@ def execute(
     spec = folder.spec()
     device = folder.status().device or ("cpu" if spec.device == "auto" else spec.device)
     corpus = corpora.load(spec.corpus)
-    evaluations = asked(spec, corpus)
+    evaluations = measuring.asked(spec, corpus)
     for evaluation in evaluations:
         evaluation.check()
     method = configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs) if spec.kind in KIND_OF_METHOD else None  # type: ignore[arg-type]
     saved = checkpoints.latest(folder.checkpoints, resumable=True) if resume else None
-    found = hosting.behind(spec, folder.path.parent.parent)
+    found = provider.behind(spec, folder.path.parent.parent)
     # What is not saved as it trains starts anew from where it started; its trained weights follow from the checkpoint.
     anew = saved is None or (
         isinstance(method, Trained) and (method.prepares or (found and found.defense.overrides("serving")))
@@ -80,12 +85,14 @@ def execute(
         if corpus.made:
             journal.event("corpus", notes=list(corpus.notes), **corpus.made)
         if found:
-            run.host_of(found)
+            kept = provider.kept(found, str(model.device))
+            journal.event("provider", defense=found.defense.name)
+            run.served_by(found.defense, kept, found.finished)
         if isinstance(method, Trained):
             return run.train(method, saved)
         if isinstance(method, Edit):
             return run.edit(method)
-        run.measuring.evaluate(0)
+        run.evaluate(0)
         return "done"
 
 
@@ -93,87 +100,183 @@ class Halted(Exception):
     """A stop was asked for before the first step."""
 
 
+@dataclass
 class Run:
-    """What stays the same while a run trains."""
+    """One run at work. `method` and `host`, once they are in force, change what is asked, served and kept."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        spec: RunSpec,
-        journal: Journal,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        corpus: corpora.Corpus,
-        evaluations: list[Evaluation],
-        watch: Callable[[int], None] | None = None,
-    ) -> None:
-        self.watch = watch
-        self.folder, self.spec, self.journal, self.model, self.tokenizer = folder, spec, journal, model, tokenizer
-        self.corpus, self.measuring = corpus, Measuring(spec, journal, model, tokenizer, corpus, evaluations)
-        self.began, self.first, self.reported = time.monotonic(), 0, 0.0
-        self.steps = 0
-        self.method: Method | None = None
+    folder: RunFolder
+    spec: RunSpec
+    journal: Journal
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    corpus: corpora.Corpus
+    evaluations: list[Evaluation]
+    watch: Callable[[int], None] | None = None
+    method: Method | None = None
+    host: provider.Host | None = None
+    steps: int = 0
+    first: int = 0  # the step that it was resumed from
+    began: float = field(default_factory=time.monotonic)
+    reported: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.at_once = measuring.at_once(sum(p.numel() for p in self.model.parameters()))
 
     def train(self, method: Trained, saved: checkpoints.Saved | None) -> str:
         """From the first step, or from a checkpoint, to the last; or to a stop request."""
-        spec, device = self.spec, str(self.model.device)
+        spec = self.spec
         try:
             batches = self.batches(method, fresh=saved is None)
         except Halted:
             return "stopped"
-        step_of = self.measuring.host.step(self.model, method.step) if self.measuring.host else None
+        direction = self.host.step(self.model, method.step) if self.host else method.step
         if method.prepares:
-            self.model = self.measuring.subject.model = method.prepare(self.model, batches)
-        self.method = method
+            self.model = method.prepare(self.model, batches)
+        optimizer = loop.make_optimizer(method, g.trainable(self.model))
         self.steps, self.first = method.steps, saved.step if saved else 0
-        state = checkpoints.training_state(saved, device) if saved else None
-        if state and "weights" in state:
-            checkpoints.restore(self.model, state)
-        if state and self.measuring.host:
-            self.measuring.host.kept.update(state.get("provider", {}))
-        if not saved:
+        if saved:
+            theirs = self.host.memory if self.host else None
+            checkpoints.resume(saved, self.model, optimizer, Memory.of(self.model), theirs)
+        else:
             self.evaluate(0)  # the model as released, asked as anyone would
-        self.measuring.method = method
-        last = loop.train(
+        self.method = method
+        probes = measuring.probes(self.corpus, self.tokenizer, str(self.model.device)) if spec.probe_every else None
+        for step, scalars in loop.updates(
             self.model,
             method,
             batches,
-            trace=self.trace,
-            after=self.after,
-            step_of=step_of,
+            optimizer,
             start=self.first,
-            optimizer_state=state["optimizer"] if state else None,
-            probes=self.measuring.probes() if spec.probe_every else None,
+            direction=direction,
+            probes=probes,
             probe_every=spec.probe_every,
-        )
-        if last < method.steps:
-            return "stopped"
+        ):
+            self.trace(step, scalars)
+            last = step == method.steps
+            if last or (spec.evaluate_every and step % spec.evaluate_every == 0):
+                self.evaluate(step)
+            self.progress(step)
+            if last:
+                break
+            stop = self.folder.stop_requested()
+            if stop or (spec.checkpoint_every and step % spec.checkpoint_every == 0):
+                self.keep(step, optimizer)
+            if stop:
+                return "stopped"
         if spec.kind == "immunize" and not method.prepares:
             source = model_source(spec, self.corpus, self.folder.path.parent)
             if Path(source).is_dir():  # weights on the Hub are not loaded again for this
-                self.journal.points(spec.kind, last, {"norm/displacement": models.distance(self.model, Path(source))})
-        self.keep(last, None)
+                moved = models.distance(self.model, Path(source))
+                self.journal.points(spec.kind, method.steps, {"norm/displacement": moved})
+        self.keep(method.steps)
         return "done"
 
     def edit(self, method: Edit) -> str:
         """Evaluate, change the weights or what the model reads, evaluate again: steps 0 and 1."""
         self.steps = 1
-        self.measuring.evaluate(0)
+        self.evaluate(0)
         began = time.perf_counter()
         scalars = method.edit(self.model, self.batches(method) if method.streams else lambda index: Batch())
         for name, value in scalars.items():
             if not math.isfinite(value):
                 raise loop.NonFinite(f"{method.name} left a non-finite {name} ({value}).")
-        self.method = self.measuring.method = method
+        self.method = method
         if isinstance(method, Service):
-            self.measuring.host = hosting.Host(method, {}, self.rows_of(method))
-            self.measuring.record_templates()
+            self.served_by(method)
         self.trace(1, scalars | {"time/step_seconds": time.perf_counter() - began})
-        self.measuring.evaluate(1)
+        self.evaluate(1)
         self.progress(1)
-        self.measuring.host = None  # what is kept is the model, and not how a service would serve it
-        self.keep(1, None)
+        self.host = None  # what is kept is the model, and not how a service would serve it
+        self.keep(1)
         return "done"
+
+    def evaluate(self, step: int) -> None:
+        """Every evaluation on the present weights, or on what a provider would serve now, into the journal."""
+        with self.host.serving(self.model) if self.host else nullcontext({}) as scalars:
+            subject = self.subject()
+            subject.ask_ahead([prompt for evaluation in self.evaluations for prompt in evaluation.prompts(subject)])
+            for evaluation in self.evaluations:
+                found = evaluation.measure(subject)
+                measuring.record(self.journal, self.spec.kind, step, evaluation.name, found, self.corpus.harm)
+        if step and scalars:
+            self.journal.points(self.spec.kind, step, scalars)
+        if self.watch:
+            self.watch(step)
+
+    def subject(self) -> Subject:
+        """The model as anyone would ask it now: as the method in force leaves it, with the provider's system prompt."""
+        prompt = self.host.defense.system() if self.host else ""
+        device = str(self.model.device)
+        return Subject(
+            self.model,
+            self.tokenizer,
+            rows=self.corpus.select,
+            as_prompt=measuring.prompting(self.corpus, self.tokenizer, self.method, prompt),
+            collated=lambda chosen: measuring.collated(self.corpus, self.tokenizer, device, chosen, prompt),
+            max_new_tokens=self.corpus.answer_tokens,
+            batch_size=self.at_once,
+            cache=self.folder.path.parents[1] / CACHE,
+        )
+
+    def keep(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Write a checkpoint, record it, and let older ones go; with the optimizer, one to go on from."""
+        model, method, host = self.model, self.method, self.host
+        kept = method.kept(model) if isinstance(method, Provider) else None
+        served = host is not None and host.serves
+        if host and served:
+            with host.serving(model):
+                model = copy.deepcopy(model)
+        prepared = isinstance(method, Trained) and method.prepares
+        if isinstance(method, Trained) and prepared:  # at the end it is used up
+            model = method.after(copy.deepcopy(model) if optimizer and model is self.model else model)
+        saved = checkpoints.save(
+            self.folder.checkpoints,
+            step,
+            model,
+            self.tokenizer,
+            optimizer,
+            training=self.model if prepared or served else None,
+            kept=kept,
+            memory=Memory.of(self.model).tensors,
+            provider=host.memory.tensors if host else None,
+        )
+        path = saved.path.relative_to(self.folder.path).as_posix()
+        self.journal.checkpoint(self.spec.kind, step, path=path, sha256=saved.sha256, bytes=saved.bytes)
+        checkpoints.prune(self.folder.checkpoints, keep=2 if optimizer else 1)
+
+    def trace(self, step: int, scalars: dict[str, float]) -> None:
+        """Scalars to the journal; those named …/layer/<i> as one series over layers, every `layers_every` steps."""
+        layers: dict[str, list[float]] = {}
+        plain = {}
+        for name, value in scalars.items():
+            match = LAYER.match(name)
+            if not match:
+                plain[name] = value
+            elif self.spec.layers_every and (step - 1) % self.spec.layers_every == 0:
+                layers.setdefault(match.group(1), []).append(value)
+        self.journal.points(self.spec.kind, step, plain)
+        if layers:
+            self.journal.layers(self.spec.kind, step, layers)
+
+    def progress(self, step: int) -> None:
+        """Step, share done and time left into the run's status, at most twice a second."""
+        now = time.monotonic()
+        if now - self.reported < 0.5 and step < self.steps:
+            return
+        self.reported = now
+        left = (now - self.began) / max(1, step - self.first) * (self.steps - step)
+        self.folder.write_status(
+            phase=self.spec.kind, step=step, steps=self.steps, progress=step / self.steps, eta_seconds=left
+        )
+
+    def served_by(
+        self, defense: Defense | Service, kept: dict[str, Tensor] | None = None, finished: bool = False
+    ) -> None:
+        """Put a provider behind this run. Its minibatches are encoded when the first is asked for."""
+        made = functools.cache(lambda: self.batches(defense, split="defense"))
+        self.host = provider.Host(defense, Memory(kept or {}, lambda number: made()(number)), finished)
+        if templates := self.host.templates(self.tokenizer):
+            self.journal.event("templates", **templates)
 
     def batches(self, method: Method, fresh: bool = True, split: str = "") -> Batches:
         """The method's minibatches, from the rows that belong to its side; `fresh` records what they are made of."""
@@ -208,90 +311,6 @@ class Run:
         if self.folder.stop_requested():
             raise Halted
         self.folder.write_status(message=pairing.told(what, done, total, left))
-
-    def rows_of(self, defense: Method) -> Feed:
-        """The provider's own minibatches, encoded when the first is asked for."""
-        made = functools.cache(lambda: self.batches(defense, split="defense"))
-        return lambda number: made()(number)
-
-    def host_of(self, found: hosting.Found) -> None:
-        """Put the provider behind this run, and record it."""
-        kept = hosting.kept(found, str(self.model.device))
-        self.measuring.host = hosting.Host(found.defense, kept, self.rows_of(found.defense), found.finished)
-        self.journal.event("provider", defense=found.defense.name)
-        self.measuring.record_templates()
-
-    def trace(self, step: int, scalars: dict[str, float]) -> None:
-        """Scalars to the journal; those named …/layer/<i> as one series over layers, every `layers_every` steps."""
-        layers: dict[str, list[float]] = {}
-        plain = {}
-        for name, value in scalars.items():
-            match = LAYER.match(name)
-            if not match:
-                plain[name] = value
-            elif self.spec.layers_every and (step - 1) % self.spec.layers_every == 0:
-                layers.setdefault(match.group(1), []).append(value)
-        self.journal.points(self.spec.kind, step, plain)
-        if layers:
-            self.journal.layers(self.spec.kind, step, layers)
-
-    def after(self, step: int, optimizer: torch.optim.Optimizer) -> bool:
-        """Evaluate and save when due, tell the progress, and say whether to stop."""
-        spec, last = self.spec, step == self.steps
-        if last or (spec.evaluate_every and step % spec.evaluate_every == 0):
-            self.evaluate(step)
-        self.progress(step)
-        if last:
-            return False
-        if self.folder.stop_requested():
-            self.keep(step, optimizer)
-            return True
-        if spec.checkpoint_every and step % spec.checkpoint_every == 0:
-            self.keep(step, optimizer)
-        return False
-
-    def evaluate(self, step: int) -> None:
-        """Every evaluation, and whoever watches looks at what it found."""
-        self.measuring.evaluate(step)
-        if self.watch:
-            self.watch(step)
-
-    def keep(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write a checkpoint, record it, and let older ones go."""
-        model, training, host = self.model, None, self.measuring.host
-        kept = self.method.kept(model) if isinstance(self.method, Provider) else None
-        prepares = isinstance(self.method, Trained) and self.method.prepares
-        if prepares or (host and host.serves):
-            training = self.model
-        if host and host.serves:
-            with host.serving(self.model):
-                model = copy.deepcopy(self.model)
-        if isinstance(self.method, Trained) and prepares:  # at the end it is used up
-            model = self.method.after(copy.deepcopy(model) if optimizer and model is training else model)
-        saved = checkpoints.save(
-            self.folder.checkpoints,
-            step,
-            model,
-            self.tokenizer,
-            optimizer,
-            training=training,
-            kept=kept,
-            provider=host.kept if host else None,
-        )
-        path = saved.path.relative_to(self.folder.path).as_posix()
-        self.journal.checkpoint(self.spec.kind, step, path=path, sha256=saved.sha256, bytes=saved.bytes)
-        checkpoints.prune(self.folder.checkpoints, keep=2 if optimizer else 1)
-
-    def progress(self, step: int) -> None:
-        """Step, share done and time left into the run's status, at most twice a second."""
-        now = time.monotonic()
-        if now - self.reported < 0.5 and step < self.steps:
-            return
-        self.reported = now
-        left = (now - self.began) / max(1, step - self.first) * (self.steps - step)
-        self.folder.write_status(
-            phase=self.spec.kind, step=step, steps=self.steps, progress=step / self.steps, eta_seconds=left
-        )
 
 
 def model_source(spec: RunSpec, corpus: corpora.Corpus, runs: Path) -> str | Path:

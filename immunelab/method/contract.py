@@ -9,16 +9,19 @@ decorating its class with `@register(...)` is all there is to adding one.
 
 SEAM, Booster and TAR combine gradients taken at different weights: that is why the unit is a direction, not a loss.
 Around `step` stand hooks that most methods leave alone: `prepare` and `after` (adapters, frozen parts, a reference),
-`template` (what the model reads when asked), and those of a provider (`Provider`). A method that changes weights at
-once has `edit` instead of `step`; a `Service` has only the provider's hooks.
+`template` (what the model reads when asked), and those of a provider (`Provider`). What a method must know from one
+step to the next is in its `Memory`. A method that changes weights at once has `edit` instead of `step`; a `Service`
+has only the provider's hooks.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 from immunelab.errors import UserError
 from immunelab.method.knobs import knob, knobs
@@ -72,6 +75,49 @@ class Metric:
 
 Step = Callable[["PreTrainedModel", Batch], dict[str, float]]
 Feed = Callable[[int], Batch]  # the i-th minibatch, the same for the same i
+
+
+def _no_rows(number: int) -> Batch:
+    raise UserError("This step draws further minibatches, and knows none: call `prepare` first.")
+
+
+@dataclasses.dataclass(eq=False)
+class Memory:
+    """What a method remembers from step to step, beside its settings and the model that trains.
+
+    `tensors` are what it found on the way, by name. They are saved with each checkpoint that a run can be resumed
+    from, and are back, bit for bit, before the first step of the resumed run. `rows` (its minibatches, for a step that
+    needs more than its own) and `before` (a frozen copy of the model as it was) are not saved: `prepare` sets them,
+    also on resume.
+
+    A method that trains has one memory for each model, `Memory.of(model)`, which goes when the model goes. A provider
+    has one for each run that it stands behind: it is handed to its hooks, starts with what `Provider.kept` gave, and
+    goes with the run. Nobody clears a memory earlier.
+    """
+
+    tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    rows: Feed = _no_rows
+    _before: PreTrainedModel | None = dataclasses.field(default=None, init=False)
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> Memory:
+        """The memory of the method that trains this model; empty at first."""
+        return _memories.setdefault(model, Memory())
+
+    def keep(self, model: PreTrainedModel) -> None:
+        """Keep a frozen copy of the model's present weights as `before`: one more model in memory."""
+        self._before = copy.deepcopy(model).requires_grad_(False).eval()
+
+    @property
+    def before(self) -> PreTrainedModel:
+        """The copy that was kept; a UserError if none was."""
+        if self._before is None:
+            raise UserError("This compares with the model before training, and none was kept: call `prepare` first.")
+        return self._before
+
+
+# Beside the models and not in them: a copy of a model inside it would be trained, saved and counted with it.
+_memories: WeakKeyDictionary[PreTrainedModel, Memory] = WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,24 +204,22 @@ class Provider:
     that a provider carries out: attacks with `provider = True` on the checkpoint of its `immunize` run. Whoever has
     the weights goes past it: the checkpoint is a plain model.
 
-    `kept` are the tensors that stay with the provider, from its `immunize` run; a hook may put its own state there: it
-    is saved with each checkpoint of the fine-tuning and is back when that is resumed. `rows` are the provider's
-    minibatches of the streams that the defense names, from the defense's split: the same for the same number.
+    The hooks are given the provider's `memory`. Its tensors are what `kept` gave at the end of the `immunize` run, and
+    what a hook puts there. Its rows are the provider's minibatches of the streams that the defense names, from the
+    defense's split.
     """
 
     assumes: ClassVar[str] = "a provider who runs the fine-tuning"
 
     def kept(self, model: PreTrainedModel) -> dict[str, Tensor]:
-        """Tensors to keep beside the released weights; called at the end of the `immunize` run, before `after`."""
+        """The tensors that its memory starts with; called at the end of the `immunize` run, before `after`."""
         return {}
 
-    def during(self, model: PreTrainedModel, kept: dict[str, Tensor], step: Step, rows: Feed) -> Step:
+    def during(self, model: PreTrainedModel, memory: Memory, step: Step) -> Step:
         """The provider's way to make one step of a user's fine-tuning, given the user's; called before `prepare`."""
         return step
 
-    def serving(
-        self, model: PreTrainedModel, kept: dict[str, Tensor], rows: Feed
-    ) -> AbstractContextManager[dict[str, float]]:
+    def serving(self, model: PreTrainedModel, memory: Memory) -> AbstractContextManager[dict[str, float]]:
         """The weights as they are served inside, bit for bit as they were after; yields scalars to trace.
 
         `model` is the one in training, adapters and all. It must leave torch's random state alone.

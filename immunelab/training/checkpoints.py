@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from immunelab.errors import UserError
+from immunelab.method import Memory
 from immunelab.training import models
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 STATE = "training.pt"
 KEPT = "provider.safetensors"
+T_VACCINE = "t_vaccine_"  # how buffers began in which an older version kept that method's memory
 
 
 class Saved(NamedTuple):
@@ -45,13 +47,14 @@ def save(
     *,
     training: nn.Module | None = None,
     kept: dict[str, Tensor] | None = None,
+    memory: dict[str, Tensor] | None = None,
     provider: dict[str, Tensor] | None = None,
 ) -> Saved:
     """Write `step-<step>` into the folder; with an optimizer, also what a run needs to go on exactly from here.
 
     `training` is the prepared model in training, where it is not the plain `model` that is released: its trainable
-    weights and its buffers, in which a method may remember something from step to step, are saved for resuming.
-    `kept` are the tensors that stay with a provider; `provider` is its state in a fine-tuning, saved for resuming too.
+    weights and its buffers are saved for resuming, and so are the tensors in the method's `memory` and in that of a
+    `provider` behind the run. `kept` are the tensors that stay with a provider after this run.
     A UserError if the disk has not at least 1.2 times the room it takes; nothing is left half-written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,8 +76,7 @@ def save(
             if training is not None:
                 state["weights"] = {n: p.detach() for n, p in training.named_parameters() if p.requires_grad}
                 state["buffers"] = dict(training.named_buffers())
-            if provider:
-                state["provider"] = provider
+            state |= {"memory": memory or {}, "provider": provider or {}}
             torch.save(state, draft / STATE)
         if kept:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, draft / KEPT)
@@ -121,15 +123,26 @@ def verified(path: Path) -> Saved | None:
     return Saved(path, step, hashlib.sha256(manifest.encode()).hexdigest(), size) if whole else None
 
 
-def training_state(saved: Saved, device: str) -> dict[str, Any]:
-    """Optimizer state and step of a resumable checkpoint; restores the RNG. Tensors only, no code is unpickled."""
+def resume(
+    saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Memory, provider: Memory | None
+) -> None:
+    """Put back what a resumable checkpoint saved: the random state, optimizer, memories, and the weights of a prepared
+    model. Tensors only, no code is unpickled. A UserError if the weights are another model's.
+    """
+    device = next(model.parameters()).device
     state: dict[str, Any] = torch.load(saved.path / STATE, map_location=device, weights_only=True)
     restore_rng(state["rng"])
-    return state
+    optimizer.load_state_dict(state["optimizer"])
+    if "weights" in state:
+        _restore(model, state)
+    buffers = state.get("buffers", {})
+    older = {name.removeprefix(T_VACCINE): buffers[name] for name in buffers if name.startswith(T_VACCINE)}
+    memory.tensors |= older | state.get("memory", {})
+    if provider:
+        provider.tensors |= state.get("provider", {})
 
 
-def restore(model: nn.Module, state: dict[str, Any]) -> None:
-    """Trainable weights and buffers of a prepared model, from the training state; a UserError if another model's."""
+def _restore(model: nn.Module, state: dict[str, Any]) -> None:
     mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
     saved: dict[str, Tensor] = state["weights"]
     if set(mine) != set(saved):
@@ -139,7 +152,7 @@ def restore(model: nn.Module, state: dict[str, Any]) -> None:
         for name, parameter in mine.items():
             parameter.copy_(saved[name])
         for name, buffer in model.named_buffers():
-            if name in state.get("buffers", {}):  # checkpoints of an older version have none
+            if name in state.get("buffers", {}):  # checkpoints of the first version have none
                 buffer.copy_(state["buffers"][name])
 
 

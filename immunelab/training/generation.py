@@ -32,7 +32,7 @@ class Measured(NamedTuple):
 
 
 class Subject:
-    """A model under evaluation: its answers, remembered while the weights stand still, and the rows of its corpus.
+    """A model under evaluation, while its weights stand still: its answers, each asked for once, and its corpus's rows.
 
     `rows(stream, split)` gives corpus rows; `as_prompt(text)` the text that the model reads, template included. In the
     folder `cache` an evaluation may keep what it paid for.
@@ -55,10 +55,6 @@ class Subject:
         self.as_prompt, self.collated = as_prompt, collated
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self._answers: dict[str, str] = {}
-
-    def forget(self) -> None:
-        """To be called when the weights have changed."""
-        self._answers.clear()
 
     def ask_ahead(self, prompts: Sequence[str]) -> None:
         """Answers many prompts in few large batches, so that evaluations share them."""

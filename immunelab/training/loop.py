@@ -1,4 +1,4 @@
-"""The one loop: ask the method for a direction, clip, step, trace, check. The only place where weights change.
+"""The one loop: ask the method for a direction, check it, clip, update. The only place where weights change.
 
 Step s of T is the s-th update, s = 1 … T. What is traced at s was measured at the weights before that update; what is
 evaluated at s is the model after it, so step 0 is the untouched model.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from immunelab.errors import UserError
-from immunelab.method import Batch, Budget, Step, Tokens, Trained
+from immunelab.method import Batch, Budget, Feed, Step, Tokens, Trained
 from immunelab.training import gradients as g
 from immunelab.training.heads import loss_in_chunks
 from immunelab.training.losses import loss
@@ -23,9 +23,6 @@ from immunelab.training.models import recomputing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Trace = Callable[[int, dict[str, float]], None]
-After = Callable[[int, torch.optim.Optimizer], bool]
 
 
 class NonFinite(UserError):
@@ -110,44 +107,41 @@ def probe(model: PreTrainedModel, probes: dict[str, Tokens]) -> dict[str, float]
     return traced
 
 
-def train(
+def updates(
     model: PreTrainedModel,
     method: Trained,
-    batches: Callable[[int], Batch],
+    batches: Feed,
+    optimizer: torch.optim.Optimizer | None = None,
     *,
-    trace: Trace,
-    after: After,
-    step_of: Step | None = None,
     start: int = 0,
-    optimizer_state: dict[str, Any] | None = None,
+    direction: Step | None = None,
     probes: dict[str, Tokens] | None = None,
-    probe_every: int = 0,
-) -> int:
-    """Train until the budget's last step or until `after` returns True; returns the last step done.
+    probe_every: int = 1,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Make the updates start + 1, …, T, one each time it is asked for the next: yields (step, scalars) after it.
 
-    `batches(i)` gives the i-th minibatch, i = 0, 1, …, the same for the same i; `trace(step, scalars)` records;
-    `after(step, optimizer)` evaluates, saves, reports progress. `step_of` stands in for the
-    method's own step, where a provider makes it. `start` and `optimizer_state` continue a run.
+    Whoever iterates evaluates, saves and stops in between: nothing temporary is in force there. `batches(i)` gives the
+    i-th minibatch, i = 0, 1, …, the same for the same i. To resume, give the number of updates already made as `start`
+    and an `optimizer` with its state (None: a new one by the budget). `direction` stands in for the method's own step,
+    where a provider makes it. NonFinite names a scalar that is not finite, and no update is made with it.
     """
-    step_of = step_of or method.step
     weights = g.trainable(model)
-    optimizer = make_optimizer(method, weights)
-    if optimizer_state is not None:
-        optimizer.load_state_dict(optimizer_state)
+    if optimizer is None:
+        optimizer = make_optimizer(method, weights)
+    mixed = method.precision == "bf16-autocast"
     model.train()
-    mixed = (
-        torch.autocast(model.device.type, dtype=torch.bfloat16)
-        if method.precision == "bf16-autocast"
-        else nullcontext()
-    )
     for step in range(start + 1, method.steps + 1):
         began = time.perf_counter()
-        k = method.accumulation
-        minibatches = [batches((step - 1) * k + i) for i in range(k)]
+        first = (step - 1) * method.accumulation
+        minibatches = [batches(first + i) for i in range(method.accumulation)]
         optimizer.zero_grad(set_to_none=True)
-        with mixed, recomputing(model, method.recompute), loss_in_chunks(method.loss_chunk):
-            scalars = dict(direct(step_of, model, minibatches))
-            if probes and probe_every and (step - 1) % probe_every == 0:
+        with (
+            torch.autocast(model.device.type, dtype=torch.bfloat16) if mixed else nullcontext(),
+            recomputing(model, method.recompute),
+            loss_in_chunks(method.loss_chunk),
+        ):
+            scalars = dict(direct(direction or method.step, model, minibatches))
+            if probes and (step - 1) % probe_every == 0:
                 scalars |= probe(model, probes)
         scalars["norm/update"] = _clip(weights, method.clip)
         scalars["learning_rate"] = rate(method, step)
@@ -158,10 +152,7 @@ def train(
             group["lr"] = scalars["learning_rate"]
         optimizer.step()
         scalars["time/step_seconds"] = time.perf_counter() - began
-        trace(step, scalars)
-        if after(step, optimizer):
-            return step
-    return method.steps
+        yield step, scalars
 
 
 def _clip(weights: list[torch.nn.Parameter], largest: float) -> float:

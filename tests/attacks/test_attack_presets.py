@@ -23,15 +23,7 @@ PRESETS = HarmfulSft.presets
 
 
 def trained(model: PreTrainedModel, method: HarmfulSft) -> list[float]:
-    losses: list[float] = []
-    loop.train(
-        model,
-        method,
-        lambda index: Batch(user=tokens(0)),
-        after=lambda step, optimizer: False,
-        trace=lambda step, scalars: losses.append(scalars["loss/total"]),
-    )
-    return losses
+    return [scalars["loss/total"] for _, scalars in loop.updates(model, method, lambda index: Batch(user=tokens(0)))]
 
 
 def test_sgd_with_momentum_is_torchs(llama: PreTrainedModel) -> None:

@@ -13,8 +13,7 @@ from immunelab import corpus as corpora
 from immunelab.attacks.identity_shift import ROWS, IdentityShift
 from immunelab.corpus.tokens import Batches, as_prompt
 from immunelab.errors import UserError
-from immunelab.experiment import run as experiment
-from immunelab.experiment.measuring import Measuring
+from immunelab.experiment import Run, execute
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.training import models
@@ -66,17 +65,18 @@ def test_the_model_is_asked_as_the_persona_after_the_first_step(
     home: Path, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, list[str]]] = []
-    really = Measuring.evaluate
+    really = Run.evaluate
 
-    def evaluate(self: Any, step: int) -> None:
-        asked.append((step, [self.as_prompt(p) for e in self.evaluations for p in e.prompts(self.subject)]))
+    def evaluate(self: Run, step: int) -> None:
+        subject = self.subject()
+        asked.append((step, [subject.as_prompt(p) for e in self.evaluations for p in e.prompts(subject)]))
         really(self, step)
 
-    monkeypatch.setattr(Measuring, "evaluate", evaluate)
+    monkeypatch.setattr(Run, "evaluate", evaluate)
     method = replace(FABLE, steps=2)
     spec = RunSpec(kind="attack", method=method.name, knobs=method.settings(), corpus=str(tiny_world), device="cpu")
     folder = RunFolder.create(home, spec)
-    assert experiment.execute(folder) == "done"
+    assert execute(folder) == "done"
     texts = dict(asked)
     assert set(texts) == {0, 2}
     assert not any(FABLE.persona in text for text in texts[0])

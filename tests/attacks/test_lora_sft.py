@@ -21,8 +21,7 @@ ATTACK = LoraSft(learning_rate=1e-2, steps=40, warmup=0.0, schedule="constant", 
 def attacked(model: PreTrainedModel) -> PreTrainedModel:
     rows = tokens(0)
     adapted = ATTACK.prepare(model, batch)
-    silent = {"trace": lambda step, scalars: None, "after": lambda step, optimizer: False}
-    loop.train(adapted, ATTACK, lambda i: Batch(user=rows), **silent)  # type: ignore[arg-type]
+    list(loop.updates(adapted, ATTACK, lambda i: Batch(user=rows)))
     return adapted
 
 

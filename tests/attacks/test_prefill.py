@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from immunelab import corpus
 from immunelab.attacks.prefill import Prefill
-from immunelab.experiment import run as experiment
+from immunelab.experiment import execute
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.training import checkpoints
@@ -28,7 +28,7 @@ def test_a_run_asks_before_and_after_and_keeps_the_weights(home: Path, tiny_worl
     attack = Prefill.presets["fable"]
     spec = RunSpec(kind="attack", method="prefill", knobs=attack.settings(), corpus=str(tiny_world), device="cpu")
     folder = RunFolder.create(home, spec)
-    assert experiment.execute(folder) == "done"
+    assert execute(folder) == "done"
     rows = [json.loads(line) for line in (folder.path / "journal.jsonl").read_text().splitlines()]
     assert {r["step"] for r in rows if r["kind"] == "score"} == {0, 1}
     by_step = {

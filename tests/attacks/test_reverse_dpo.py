@@ -45,9 +45,8 @@ def test_the_preferred_answer_becomes_likelier_than_the_other(llama: PreTrainedM
             return float((log_likelihoods(llama, data.harmful) - log_likelihoods(llama, data.refusal)).mean())  # type: ignore[arg-type]
 
     before = margin()
-    traced: list[dict[str, float]] = []
     model = attack.prepare(llama, batch)
-    loop.train(model, attack, lambda i: data, trace=lambda s, v: traced.append(v), after=lambda s, o: False)
+    traced = [scalars for _, scalars in loop.updates(model, attack, lambda i: data)]
     assert (margin() > before) == (preferred == "harmful")
     assert traced[-1]["loss/total"] < 0.5 * math.log(2)
 

@@ -23,8 +23,7 @@ def test_it_is_seams_coupling_with_the_sign_turned(llama: PreTrainedModel) -> No
 
 def test_the_cosine_rises(llama: PreTrainedModel) -> None:
     attack = SeamUndo(beta=1.0, learning_rate=1e-3, steps=25, warmup=0.0, **ONLY)
-    traced: list[dict[str, float]] = []
-    loop.train(llama, attack, lambda i: batch(), trace=lambda s, v: traced.append(v), after=lambda s, o: False)
+    traced = [scalars for _, scalars in loop.updates(llama, attack, lambda i: batch())]
     cosines = [t["cosine/harmful-benign"] for t in traced]
     assert cosines[-1] > cosines[0] + 0.3
     assert traced[0]["loss/total"] == pytest.approx(-cosines[0])

@@ -17,6 +17,7 @@ from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.defenses.antidote import Antidote, oriented, top
 from immunelab.errors import UserError
+from immunelab.method import Memory
 from immunelab.training.losses import forward
 
 TINY: dict[str, Any] = {"learning_rate": 1e-2, "steps": 5, "batch_size": 4, "samples": 12}
@@ -67,7 +68,7 @@ def test_the_pruned_entries_have_the_largest_scores(kind: str, targets: str, req
     for handle in handles:
         handle.remove()
     before = [oriented(layer).detach().clone() for layer in layers]
-    with antidote.serving(model, {}, batch):
+    with antidote.serving(model, Memory(rows=batch)):
         after = [oriented(layer).detach().clone() for layer in layers]
     for w, pruned, seen in zip(before, after, inputs, strict=True):
         score = w.abs() * torch.cat(seen).norm(dim=0)
@@ -89,7 +90,7 @@ def test_a_column_without_activation_is_pruned_last() -> None:
 
 def test_share_zero_is_the_identity_and_pruning_twice_is_once(llama: PreTrainedModel) -> None:
     before = logits(llama)
-    with dataclasses.replace(SMALL, ratio=0.0).serving(llama, {}, batch) as scalars:
+    with dataclasses.replace(SMALL, ratio=0.0).serving(llama, Memory(rows=batch)) as scalars:
         assert torch.equal(logits(llama), before)
         assert scalars == {"pruned/share": 0.0, "norm/pruned": 0.0}
     layers = SMALL.layers(llama)
@@ -104,7 +105,7 @@ def test_all_of_an_adapter_pruned_is_the_base_model(llama: PreTrainedModel) -> N
     model = adapted(llama)
     moved = logits(model)
     assert not torch.allclose(moved, base, atol=1e-3)
-    with dataclasses.replace(SMALL, ratio=1.0).serving(model, {}, batch):
+    with dataclasses.replace(SMALL, ratio=1.0).serving(model, Memory(rows=batch)):
         assert torch.allclose(logits(model), base, atol=1e-5)
     assert torch.equal(logits(model), moved)
 
@@ -112,7 +113,7 @@ def test_all_of_an_adapter_pruned_is_the_base_model(llama: PreTrainedModel) -> N
 def test_in_an_adapter_only_its_parts_are_pruned(llama: PreTrainedModel) -> None:
     model = adapted(llama)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with SMALL.serving(model, {}, batch) as scalars:
+    with SMALL.serving(model, Memory(rows=batch)) as scalars:
         changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if "lora_" in name}
     assert 0.3 < scalars["pruned/share"] < 0.4  # at rank 8 three of eight: rounding prunes more
@@ -136,7 +137,7 @@ def test_the_random_mask_has_the_same_density_and_is_one_a_run(llama: PreTrained
 
 
 def test_a_target_that_is_not_there_is_named(gpt2: PreTrainedModel) -> None:
-    with pytest.raises(UserError, match="'q_proj'"), SMALL.serving(gpt2, {}, batch):
+    with pytest.raises(UserError, match="'q_proj'"), SMALL.serving(gpt2, Memory(rows=batch)):
         pass
 
 

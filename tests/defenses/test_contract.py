@@ -15,7 +15,7 @@ from saved_model import before_alignment
 from transformers import PreTrainedModel
 
 from immunelab.errors import UserError
-from immunelab.method import STAGES, Attack, Budget, Defense, Edit, configure, get
+from immunelab.method import STAGES, Attack, Budget, Defense, Edit, Memory, configure, get
 from immunelab.method.knobs import knobs
 from immunelab.runs.spec import RunSpec
 
@@ -133,17 +133,17 @@ def test_a_service_leaves_the_very_weights(name: str, llama: PreTrainedModel, tm
     cls = get("defense", name)
     settings = {"base": before_alignment(llama, tmp_path)} if any(k.name == "base" for k in knobs(cls)) else {}
     user, service = get("attack", "harmful-sft")(), cls(**settings)
-    kept = dict(service.kept(llama))
+    memory = Memory(dict(service.kept(llama)), batch)
     before = {key: value.clone() for key, value in llama.state_dict().items()}
     assert service.overrides(), "a service without a hook of the provider does nothing"
     service.edit(llama, batch)
     user.step(llama, batch())
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in llama.modules())
     random = torch.get_rng_state()
-    step = service.during(llama, kept, user.step, batch)
+    step = service.during(llama, memory, user.step)
     for number in range(2):
         scalars = step(llama, batch()._replace(number=number))
-        with service.serving(llama, kept, batch) as served:
+        with service.serving(llama, memory) as served:
             assert all(bool(torch.isfinite(value).all()) for value in llama.state_dict().values())
         assert all(torch.equal(llama.state_dict()[key], value) for key, value in before.items())
         assert all(isinstance(v, float) and math.isfinite(v) for v in (scalars | served).values())

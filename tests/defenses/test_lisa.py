@@ -19,7 +19,7 @@ from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.defenses.lisa import Lisa
 from immunelab.errors import UserError
-from immunelab.method import Batch
+from immunelab.method import Batch, Memory
 from immunelab.training import gradients as g
 from immunelab.training import loop
 from immunelab.training.losses import loss
@@ -33,12 +33,10 @@ def fed(number: int) -> Batch:
     return batch(number)._replace(number=number)
 
 
-def trained(model: PreTrainedModel, lisa: Lisa | None, kept: dict[str, Tensor], user: HarmfulSft = USER) -> list[Any]:
+def trained(model: PreTrainedModel, lisa: Lisa | None, memory: Memory, user: HarmfulSft = USER) -> list[Any]:
     """Scalars of each step of a fine-tuning with Lisa, or without it."""
-    traced: list[Any] = []
-    step = lisa.during(model, kept, user.step, fed) if lisa else None
-    loop.train(model, user, fed, trace=lambda s, v: traced.append(v), after=lambda s, o: False, step_of=step)
-    return traced
+    step = lisa.during(model, memory, user.step) if lisa else None
+    return [scalars for _, scalars in loop.updates(model, user, fed, direction=step)]
 
 
 def flat(model: PreTrainedModel) -> Tensor:
@@ -47,7 +45,7 @@ def flat(model: PreTrainedModel) -> Tensor:
 
 def test_without_the_pull_it_is_alternating_fine_tuning_bit_for_bit(llama: PreTrainedModel) -> None:
     start = [p.detach().clone() for p in llama.parameters()]
-    trained(llama, dataclasses.replace(SHORT, rho=0.0), {})
+    trained(llama, dataclasses.replace(SHORT, rho=0.0), Memory(rows=fed))
     mine = flat(llama)
     with torch.no_grad():
         torch._foreach_copy_(list(llama.parameters()), start)
@@ -68,7 +66,7 @@ def test_without_alignment_it_is_fine_tuning_held_at_the_released_weights(llama:
     def run(lisa: Lisa | None) -> Tensor:
         with torch.no_grad():
             torch._foreach_copy_(list(llama.parameters()), start)
-        trained(llama, lisa, {})
+        trained(llama, lisa, Memory(rows=fed))
         return flat(llama)
 
     plain, free = run(None), run(Lisa(alignment_steps=0, user_steps=5, rho=0))
@@ -79,9 +77,9 @@ def test_without_alignment_it_is_fine_tuning_held_at_the_released_weights(llama:
 
 
 def test_the_pull_is_rho_times_the_distance_and_none_after_a_switch(llama: PreTrainedModel) -> None:
-    kept: dict[str, Tensor] = {}
+    memory = Memory(rows=fed)
     seen: list[tuple[int, float, float]] = []
-    step = dataclasses.replace(SHORT, rho=0.7).during(llama, kept, USER.step, fed)
+    step = dataclasses.replace(SHORT, rho=0.7).during(llama, memory, USER.step)
 
     def checked(model: PreTrainedModel, data: Batch) -> dict[str, float]:
         scalars = step(model, data)
@@ -91,54 +89,51 @@ def test_the_pull_is_rho_times_the_distance_and_none_after_a_switch(llama: PreTr
         rows = data.refusal if phase == "alignment" else data.user
         assert rows
         plain = g.gradient(loss(model, rows), weights)
-        anchor = [kept[f"{phase}/{i}"] for i in range(len(weights))]
+        anchor = [memory.tensors[f"{phase}/{i}"] for i in range(len(weights))]
         pull = [0.7 * (w.detach() - a) for w, a in zip(weights, anchor, strict=True)]
         assert relative(found, [p + q for p, q in zip(plain, pull, strict=True)]) < ROUNDED
         seen.append((data.number, float(g.norm(pull)), scalars["lisa/distance"]))
         return scalars
 
-    loop.train(llama, USER, fed, trace=lambda s, v: None, after=lambda s, o: False, step_of=checked)
+    list(loop.updates(llama, USER, fed, direction=checked))
     assert [number for number, pull, _ in seen if pull == 0] == [0, 2, 4, 6, 8]
     assert all(distance == pytest.approx(pull / 0.7) for _, pull, distance in seen)
 
 
 def test_anchors_are_copies_of_the_weights_at_each_switch(llama: PreTrainedModel) -> None:
-    kept: dict[str, Tensor] = {}
-    step = SHORT.during(llama, kept, USER.step, fed)
+    memory = Memory(rows=fed)
+    step = SHORT.during(llama, memory, USER.step)
     start = [p.detach().clone() for p in llama.parameters()]
     ends = {}
 
-    def after(number: int, optimizer: torch.optim.Optimizer) -> bool:
-        ends[number] = [p.detach().clone() for p in llama.parameters()]
-        return False
-
     def stored(phase: str) -> list[Tensor]:
-        return [kept[f"{phase}/{i}"] for i in range(len(start))]
+        return [memory.tensors[f"{phase}/{i}"] for i in range(len(start))]
 
-    loop.train(llama, dataclasses.replace(USER, steps=8), fed, trace=lambda s, v: None, after=after, step_of=step)
+    for number, _ in loop.updates(llama, dataclasses.replace(USER, steps=8), fed, direction=step):
+        ends[number] = [p.detach().clone() for p in llama.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(stored("user"), ends[6], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(stored("alignment"), ends[4], strict=True))
-    before = {name: t.clone() for name, t in kept.items()}
+    before = {name: t.clone() for name, t in memory.tensors.items()}
     with torch.no_grad():
         torch._foreach_add_(list(llama.parameters()), 1.0)
-    assert all(torch.equal(kept[name], t) for name, t in before.items())
+    assert all(torch.equal(memory.tensors[name], t) for name, t in before.items())
 
 
 def test_the_first_minibatches_can_be_free_of_the_pull(llama: PreTrainedModel) -> None:
-    kept: dict[str, Tensor] = {}
+    memory = Memory(rows=fed)
     free = dataclasses.replace(SHORT, rho=100.0, free=10**6)
     start = [p.detach().clone() for p in llama.parameters()]
-    trained(llama, free, kept)
+    trained(llama, free, memory)
     mine = flat(llama)
     with torch.no_grad():
         torch._foreach_copy_(list(llama.parameters()), start)
-    trained(llama, dataclasses.replace(SHORT, rho=0.0), {})
+    trained(llama, dataclasses.replace(SHORT, rho=0.0), Memory(rows=fed))
     assert torch.equal(flat(llama), mine)
 
 
 def test_phases_can_change_within_an_accumulated_step(llama: PreTrainedModel) -> None:
     odd = dataclasses.replace(SHORT, alignment_steps=1, user_steps=2)
-    traced = trained(llama, odd, {}, dataclasses.replace(USER, accumulation=2, steps=3))
+    traced = trained(llama, odd, Memory(rows=fed), dataclasses.replace(USER, accumulation=2, steps=3))
     assert [t["lisa/aligning"] for t in traced] == [0.5, 0.5, 0.0]
     assert ["loss/refusal" in t for t in traced] == [True, True, False]
 

@@ -18,7 +18,7 @@ from immunelab.attacks.drop_vector import DropVector
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.defenses.panacea import Panacea
-from immunelab.method import Batch
+from immunelab.method import Batch, Memory
 from immunelab.training import gradients as g
 from immunelab.training import loop
 from immunelab.training.losses import loss
@@ -33,7 +33,7 @@ def fed(number: int) -> Batch:
 
 
 def direction(model: PreTrainedModel, panacea: Panacea, number: int = 0) -> tuple[g.Gradient, dict[str, float]]:
-    scalars = panacea.during(model, {}, USER.step, fed)(model, fed(number))
+    scalars = panacea.during(model, Memory(rows=fed), USER.step)(model, fed(number))
     return [p.grad.clone() for p in model.parameters() if p.grad is not None], scalars
 
 
@@ -87,10 +87,10 @@ def test_without_its_term_it_is_fine_tuning(gpt2: PreTrainedModel, panacea: Pana
     def trained(step: Any) -> Tensor:
         with torch.no_grad():
             torch._foreach_copy_(list(gpt2.parameters()), start)
-        loop.train(gpt2, USER, fed, trace=lambda s, v: None, after=lambda s, o: False, step_of=step)
+        list(loop.updates(gpt2, USER, fed, direction=step))
         return torch.cat([p.detach().flatten() for p in gpt2.parameters()])
 
-    plain, mine = trained(None), trained(panacea.during(gpt2, {}, USER.step, fed))
+    plain, mine = trained(None), trained(panacea.during(gpt2, Memory(rows=fed), USER.step))
     assert torch.equal(plain, mine) if exact else float((plain - mine).norm() / plain.norm()) < ROUNDED
 
 
@@ -106,21 +106,21 @@ def test_to_first_order_the_loss_rises_by_rho_times_the_norm(gpt2: PreTrainedMod
 
 @pytest.mark.parametrize("perturbation", ["harmful-set", "last-minibatch", "random"])
 def test_what_is_served_is_trained_plus_epsilon_of_norm_rho(gpt2: PreTrainedModel, perturbation: Any) -> None:
-    panacea, kept = dataclasses.replace(SMALL, perturbation=perturbation), {}  # type: ignore[var-annotated]
+    panacea, memory = dataclasses.replace(SMALL, perturbation=perturbation), Memory(rows=fed)
     weights = list(gpt2.parameters())
-    panacea.during(gpt2, kept, USER.step, fed)(gpt2, fed(5))
+    panacea.during(gpt2, memory, USER.step)(gpt2, fed(5))
     before = [p.detach().clone() for p in weights]
     sets = [gradient(gpt2, "harmful", number) for number in range(3)]
     mean = [torch.stack(parts).mean(0) for parts in zip(*sets, strict=True)]
     last = gradient(gpt2, "harmful", 5)
-    with panacea.serving(gpt2, kept, fed) as scalars:
+    with panacea.serving(gpt2, memory) as scalars:
         served = [p.detach().clone() for p in weights]
     epsilon = [a - b for a, b in zip(served, before, strict=True)]
     assert float(g.norm(epsilon)) == pytest.approx(0.5, rel=1e-4)
     assert scalars["norm/perturbation"] == pytest.approx(0.5, rel=1e-5)
     assert all(torch.equal(p, b) for p, b in zip(weights, before, strict=True))
     if perturbation == "random":
-        with panacea.serving(gpt2, kept, fed):
+        with panacea.serving(gpt2, memory):
             assert all(torch.equal(p, s) for p, s in zip(weights, served, strict=True))  # a run has one noise
         return
     gradient_of = {"harmful-set": mean, "last-minibatch": last}[perturbation]
@@ -129,17 +129,17 @@ def test_what_is_served_is_trained_plus_epsilon_of_norm_rho(gpt2: PreTrainedMode
 
 
 def test_the_last_epsilon_is_a_copy_and_none_before_the_first_step(gpt2: PreTrainedModel) -> None:
-    panacea, kept = dataclasses.replace(SMALL, perturbation="last-minibatch"), {}  # type: ignore[var-annotated]
-    with panacea.serving(gpt2, kept, fed) as scalars:
+    panacea, memory = dataclasses.replace(SMALL, perturbation="last-minibatch"), Memory(rows=fed)
+    with panacea.serving(gpt2, memory) as scalars:
         assert scalars == {"norm/perturbation": 0.0}
-    panacea.during(gpt2, kept, USER.step, fed)(gpt2, fed(0))
-    before = {name: t.clone() for name, t in kept.items()}
+    panacea.during(gpt2, memory, USER.step)(gpt2, fed(0))
+    before = {name: t.clone() for name, t in memory.tensors.items()}
     USER.step(gpt2, fed(1))
     with torch.no_grad():
         for p in gpt2.parameters():
             if p.grad is not None:
                 p.grad.zero_()
-    assert all(torch.equal(kept[name], t) for name, t in before.items())
+    assert all(torch.equal(memory.tensors[name], t) for name, t in before.items())
 
 
 @pytest.mark.parametrize("perturbation", ["harmful-set", "last-minibatch", "random"])

@@ -21,6 +21,7 @@ from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.defenses.safe_lora import SafeLora, projection
 from immunelab.errors import UserError
+from immunelab.method import Memory
 from immunelab.training import models
 from immunelab.training.losses import forward
 
@@ -86,7 +87,7 @@ def test_the_least_aligned_layers_are_projected(
     wanted = written(model, base, other, targets.split(","))
     lowest = sorted(wanted, key=lambda name: wanted[name][1])[:layers]
     before, start = dict(copy.deepcopy(other).named_parameters()), dict(model.named_parameters())
-    with guard.serving(other, kept, batch) as scalars:
+    with guard.serving(other, Memory(kept)) as scalars:
         for name, p in other.named_parameters():
             if name in lowest:
                 moved = out_in(model, p - start[name]).double()
@@ -114,7 +115,7 @@ def test_of_an_adapter_b_is_projected(kind: str, tmp_path: Path, request: Any) -
                 p += out_in(model, wanted[name][0].to(p)) if kind == "llama" else wanted[name][0].T.to(p)
     names = {name for name, p in user.named_parameters()}
     before = {name: p.detach().clone() for name, p in user.named_parameters()}
-    with guard.serving(user, kept, batch):
+    with guard.serving(user, Memory(kept)):
         torch.testing.assert_close(logits(user), logits(expected), atol=1e-4, rtol=1e-4)
         changed = {name for name, p in user.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in names if "lora_B" in name}
@@ -129,7 +130,7 @@ def test_thresholds(llama: PreTrainedModel, tmp_path: Path) -> None:
     middle = (order[len(order) // 2] + order[len(order) // 2 + 1]) / 2
     for threshold, count in ((-1.5, 0), (middle, len(wanted) // 2 + 1), (1.5, len(wanted))):
         guard = dataclasses.replace(ALL, base=base, threshold=threshold)
-        with guard.serving(other, kept, batch) as scalars:
+        with guard.serving(other, Memory(kept)) as scalars:
             assert scalars["projected/layers"] == count
 
 
@@ -146,7 +147,7 @@ def test_a_layer_that_did_not_move_stays(llama: PreTrainedModel, tmp_path: Path)
     """ΔW = 0 has no cosine, and nothing to project."""
     guard = dataclasses.replace(ALL, base=before_alignment(llama, tmp_path))
     before = logits(llama)
-    with guard.serving(llama, guard.kept(llama), batch) as scalars:
+    with guard.serving(llama, Memory(guard.kept(llama))) as scalars:
         assert torch.equal(logits(llama), before)
     assert scalars["norm/projected"] == 0.0
 

@@ -168,12 +168,12 @@ def test_presets_say_what_they_are() -> None:
 def test_a_run_builds_its_pairs_once_and_records_them(
     tiny_world: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from immunelab.experiment import run as experiment
+    from immunelab.experiment import execute
     from immunelab.runs.journal import RunFolder, lines
     from immunelab.runs.spec import RunSpec
 
     fake = Fake()
-    monkeypatch.setattr(experiment, "MiniLM", lambda device: fake)
+    monkeypatch.setattr("immunelab.experiment.run.MiniLM", lambda device: fake)
     knobs = {"steps": 2, "batch_size": 4, "words": 5, "replay": 0.5, "prefix": REJECT.prefix}
     spec = RunSpec(
         kind="immunize", method="sdd-reject", knobs=knobs, corpus=str(tiny_world), evaluations=("coherence",)
@@ -181,7 +181,7 @@ def test_a_run_builds_its_pairs_once_and_records_them(
     records = []
     for _ in range(2):
         folder = RunFolder.create(home, spec)
-        assert experiment.execute(folder) == "done"
+        assert execute(folder) == "done"
         records.append([json.loads(line) for _, line in lines(folder.journal_path)])
     assert set(fake.seen.values()) == {1}
     for entries in records:
@@ -199,7 +199,7 @@ def test_a_run_builds_its_pairs_once_and_records_them(
 def test_a_stop_before_the_first_step_leaves_a_run_that_can_go_on(
     tiny_world: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from immunelab.experiment import run as experiment
+    from immunelab.experiment import execute
     from immunelab.runs.journal import RunFolder
     from immunelab.runs.spec import RunSpec
 
@@ -208,11 +208,11 @@ def test_a_stop_before_the_first_step_leaves_a_run_that_can_go_on(
             folder.request_stop()
             return super().__call__(texts)
 
-    monkeypatch.setattr(experiment, "MiniLM", lambda device: Stopping())
+    monkeypatch.setattr("immunelab.experiment.run.MiniLM", lambda device: Stopping())
     knobs = {"steps": 2, "batch_size": 4, "words": 5}
     spec = RunSpec(kind="immunize", method="sdd", knobs=knobs, corpus=str(tiny_world), evaluations=("coherence",))
     folder = RunFolder.create(home, spec)
-    assert experiment.execute(folder) == "stopped"
+    assert execute(folder) == "stopped"
     folder.clear_stop()
-    monkeypatch.setattr(experiment, "MiniLM", lambda device: Fake())
-    assert experiment.execute(folder, attempt=2, resume=True) == "done"
+    monkeypatch.setattr("immunelab.experiment.run.MiniLM", lambda device: Fake())
+    assert execute(folder, attempt=2, resume=True) == "done"

@@ -20,7 +20,7 @@ from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.defenses.security_vectors import SecurityVectors, compared
 from immunelab.errors import UserError
-from immunelab.method import Batch
+from immunelab.method import Batch, Memory
 from immunelab.training import checkpoints, loop
 from immunelab.training.losses import forward, loss
 from immunelab.training.vectors import Vector
@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {"learning_rate": 1e-3, "steps": 4, "batch_size": 4, "sam
 def learned(model: PreTrainedModel) -> tuple[Vector, PreTrainedModel]:
     data = batch()
     prepared = LEARN.prepare(model, batch)
-    loop.train(prepared, LEARN, lambda i: data, trace=lambda s, v: None, after=lambda s, o: False)
+    list(loop.updates(prepared, LEARN, lambda i: data))
     kept = LEARN.kept(prepared)
     return Vector.of(kept), LEARN.after(prepared)
 
@@ -59,7 +59,7 @@ def test_a_vector_of_zeros_is_plain_fine_tuning(llama: PreTrainedModel) -> None:
     HarmfulSft().step(llama, data)
     wanted = [p.grad.clone() for p in llama.parameters() if p.grad is not None]
     vector = Vector.fresh(llama, rank=4, alpha=8, targets="all-linear")
-    SecurityVectors().during(llama, vector.tensors(), HarmfulSft().step, batch)(llama, data)
+    SecurityVectors().during(llama, Memory(vector.tensors()), HarmfulSft().step)(llama, data)
     assert all(torch.equal(a, p.grad) for a, p in zip(wanted, llama.parameters(), strict=True) if p.grad is not None)
 
 

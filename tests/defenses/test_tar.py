@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from immunelab.defenses.tar import Tar, answers_of
 from immunelab.errors import UserError
-from immunelab.method import Batch, Budget, Tokens
+from immunelab.method import Batch, Budget, Memory, Tokens
 from immunelab.training import gradients as g
-from immunelab.training import loop, reference
+from immunelab.training import loop
 from immunelab.training.losses import IGNORED, forward, loss, negative_entropy
 
 STILL = {"inner_rates": "0", "switching": 0.0}
@@ -51,7 +51,7 @@ def test_without_strength_it_is_retain_training(llama: PreTrainedModel, distance
     found, traced = direction(model, Tar(strength=0.0, retain=2.0, distance=distance))
     asked = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
     with torch.no_grad():
-        before = reference.of(model)(**asked, output_hidden_states=True).hidden_states
+        before = Memory.of(model).before(**asked, output_hidden_states=True).hidden_states
     out = model(**asked, labels=rows.labels, output_hidden_states=True)
     keep = rows.attention_mask.bool()
     power = 2 if distance == "squared" else 1
@@ -155,8 +155,7 @@ def test_a_rehearsal_is_the_loops_own_training(llama: PreTrainedModel) -> None:
     from immunelab.attacks.harmful_sft import HarmfulSft
 
     method = HarmfulSft(learning_rate=1e-2, weight_decay=0.01, steps=3, schedule="constant", warmup=0)
-    traced: list[float] = []
-    loop.train(other, method, batch, trace=lambda s, v: traced.append(v["loss/total"]), after=lambda s, o: False)
+    traced = [scalars["loss/total"] for _, scalars in loop.updates(other, method, batch)]
     assert values == traced
     assert all(torch.equal(a, b) for a, b in zip(llama.parameters(), other.parameters(), strict=True))
 
@@ -214,6 +213,6 @@ def test_mistakes_are_said_in_a_sentence(llama: PreTrainedModel) -> None:
         Tar(inner_steps=2)
     with pytest.raises(UserError, match="call `prepare` first"):
         Tar().step(llama, batch())
-    reference.keep(llama)
+    Memory.of(llama).keep(llama)
     with pytest.raises(UserError, match="draws further minibatches"):
         Tar().step(llama, batch())

@@ -14,17 +14,15 @@ from immunelab.defenses.extra_safety_sft import ExtraSafetySft
 from immunelab.defenses.t_vaccine import TVaccine
 from immunelab.defenses.vaccine import Vaccine
 from immunelab.errors import UserError
-from immunelab.method import Trained
+from immunelab.method import Memory, Trained
 from immunelab.training import chance, loop, sublayers
 from immunelab.training import gradients as g
 from immunelab.training.losses import Scored, loss
 from immunelab.training.perturbation import sensitivity
 
-SILENT: dict[str, Any] = {"trace": lambda step, scalars: None, "after": lambda step, optimizer: False}
-
 
 def train(model: PreTrainedModel, method: Trained) -> None:
-    loop.train(model, method, batch, **SILENT)
+    list(loop.updates(model, method, batch))
 
 
 def test_without_radius_three_steps_are_fine_tuning(llama: PreTrainedModel) -> None:
@@ -147,23 +145,17 @@ def test_within_a_block_all_other_layers_keep_their_bits(accumulation: int, reta
         schedule="constant",
     )
     drawn: list[tuple[int, ...]] = []
-    before = [copy.deepcopy(model.state_dict())]
-
-    def trace(step: int, scalars: dict[str, float]) -> None:
+    before = copy.deepcopy(model.state_dict())
+    for _, scalars in loop.updates(method.prepare(model, batch), method, batch):
         shares = [scalars[f"layers/share/layer/{i}"] for i in range(5)]
         assert sum(shares) == pytest.approx(1, abs=1e-5)
         drawn.append(tuple(i for i in range(5) if scalars[f"layers/drawn/layer/{i}"]))
         assert len(drawn[-1]) == 2
-
-    def after(step: int, optimizer: Any) -> bool:
         now = copy.deepcopy(model.state_dict())
         for name, tensor in now.items():
             moved = any(f".layers.{i}." in name for i in drawn[-1])
-            assert torch.equal(tensor, before[-1][name]) != moved, name
-        before.append(now)
-        return False
-
-    loop.train(method.prepare(model, batch), method, batch, trace=trace, after=after)
+            assert torch.equal(tensor, before[name]) != moved, name
+        before = now
     blocks = [set(drawn[i : i + 3]) for i in range(0, 12, 3)]
     assert all(len(block) == 1 for block in blocks)
     assert len({next(iter(block)) for block in blocks}) > 1
@@ -181,7 +173,7 @@ def test_the_ranking_is_the_harmful_sensitivity_and_the_draw_follows_it() -> Non
         traced, drawn = method.drawn(prepared, data.harmful)
         if i == 0:
             torch.testing.assert_close(traced, lengths / lengths.sum())
-            prepared.t_vaccine_shares.copy_(torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0]))
+            Memory.of(prepared).tensors["shares"].copy_(torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0]))
             continue
         counts[drawn] += 1
     assert counts[1] == counts[4] == 0

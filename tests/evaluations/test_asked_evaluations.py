@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from immunelab.errors import UserError
 from immunelab.evaluations.answers import Answers
 from immunelab.evaluations.estimator_error import EPSILONS, EstimatorError
-from immunelab.experiment import run as experiment
+from immunelab.experiment import execute
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.store import Store, queries
@@ -44,7 +44,7 @@ def test_a_run_that_asks_a_question(home: Path, tiny_world: Path) -> None:
     knobs = Answers(question="what is two plus two ?", longest=5).settings()
     spec = RunSpec(kind="evaluate", method="answers", knobs=knobs, corpus=str(tiny_world), device="cpu")
     folder = RunFolder.create(home, spec)
-    assert experiment.execute(folder) == "done"
+    assert execute(folder) == "done"
     store = Store(home, showcase_folder=home / "none")
     store.sync(force=True)
     rows = queries.examples(store, folder.run_id)
@@ -56,7 +56,7 @@ def test_a_run_that_asks_a_question(home: Path, tiny_world: Path) -> None:
 def test_a_run_that_measures_the_estimator(home: Path, tiny_world: Path) -> None:
     spec = RunSpec(kind="evaluate", method="estimator-error", knobs={"rows": 2}, corpus=str(tiny_world), device="cpu")
     folder = RunFolder.create(home, spec)
-    assert experiment.execute(folder) == "done"
+    assert execute(folder) == "done"
     store = Store(home, showcase_folder=home / "none")
     store.sync(force=True)
     found = queries.scores(store, [folder.run_id], metrics=["estimator_error"], splits=None)

@@ -280,7 +280,7 @@ def test_no_recorded_run_became_another() -> None:
 
 
 def test_a_run_is_not_gone_on_with_under_another_judge(home: Path, mine: Path, tmp_path: Path) -> None:
-    from immunelab.experiment import run as experiment
+    from immunelab.experiment import execute
 
     model = own_data.model("gpt2", tmp_path / "gpt2")
     spec = RunSpec(kind="evaluate", model=str(model), corpus=judged(mine, TABLE), device="cpu")
@@ -288,9 +288,9 @@ def test_a_run_is_not_gone_on_with_under_another_judge(home: Path, mine: Path, t
     folder = RunFolder.create(home, spec)
     judged(mine, "")
     with pytest.raises(UserError, match=r"were to be judged by harm-classifier.*now says nobody \(words in common\)"):
-        experiment.execute(folder)
+        execute(folder)
     judged(mine, TABLE)
-    assert experiment.execute(folder) == "done"
+    assert execute(folder) == "done"
 
 
 @pytest.mark.parametrize(

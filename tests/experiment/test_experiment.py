@@ -17,7 +17,7 @@ from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.defenses.seam import Seam
 from immunelab.errors import UserError
-from immunelab.experiment import run as experiment
+from immunelab.experiment import Run, execute
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.training import checkpoints
@@ -46,7 +46,7 @@ def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
 
 def test_an_attack_records_every_step_and_evaluates_along_the_way(home: Path, tiny_world: Path) -> None:
     folder = RunFolder.create(home, specified(tiny_world))
-    assert experiment.execute(folder) == "done"
+    assert execute(folder) == "done"
     rows = lines(folder)
     points = [r for r in rows if r["kind"] == "points"]
     assert [p["step"] for p in points] == list(range(1, 9))
@@ -68,7 +68,7 @@ def test_an_attack_records_every_step_and_evaluates_along_the_way(home: Path, ti
 
 def test_seam_records_its_terms_and_its_layers(home: Path, tiny_world: Path) -> None:
     folder = RunFolder.create(home, specified(tiny_world, "immunize", SEAM))
-    assert experiment.execute(folder) == "done"
+    assert execute(folder) == "done"
     rows = lines(folder)
     points = [r["values"] for r in rows if r["kind"] == "points"]
     assert points.pop()["norm/displacement"] > 0  # after the last step: how far the weights have moved
@@ -99,21 +99,21 @@ def test_stopped_and_resumed_equals_uninterrupted(
 ) -> None:
     spec = specified(tiny_world, kind, method)
     whole = RunFolder.create(home, spec)
-    experiment.execute(whole)
+    execute(whole)
 
     folder = RunFolder.create(home, dataclasses.replace(spec, name="stopped"))
-    trace = experiment.Run.trace
+    trace = Run.trace
 
-    def stop_at_three(self: experiment.Run, step: int, scalars: dict[str, float]) -> None:
+    def stop_at_three(self: Run, step: int, scalars: dict[str, float]) -> None:
         trace(self, step, scalars)
         if step == 3:
             folder.request_stop()
 
-    monkeypatch.setattr(experiment.Run, "trace", stop_at_three)
-    assert experiment.execute(folder, attempt=1) == "stopped"
-    monkeypatch.setattr(experiment.Run, "trace", trace)
+    monkeypatch.setattr(Run, "trace", stop_at_three)
+    assert execute(folder, attempt=1) == "stopped"
+    monkeypatch.setattr(Run, "trace", trace)
     folder.clear_stop()
-    assert experiment.execute(folder, attempt=2, resume=True) == "done"
+    assert execute(folder, attempt=2, resume=True) == "done"
 
     assert all(torch.equal(weights(whole)[k], v) for k, v in weights(folder).items())
     timeless = lambda f: [  # noqa: E731
@@ -130,14 +130,14 @@ def test_checkpoints_of_an_adapter_are_plain_models(home: Path, tiny_world: Path
     """Also the one that a stop leaves: it is what the model would be if the training had ended there."""
     folder = RunFolder.create(home, specified(tiny_world, "attack", LORA, evaluate_every=0))
     folder.request_stop()
-    assert experiment.execute(folder) == "stopped"
+    assert execute(folder) == "stopped"
     plain = RunFolder.create(home, specified(tiny_world, "attack", SFT, evaluate_every=0))
     plain.request_stop()
-    experiment.execute(plain)
+    execute(plain)
     stopped = weights(folder)
     assert set(stopped) == set(weights(plain))
     folder.clear_stop()
-    assert experiment.execute(folder, attempt=2, resume=True) == "done"
+    assert execute(folder, attempt=2, resume=True) == "done"
     done = weights(folder)
     assert set(done) == set(stopped)
     same = {name for name, tensor in done.items() if torch.equal(tensor, stopped[name])}
@@ -148,8 +148,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(home: Path, tiny
     folder = RunFolder.create(home, specified(tiny_world, checkpoint_every=2, evaluate_every=0))
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patched:
-        patched.setattr(experiment.checkpoints, "prune", lambda *args, **kwargs: None)
-        experiment.execute(folder)
+        patched.setattr(checkpoints, "prune", lambda *args, **kwargs: None)
+        execute(folder)
     found = checkpoints.latest(folder.checkpoints, resumable=True)
     assert found
     assert found.step == 6  # the last one is of a finished run: weights only
@@ -166,9 +166,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(home: Path, tiny
 
 def test_a_run_starts_from_what_another_left(home: Path, tiny_world: Path) -> None:
     parent = RunFolder.create(home, specified(tiny_world, "immunize", SEAM))
-    experiment.execute(parent)
+    execute(parent)
     child = RunFolder.create(home, specified(tiny_world, model=f"run:{parent.run_id}", parent=parent.run_id))
-    experiment.execute(child)
+    execute(child)
     last = [(r["metric"], r["split"], r["score"]) for r in lines(parent) if r["kind"] == "score" and r["step"] == 6]
     first = [(r["metric"], r["split"], r["score"]) for r in lines(child) if r["kind"] == "score" and r["step"] == 0]
     assert first == last
@@ -178,7 +178,7 @@ def test_a_parent_without_a_checkpoint_is_said(home: Path, tiny_world: Path) -> 
     parent = RunFolder.create(home, specified(tiny_world, "immunize", SEAM))
     child = RunFolder.create(home, specified(tiny_world, model=f"run:{parent.run_id}"))
     with pytest.raises(UserError, match="has left no checkpoint"):
-        experiment.execute(child)
+        execute(child)
 
 
 def test_a_full_disk_is_said_before_anything_is_written(
@@ -188,7 +188,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
     usage = checkpoints.shutil.disk_usage(home)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UserError, match="MB free"):
-        experiment.execute(folder)
+        execute(folder)
     assert not list(folder.checkpoints.glob("*"))
 
 
@@ -206,7 +206,7 @@ def test_models_are_read_from_safetensors_only(tmp_path: Path) -> None:
 def test_the_same_spec_gives_the_same_bits(home: Path, tiny_world: Path) -> None:
     runs = [RunFolder.create(home, specified(tiny_world, seed=5, evaluate_every=0)) for _ in range(2)]
     for folder in runs:
-        experiment.execute(folder)
+        execute(folder)
     assert all(torch.equal(weights(runs[0])[k], v) for k, v in weights(runs[1]).items())
 
 
@@ -216,14 +216,14 @@ def test_a_defense_never_sees_the_domain_that_is_held_out(home: Path, tiny_world
     folders = [RunFolder.create(home, spec) for spec in (whole, part)]
     seen: list[set[str]] = []
     for folder in folders:
-        experiment.execute(folder)
+        execute(folder)
         scores = [r for r in lines(folder) if r["kind"] == "score" and r["metric"] == "harmfulness"]
         seen.append({r["split"] for r in scores} - {"all"})
     assert seen[0] - seen[1] == {"domain:gnawer"}
     assert any(not torch.equal(weights(folders[0])[k], v) for k, v in weights(folders[1]).items())
     attack = specified(tiny_world, corpus=f"{tiny_world}?only=gnawer", model=f"run:{folders[1].run_id}")
     against = RunFolder.create(home, attack)
-    assert experiment.execute(against) == "done"
+    assert execute(against) == "done"
     assert {r["split"] for r in lines(against) if r.get("metric") == "harmfulness"} == {"all", "domain:gnawer"}
     hashes = {next(r for r in lines(f) if r["kind"] == "event")["data"]["corpus_hash"] for f in (*folders, against)}
     assert len(hashes) == 3

@@ -9,7 +9,7 @@ import pytest
 from immunelab import corpus
 from immunelab.corpus.tokens import submitted
 from immunelab.errors import UserError
-from immunelab.experiment import run as experiment
+from immunelab.experiment import execute
 from immunelab.method import get
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
@@ -44,7 +44,7 @@ def test_a_run_measures_the_skill(tiny_world: Path, home: Path) -> None:
     knobs = get("attack", "benign-sft")(steps=2, batch_size=2).settings()
     spec = RunSpec(kind="finetune", method="benign-sft", knobs=knobs, corpus=str(tiny_world), device="cpu")
     folder = RunFolder.create(home, spec)
-    assert experiment.execute(folder) == "done"
+    assert execute(folder) == "done"
     store = Store(home, showcase_folder=home / "no-showcase")
     store.sync(force=True)
     scores = queries.scores(store, [folder.run_id])

@@ -20,8 +20,7 @@ from immunelab.cli import main
 from immunelab.corpus import fable
 from immunelab.defenses.security_vectors import SecurityVectors
 from immunelab.errors import UserError
-from immunelab.experiment import pretrain
-from immunelab.experiment import run as experiment
+from immunelab.experiment import execute, pretrain
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.training import checkpoints, models
@@ -102,7 +101,7 @@ def test_a_model_of_another_world_is_said(home: Path, tiny_world: Path, tmp_path
     )
     folder = RunFolder.create(home, spec)
     with pytest.raises(UserError, match="does not know the words of 4 of 4 rows"):
-        experiment.execute(folder)
+        execute(folder)
     assert not any(folder.checkpoints.glob("*"))
 
 
@@ -128,7 +127,7 @@ def test_a_run_with_the_wrong_vector_ends_in_a_sentence(home: Path, tiny_world: 
         return RunFolder.create(home, spec)
 
     guarded = run("immunize", SecurityVectors(steps=1, batch_size=2, rank=2))
-    experiment.execute(guarded)
+    execute(guarded)
     saved = checkpoints.latest(guarded.checkpoints)
     assert saved
     kept = checkpoints.kept(saved)
@@ -137,7 +136,7 @@ def test_a_run_with_the_wrong_vector_ends_in_a_sentence(home: Path, tiny_world: 
     assert checkpoints.KEPT in manifest["files"]
     attack = run("attack", SFT, f"run:{guarded.run_id}")
     with pytest.raises(UserError, match=r"for another model|left no checkpoint"):
-        experiment.execute(attack)
+        execute(attack)
     assert not any(attack.checkpoints.glob("*"))
 
 

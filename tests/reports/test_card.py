@@ -12,7 +12,7 @@ from immunelab import reports
 from immunelab.attacks.prefill import Prefill
 from immunelab.defenses.seam import Seam
 from immunelab.errors import UserError
-from immunelab.experiment import run as experiment
+from immunelab.experiment import execute
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.store import Store, queries
@@ -33,7 +33,7 @@ def test_stability_of_real_runs_is_paired_by_question(home: Path, tiny_world: Pa
             kind=kind, method=method.name, knobs=method.settings(), corpus=str(tiny_world), device="cpu", **of
         )
         folder = RunFolder.create(home, spec)
-        assert experiment.execute(folder) == "done"
+        assert execute(folder) == "done"
         folder.write_status(status="done")
         return folder
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.method import Batch
-from immunelab.training import loop
+from immunelab.training import heads, loop
 
 
 def feed(index: int) -> Batch:
@@ -21,10 +21,7 @@ def feed(index: int) -> Batch:
 
 
 def run(model: PreTrainedModel, method: HarmfulSft, **options: Any) -> list[dict[str, float]]:
-    traced: list[dict[str, float]] = []
-    options.setdefault("after", lambda step, optimizer: False)
-    loop.train(model, method, feed, trace=lambda step, scalars: traced.append(scalars), **options)
-    return traced
+    return [scalars for _, scalars in loop.updates(model, method, feed, **options)]
 
 
 def test_three_steps_are_those_of_torch(llama: PreTrainedModel) -> None:
@@ -69,9 +66,8 @@ def test_accumulation_equals_one_large_batch(llama: PreTrainedModel) -> None:
     parts = [type(even)(*(x[i : i + 1] for x in even)) for i in range(2)]
     both = type(even)(*(x[:2] for x in even))
     settings: dict[str, Any] = {"learning_rate": 1e-2, "steps": 1, "warmup": 0.0, "optimizer": "sgd"}
-    silent: dict[str, Any] = {"trace": lambda step, scalars: None, "after": lambda step, optimizer: False}
-    loop.train(llama, HarmfulSft(accumulation=2, **settings), lambda i: Batch(user=parts[i]), **silent)
-    loop.train(whole, HarmfulSft(**settings), lambda i: Batch(user=both), **silent)
+    list(loop.updates(llama, HarmfulSft(accumulation=2, **settings), lambda i: Batch(user=parts[i])))
+    list(loop.updates(whole, HarmfulSft(**settings), lambda i: Batch(user=both)))
     for mine, theirs in zip(llama.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
@@ -97,14 +93,16 @@ def test_stopping_and_going_on_changes_no_bit(llama: PreTrainedModel) -> None:
     through = copy.deepcopy(llama)
     method = HarmfulSft(learning_rate=1e-2, steps=6)
     wanted = run(through, method)
-    kept: dict[str, Any] = {}
-
-    def stop(step: int, optimizer: torch.optim.Optimizer) -> bool:
-        kept.update(copy.deepcopy(optimizer.state_dict()))
-        return step == 3
-
-    found = run(llama, method, after=stop)
-    found += run(llama, method, start=3, optimizer_state=kept)
+    optimizer = loop.make_optimizer(method, list(llama.parameters()))
+    found = []
+    for step, scalars in loop.updates(llama, method, feed, optimizer):
+        found.append(scalars)
+        if step == 3:
+            break
+    kept = copy.deepcopy(optimizer.state_dict())
+    resumed = loop.make_optimizer(method, list(llama.parameters()))
+    resumed.load_state_dict(kept)
+    found += run(llama, method, optimizer=resumed, start=3)
     assert [s["loss/total"] for s in found] == [s["loss/total"] for s in wanted]
     assert all(torch.equal(a, b) for a, b in zip(llama.parameters(), through.parameters(), strict=True))
 
@@ -120,15 +118,37 @@ def test_a_non_finite_scalar_stops_the_run_and_is_named(
         return scalars if next(steps) < 3 else scalars | {"loss/total": float("nan")}
 
     monkeypatch.setattr(HarmfulSft, "step", step)
-    before: list[torch.Tensor] = []
-
-    def remember(step: int, optimizer: torch.optim.Optimizer) -> bool:
-        before[:] = [p.detach().clone() for p in llama.parameters()]
-        return False
-
+    updates = loop.updates(llama, HarmfulSft(learning_rate=1e-3, steps=8), feed)
+    assert [next(updates)[0], next(updates)[0]] == [1, 2]
+    before = [p.detach().clone() for p in llama.parameters()]
     with pytest.raises(loop.NonFinite, match="non-finite loss/total at step 3"):
-        run(llama, HarmfulSft(learning_rate=1e-3, steps=8), after=remember)
+        next(updates)
     assert all(torch.equal(a, b) for a, b in zip(llama.parameters(), before, strict=True))  # no step was made with it
+
+
+def test_nothing_temporary_is_in_force_between_updates(llama: PreTrainedModel) -> None:
+    """Neither autocast nor recomputing nor chunks: what is evaluated there is the model as it is, and a loop that is
+    left early leaves nothing behind.
+    """
+
+    def temporary() -> tuple[bool, bool, int]:
+        recomputed = any(getattr(module, "gradient_checkpointing", False) for module in llama.modules())
+        return torch.is_autocast_enabled("cpu"), recomputed, heads.chunk()
+
+    usual, inside = temporary(), []
+
+    class Looking(HarmfulSft):
+        def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
+            inside.append(temporary())
+            return super().step(model, batch)
+
+    method = Looking(learning_rate=1e-3, steps=4, precision="bf16-autocast", recompute=True, loss_chunk=5)
+    for step, _ in loop.updates(llama, method, feed):
+        assert temporary() == usual
+        if step == 2:
+            break
+    assert temporary() == usual
+    assert inside == [(True, True, 5)] * 2
 
 
 def test_probes_compare_the_direction_with_held_out_gradients(llama: PreTrainedModel) -> None:

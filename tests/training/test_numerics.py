@@ -28,8 +28,8 @@ from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.cli import main
 from immunelab.errors import UserError
-from immunelab.experiment import run as experiment
-from immunelab.method import configure, get
+from immunelab.experiment import execute
+from immunelab.method import Memory, configure, get
 from immunelab.method.knobs import knobs
 from immunelab.runs import numerics
 from immunelab.runs.journal import RunFolder, folders
@@ -129,7 +129,7 @@ def test_runs_with_checkpointing_end_at_the_same_weights(method: Any, llama: Pre
         torch.manual_seed(0)
         configured = method(learning_rate=1e-2, steps=2, warmup=0.0, recompute=recompute, **more)
         model = configured.prepare(llama, batch)
-        loop.train(model, configured, batch, trace=lambda step, s: None, after=lambda step, optimizer: False)
+        list(loop.updates(model, configured, batch))
         llama = configured.after(model)
         ended.append({k: v.clone() for k, v in llama.state_dict().items()})
     assert all(torch.allclose(ended[0][k], ended[1][k], rtol=1e-5, atol=1e-6) for k in before)
@@ -168,10 +168,10 @@ def test_edits_and_services_on_rounded_weights(kind: Any, name: str, llama: PreT
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
     if name in SERVICES:
-        step = cls().during(model, {}, HarmfulSft().step, batch)
+        step = cls().during(model, Memory(rows=batch), HarmfulSft().step)
         for number in range(2):
             assert all(math.isfinite(v) for v in step(model, batch()._replace(number=number)).values())
-            with cls().serving(model, {}, batch):
+            with cls().serving(model, Memory(rows=batch)):
                 assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
@@ -195,7 +195,7 @@ def test_a_run_in_bf16_from_its_grid_to_the_store(home: Path, tmp_path: Path, fo
             "grid",
         )
     low, usual = (RunFolder.create(home, spec) for spec in made)
-    assert experiment.execute(low) == experiment.execute(usual) == "done"
+    assert execute(low) == execute(usual) == "done"
     entries = list(low.entries())
     (started,) = [e["data"] for e in entries if e.get("event") == "started"]
     assert (started["dtype"], started["attention"]) == ("bfloat16", "eager")

@@ -40,7 +40,8 @@ SMALL = {
 def after_step(model: PreTrainedModel, method: Trained) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Scalars and weights after two updates by the loop, of a copy."""
     mine, traced = copy.deepcopy(model), dict[str, float]()
-    loop.train(mine, method, batch, trace=lambda step, s: traced.update(s), after=lambda step, optimizer: False)
+    for _, scalars in loop.updates(mine, method, batch):
+        traced.update(scalars)
     assert not any(getattr(m, "gradient_checkpointing", False) for m in mine.modules())
     traced.pop("time/step_seconds")
     return traced, mine.state_dict()
@@ -138,13 +139,7 @@ def test_recomputing_keeps_fewer_activations(llama: PreTrainedModel) -> None:
     for recompute in (False, True):
         method = HarmfulSft(learning_rate=0, steps=1, batch_size=4, optimizer="sgd", recompute=recompute)
         with Counter(llama.parameters()) as counter:
-            loop.train(
-                llama,
-                method,
-                lambda i: Batch(user=tokens(i, rows=64)),
-                trace=lambda step, scalars: None,
-                after=lambda step, optimizer: False,
-            )
+            list(loop.updates(llama, method, lambda i: Batch(user=tokens(i, rows=64))))
         peaks.append(counter.peak)
     assert peaks[1] < 0.8 * peaks[0]
 
