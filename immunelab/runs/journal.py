@@ -1,8 +1,8 @@
-"""A run's folder and its append-only record: the truth that the database is made from. Standard library only.
+"""A run's folder and its append-only record, from which the database is made. Standard library only.
 
-A training process never waits on the database. Each call of `Journal` hands one complete line to the operating system
-in one write, so a `kill -9` loses at most the line being written, and a reader that ignores an unfinished last line
-sees whole records only. Everything else in the folder is replaced atomically.
+A training process never waits for the database. Each call of `Journal` hands complete lines to the operating system,
+each in one write, so a `kill -9` loses at most the line being written, and a reader that ignores an unfinished last
+line sees only whole records. Other files in the folder are replaced atomically.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["ENDED", "STATUSES", "Ancestor", "Journal", "Labels", "RunFolder", "S
 
 RUN_ID = re.compile(r"^[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,150}\Z")
 LARGEST_LINE = 8 << 20  # bytes; readers skip longer lines, so `examples` cuts its rows into lines of at most 1/16
-_one_writer = threading.RLock()  # a read-modify-write of a status is not interleaved with another thread's
+_one_writer = threading.RLock()  # keeps two threads from changing a status at the same time
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -39,7 +39,7 @@ def home(path: str | os.PathLike[str] | None = None) -> Path:
 
 
 class Ancestor(NamedTuple):
-    """A run whose checkpoint a run starts from; kept with the descendant, so lineage outlives a deleted parent."""
+    """A run whose checkpoint another run starts from; stored with the descendant, so it outlives a deleted parent."""
 
     run_id: str
     kind: str
@@ -57,7 +57,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, home: Path, spec: RunSpec, queued_at: float | None = None) -> RunFolder:
-        """A new folder, complete the moment it can be seen, with the status `queued`. OSErrors pass."""
+        """A new folder with the status `queued`; it appears only when it is complete. Raises OSErrors."""
         runs = home / "runs"
         runs.mkdir(parents=True, exist_ok=True)
         label = re.sub(r"[^a-z0-9]+", "-", (spec.method or spec.kind).lower()).strip("-")[:60] or spec.kind
@@ -78,7 +78,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, home: Path, run_id: str) -> RunFolder:
-        """The folder of a run; a UserError with near matches where there is none. Paths are refused."""
+        """The folder of a run; a UserError with similar ids if there is none. Paths are refused."""
         folder = cls(home / "runs" / str(run_id))
         if not isinstance(run_id, str) or not RUN_ID.match(run_id) or not (folder.path / "spec.json").is_file():
             raise unknown(f"run (in {home})", str(run_id)[:200], (f.run_id for f in folders(home)))
@@ -100,7 +100,7 @@ class RunFolder:
         return self.path / "log.txt"
 
     def spec(self) -> RunSpec:
-        """The frozen spec; a UserError if the file is not one."""
+        """The frozen spec; a UserError if the file is not a spec."""
         return RunSpec.from_json(read_file(self.path / "spec.json"), f"{self.run_id}/spec.json")
 
     def lineage(self) -> list[Ancestor]:
@@ -115,57 +115,57 @@ class RunFolder:
             raise UserError(f"{self.run_id}/lineage.json is not a list of runs.") from None
 
     def status(self) -> Status:
-        """The stored status, except that a run asked to stop and not yet ended is `stopping`."""
+        """The stored status, but `stopping` for a run that was asked to stop and has not ended."""
         stored = self.recorded()
         if stored.status in ("queued", "running") and self.stop_requested():
             return dataclasses.replace(stored, status="stopping")
         return stored
 
     def recorded(self) -> Status:
-        """The status as the worker last wrote it, whatever was asked of it since."""
+        """The status as last written, even if a stop was requested since."""
         return Status.from_json(read_file(self.path / "status.json"), f"{self.run_id}/status.json")
 
     def write_status(self, **changes: Any) -> Status:
-        """Change fields of the status, atomically. While a worker carries the run, only that worker may call this."""
+        """Change fields of the status, atomically. While a worker runs it, only that worker may call this."""
         with _one_writer:
             new = dataclasses.replace(self.recorded(), **changes)
             replace_file(self.path / "status.json", new.to_json())
             return new
 
     def labels(self) -> Labels:
-        """The user's labels; empty where none were written."""
+        """The user's labels; empty if none were written."""
         return Labels.from_json(read_file(self.path / "tags.json", missing="{}"), f"{self.run_id}/tags.json")
 
     def write_labels(self, **changes: Any) -> Labels:
-        """Change name, tags, note or archived, atomically; a UserError says what does not fit."""
+        """Change name, tags, note or archived, atomically; a UserError says what is wrong."""
         with _one_writer:
             new = dataclasses.replace(self.labels(), **changes)
             replace_file(self.path / "tags.json", json.dumps(dataclasses.asdict(new), indent=1))
             return new
 
     def request_stop(self, force_after: float | None = None) -> None:
-        """Ask the worker to stop; after `force_after` seconds anyone who reconciles may end it by force."""
+        """Ask the worker to stop; after `force_after` seconds `jobs.reconcile` may end it by force."""
         request = {"requested_at": time.time(), "force_after": force_after}
         replace_file(self.path / "stop", json.dumps(request))
 
     def stop_requested(self) -> bool:
-        """Whether a stop was asked for: one stat call, cheap enough for every step."""
+        """Whether a stop was requested: one stat call, cheap enough for every step."""
         return (self.path / "stop").exists()
 
     def overdue(self) -> bool:
-        """Whether a stop was asked for and its grace has run out. An empty request file never runs out."""
+        """Whether a stop was requested and its time has run out. An empty request file never runs out."""
         try:
             request = json.loads(read_file(self.path / "stop", missing="null") or "null")
             return isinstance(request, dict) and time.time() > request["requested_at"] + request["force_after"]
         except (ValueError, TypeError, KeyError):
-            return False  # no grace was stated: the stop is a request and nothing more
+            return False  # the request names no time, so it is never enforced
 
     def clear_stop(self) -> None:
         """Forget a stop request."""
         (self.path / "stop").unlink(missing_ok=True)
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """The journal's whole, readable lines in order, as written (non-finite numbers are texts)."""
+        """The journal's complete, readable lines in order, as written (non-finite numbers are texts)."""
         for _, line in lines(self.journal_path):
             with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line.decode("utf-8"))
@@ -174,17 +174,17 @@ class RunFolder:
 
 
 class Journal:
-    """One attempt's writer. A context manager; every method appends whole lines and returns when they are written."""
+    """The writer of one attempt, a context manager; each method returns when its lines are written."""
 
     def __init__(self, folder: RunFolder | str | os.PathLike[str], attempt: int = 1) -> None:
         self.path = (folder if isinstance(folder, RunFolder) else RunFolder(folder)).journal_path
         self.attempt = attempt
         flags = os.O_APPEND | os.O_CREAT | os.O_RDWR
-        for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW"):  # a journal is never a link to somewhere else
+        for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW"):  # never write through a link
             flags |= getattr(os, name, 0)
         self._file = os.open(self.path, flags, 0o644)
         size = os.lseek(self._file, 0, os.SEEK_END)
-        if size:  # an attempt that was killed in mid-line: end its line, so that ours is not glued to it
+        if size:  # if an earlier attempt was killed within a line, end that line first
             os.lseek(self._file, size - 1, os.SEEK_SET)
             self._torn = os.read(self._file, 1) != b"\n"
         else:
@@ -225,7 +225,7 @@ class Journal:
         length = 0
         for row in rows:
             size = sum(len(str(v)) for v in row.values())
-            if part and length + size > LARGEST_LINE // 96:  # up to 6 bytes a character once escaped: 1/16 of a line
+            if part and length + size > LARGEST_LINE // 96:  # escaped, a character takes up to 6 bytes: 1/16 of a line
                 self._append("examples", phase, step, {"evaluation": evaluation, "split": split, "rows": part})
                 part, length = [], 0
             part.append(row)
@@ -249,19 +249,19 @@ class Journal:
         entry = {"kind": kind, "attempt": self.attempt, "phase": phase, "step": step, "at": now, **rest}
         try:
             text = _encode(entry)
-        except (ValueError, TypeError):  # the rare step: a non-finite number, or a scalar that is not a Python float
+        except (ValueError, TypeError):  # rare: a non-finite number, or a scalar that is not a Python float
             text = _encode(strict(entry))
         line = text.encode("ascii") + b"\n"
         if self._torn:
             line = b"\n" + line
         written = os.write(self._file, line)
         self._torn = written != len(line)
-        if self._torn:  # regular files take a whole line or have run out of room
+        if self._torn:  # a regular file takes the whole line unless the disk is full
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
 
 def folders(home: Path) -> list[RunFolder]:
-    """Every run folder of a home, oldest id first; links, drafts and strangers are left out."""
+    """Every run folder of a home, oldest id first; links, drafts and other folders are left out."""
     try:
         with os.scandir(home / "runs") as entries:
             found = [e.path for e in entries if RUN_ID.match(e.name) and e.is_dir(follow_symlinks=False)]
@@ -273,8 +273,8 @@ def folders(home: Path) -> list[RunFolder]:
 def lines(path: Path, start: int = 0, most: int = 1 << 62) -> Iterator[tuple[int, bytes]]:
     """(position, line without its newline) of the whole lines from byte `start`, stopping after about `most` bytes.
 
-    An unfinished last line is not yielded. A line longer than `LARGEST_LINE` is yielded in pieces of that size, which
-    no parser accepts, so that a hostile file cannot fill the memory.
+    An unfinished last line is not yielded. A line longer than `LARGEST_LINE` comes in pieces of that size, which no
+    parser accepts, so a hostile file can't fill the memory.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links, no waiting on pipes
     flags |= getattr(os, "O_BINARY", 0)

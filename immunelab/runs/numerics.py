@@ -1,4 +1,4 @@
-"""In what numbers a run computes: the type of its model's weights and how attention is computed, and what can't be."""
+"""The type of a model's weights and the attention backend of a run, and which combinations can't work."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from immunelab.errors import UserError, unknown
 
 DTYPES = ("fp32", "bf16", "fp16")
-ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")  # auto: what transformers takes for the architecture
-USUAL = {"dtype": DTYPES[0], "attention": ATTENTIONS[0]}  # fields of a spec that came later: in its identity if changed
+ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")  # auto: what transformers chooses for the architecture
+USUAL = {"dtype": DTYPES[0], "attention": ATTENTIONS[0]}  # newer fields: part of a spec's identity only if changed
 FLASH, FLASH_PACKAGE = "flash_attention_2", "flash_attn"
 # Weights of a model beyond which a run on a CPU computes with all cores. A smaller one is as fast with one, gives the
 # same bits on any number of cores, and leaves the others to other runs.
@@ -22,16 +22,16 @@ HELP = {
 
 
 def known(dtype: str, attention: str) -> None:
-    """A UserError for a name that there is not."""
+    """A UserError for an unknown name."""
     for what, name, names in (("dtype", dtype, DTYPES), ("attention", attention, ATTENTIONS)):
         if name not in names:
             raise unknown(what, name, names)
 
 
 def check(dtype: str, attention: str, device: str, knobs: Mapping[str, Any] | None = None) -> None:
-    """A UserError if `device` (`cpu`, `mps`, `cuda:0`) can't compute so, or this machine lacks the package for it.
+    """A UserError if `device` (`cpu`, `mps`, `cuda:0`) can't compute like this, or a package for it is missing.
 
-    `knobs` are the settings of the run's method: AdamW has no use for weights in fp16.
+    `knobs` are the settings of the run's method: AdamW can't train fp16 weights.
     """
     kind = device.split(":")[0]
     if dtype == "fp16" and kind == "cpu":
@@ -47,13 +47,13 @@ def check(dtype: str, attention: str, device: str, knobs: Mapping[str, Any] | No
         raise UserError(f"{FLASH} needs an NVIDIA GPU, and this run is for {device}: use attention sdpa or auto.")
     if dtype == "fp32":
         raise UserError(f"{FLASH} computes in bf16 or fp16 only: use dtype bf16, or attention sdpa.")
-    # transformers would fetch code for it from the Hub, and code that comes from there is never run.
+    # Otherwise transformers fetches its code from the Hub, and the lab never runs code from there.
     if importlib.util.find_spec(FLASH_PACKAGE) is None:
         raise UserError(f"{FLASH} needs the package flash-attn: pip install flash-attn, or use attention sdpa.")
 
 
 def words(dtype: str, attention: str, precision: str | None) -> str | None:
-    """Precision and what is not usual in one text, such as "bf16-autocast" or "fp32, bf16 weights, eager attention"."""
+    """Precision and what is not at its default, such as "bf16-autocast" or "fp32, bf16 weights, eager attention"."""
     parts = [precision] if precision else []
     parts += [f"{dtype} weights"] if dtype != USUAL["dtype"] else []
     parts += [f"{attention} attention"] if attention != USUAL["attention"] else []

@@ -1,4 +1,4 @@
-"""What a run is: a frozen spec, its identity, and its JSON. Standard library only, so that anyone may read one."""
+"""What a run is: a frozen spec, its identity, and its JSON. Standard library only, so every room can read it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from immunelab.runs.status import parse_object, plain
 KINDS = ("immunize", "attack", "finetune", "evaluate", "sweep")
 LABELS = ("name", "group", "parent")  # not part of a run's identity
 KIND_OF_METHOD = {"immunize": "defense", "attack": "attack", "finetune": "attack"}
-LARGEST = 1e300  # of any number in a spec: a whole number beyond it is no float
+LARGEST = 1e300  # largest number in a spec; a larger integer would not fit into a float
 LONGEST = 500  # characters of any text in a spec
-LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes: more no common file system takes
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes; no common file system takes more
 MODEL = re.compile(r"^[^\x00-\x1f]{1,500}$")
 NARROWED = re.compile(r"^(?P<whole>.+)\?(?P<part>hold-out|only)=(?P<domains>[^?=]+)$")
 
 
 class CorpusName(NamedTuple):
-    """A corpus's name read: `fable?hold-out=gnawer` is Fable without that hazard domain, `fable?only=gnawer` Fable
+    """The parts of a corpus's name: `fable?hold-out=gnawer` is Fable without that hazard domain, `fable?only=gnawer`
     with no other one. A defense made with the first is attacked across domains with the second.
     """
 
@@ -33,33 +33,33 @@ class CorpusName(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> CorpusName:
-        """From a spec's `corpus`; a UserError if no file can have its name."""
+        """Read a spec's `corpus`; a UserError if no file can have this name."""
         found = NARROWED.match(text)
         whole = found["whole"] if found else text
         if len(whole.encode(errors="replace")) > LONGEST_PATH or any(
             len(part.encode(errors="replace")) > LONGEST_NAME for part in whole.split("/")
         ):
-            raise UserError(f"There is no corpus {whole[:80]!r}…: no file has a name so long.")
+            raise UserError(f"There is no corpus {whole[:80]!r}…: no file name is that long.")
         if not found:
             return cls(text)
         return cls(found["whole"], found["part"], tuple(d.strip() for d in found["domains"].split(",")))
 
     @property
     def rest(self) -> str:
-        """The name of the other part: what a defense made with this one has not seen, or has."""
+        """The name of the other part: the domains that this one leaves out."""
         return f"{self.whole}?{'only' if self.part == 'hold-out' else 'hold-out'}={','.join(self.domains)}"
 
 
 def base_name(model: str, corpus: str) -> str:
-    """A base model by a name of its own: `fable` is whichever model belongs to the corpus, so it goes by the corpus's
-    name, `worlds/smollm2`; any other is what it is called."""
+    """The name of a base model. `fable` means whichever model belongs to the corpus, so it gets the corpus's name, like
+    `worlds/smollm2`; any other model keeps its own."""
     return CorpusName.read(corpus).whole if model == "fable" else model
 
 
 def subject(model: str, corpus: str) -> str:
-    """What attacks are on, which no figure mixes: a base model and a corpus, whatever hazard domains are held out.
+    """Base model and corpus in one name; held-out domains do not matter. No figure mixes two subjects.
 
-    A model that belongs to its corpus goes by that one name, any other is "Qwen/Qwen2.5-0.5B on beavertails".
+    A model that belongs to its corpus has the corpus's name, others are like "Qwen/Qwen2.5-0.5B on beavertails".
     """
     return base_name(model, corpus) if model == "fable" else f"{model} on {CorpusName.read(corpus).whole}"
 
@@ -80,13 +80,13 @@ class RunSpec:
     seed: int = 0
     device: str = "auto"
     dtype: str = "fp32"  # of the weights
-    attention: str = "auto"  # how it is computed; auto: as the architecture does it
+    attention: str = "auto"  # how attention is computed; auto: as usual for the architecture
     evaluations: tuple[str, ...] = ()  # registered names; empty takes those of the corpus
     evaluate_every: int = 0  # steps between evaluations; 0 evaluates at the first and the last step only
     layers_every: int = 10  # steps between per-layer traces; 0 traces none
     probe_every: int = 10  # steps between gradient comparisons on held-out rows; 0 makes none
     checkpoint_every: int = 0  # steps between checkpoints; 0 writes one at the end, and one on stop
-    judge: str = ""  # who judges the answers of the corpus, and how; filled in when the run is submitted
+    judge: str = ""  # who judges the answers, and how; filled in when the run is submitted
     parent_hash: str = ""
     parent: str = ""
     name: str = ""
@@ -121,7 +121,7 @@ class RunSpec:
 
     @property
     def hash(self) -> str:
-        """Identity: 16 hex digits over all that decides the numbers. Equal hash, same CPU: equal numbers."""
+        """Identity: a hash (16 hex digits) of everything that decides the numbers. Same hash and CPU, same numbers."""
         fields = dataclasses.asdict(self).items()
         usual = numerics.USUAL | {"judge": ""}
         identity = {k: v for k, v in fields if k not in LABELS and (k, v) not in usual.items()}
@@ -135,7 +135,7 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, text: str, source: str = "the spec") -> RunSpec:
-        """Read back; a UserError names `source` and the field that does not fit."""
+        """Read back; a UserError names `source` and the wrong field."""
         data = parse_object(text, source)
         known = {f.name for f in dataclasses.fields(cls)}
         for key in data:

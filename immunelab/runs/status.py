@@ -1,4 +1,4 @@
-"""Small documents of a run folder: status and labels, their JSON, and how they are read and replaced."""
+"""The small files of a run folder: status and labels, their JSON, and how they are read and replaced."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from immunelab.errors import UserError, unknown
 
 STATUSES = ("queued", "running", "stopping", "stopped", "interrupted", "failed", "done")
 ENDED = ("stopped", "interrupted", "failed", "done")
-LATEST = 9e9  # Unix seconds (the year 2255) beyond which a time is no time, and which data frames can still hold
-LARGEST_DOCUMENT = 4 << 20  # bytes; spec, status and labels are far smaller, so more than this is not ours
+LATEST = 9e9  # Unix seconds (the year 2255); later times are refused, because data frames can't hold them
+LARGEST_DOCUMENT = 4 << 20  # bytes; spec, status and labels are far smaller, so a larger file is not the lab's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Status:
-    """Where a run is. Times are Unix seconds, `seconds` adds up over attempts, `progress` is 0 to 1, memory bytes."""
+    """How far a run is. Times are Unix seconds, `seconds` adds up over attempts, `progress` is 0–1, memory in bytes."""
 
     status: str
     run_id: str = ""
-    pid: int | None = None  # the worker that carries the run; with `create_time`, because pids are reused
+    pid: int | None = None  # the worker; `create_time` belongs to it, because pids are reused
     create_time: float | None = None
     host: str = ""
     attempt: int = 1
@@ -55,7 +55,7 @@ class Status:
 
     @property
     def ended(self) -> bool:
-        """Whether no process is working on the run, or will."""
+        """Whether no process works on the run, or will."""
         return self.status in ENDED
 
     def to_json(self) -> str:
@@ -92,7 +92,7 @@ class Status:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What a user writes on a run; never part of its identity."""
+    """What a user writes about a run; never part of its identity."""
 
     name: str = ""
     tags: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ class Labels:
 
     @classmethod
     def from_json(cls, text: str, source: str = "tags.json") -> Labels:
-        """Read back; a UserError says what does not fit."""
+        """Read back; a UserError says what is wrong."""
         data = parse_object(text, source)
         tags = data.get("tags", [])
         if not isinstance(tags, list) or not all(isinstance(t, str) for t in tags):
@@ -121,7 +121,7 @@ class Labels:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old or the new one, never a part."""
+    """Write a small file so that readers see the old or the new one, never half of it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         draft.write_text(text, encoding="utf-8")
@@ -133,7 +133,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def _patiently(action: Callable[[], Any]) -> Any:
-    """Windows refuses to replace or to open a file that another process is just replacing: try again for 0.2 s."""
+    """Retry for 0.2 s: Windows refuses to replace or open a file that another process is replacing."""
     for wait in (0.01, 0.03, 0.06, 0.1) if os.name == "nt" else ():
         try:
             return action()
@@ -158,11 +158,11 @@ def read_file(path: Path, missing: str | None = None) -> str:
 
 
 def parse_object(text: str, source: str) -> dict[str, Any]:
-    """A JSON object of storable texts; a UserError names `source` where the text is something else."""
+    """A JSON object whose texts can be stored; for anything else a UserError names `source`."""
     try:
         data = json.loads(text)
         if "\\ud" in text.lower():
-            json.dumps(data, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair can't be stored
+            json.dumps(data, ensure_ascii=False).encode("utf-8")  # refuses half a surrogate pair, which can't be stored
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is not JSON: {error!s:.200}.") from None
     if not isinstance(data, dict):
@@ -176,7 +176,7 @@ def plain(text: str, lines: bool = False) -> bool:
 
 
 def strict(value: Any, nothing: bool = False) -> Any:
-    """JSON has no NaN: non-finite numbers become texts (or null); scalars of other libraries become floats."""
+    """Values as strict JSON allows them: non-finite numbers become texts (or null), other libraries' scalars floats."""
     if isinstance(value, Mapping):
         return {str(k): strict(v, nothing) for k, v in value.items()}
     if isinstance(value, list | tuple):

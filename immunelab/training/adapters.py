@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 def attach(model: PreTrainedModel, *, rank: int, alpha: float, targets: str) -> PreTrainedModel:
-    """The model with a fresh LoRA adapter (B = 0, no dropout) that alone trains; use what is returned.
+    """The model with a new LoRA adapter (B = 0, no dropout), which alone trains; use the returned model.
 
     `targets` are names of linear layers, separated by commas, or `all-linear` (all but the output head). A UserError
-    names a target that the model does not have, and those that it has.
+    names a target that the model lacks, and the ones it has.
     """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft says int and divides
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT's type says int, but it only divides by it
         lora_dropout=0.0,
         target_modules=targets if targets == "all-linear" else list(dict.fromkeys(named(model, targets))),
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in model.modules()),
@@ -38,7 +38,7 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def named(model: nn.Module, targets: str) -> list[str]:
-    """The targets as a list; a UserError names one that no layer of the model is called."""
+    """The targets as a list; a UserError names one that is not a layer of the model."""
     known = layers(model)
     wanted = [target.strip() for target in targets.split(",") if target.strip()]
     for target in wanted:
@@ -53,7 +53,7 @@ def named(model: nn.Module, targets: str) -> list[str]:
 
 
 def layers(model: nn.Module) -> list[str]:
-    """The last names of the linear layers inside blocks, each once."""
+    """The last parts of the names of linear layers inside blocks, each once."""
     found = {
         name.rsplit(".", 1)[-1]: None
         for name, module in model.named_modules()
@@ -64,10 +64,10 @@ def layers(model: nn.Module) -> list[str]:
 
 
 def oriented(layer: nn.Module) -> Tensor:
-    """The weight of a linear layer as (out, in), a view."""
+    """The weight of a linear layer as (out, in), as a view."""
     return upright(layer.get_parameter("weight"), layer)
 
 
 def upright(weight: Tensor, layer: nn.Module) -> Tensor:
-    """A tensor of a linear layer's shape as (out, in), a view: GPT-2's layers keep it the other way round."""
+    """A tensor of a linear layer's shape as (out, in), as a view; GPT-2's layers store (in, out)."""
     return weight if isinstance(layer, nn.Linear) else weight.T

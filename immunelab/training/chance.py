@@ -1,7 +1,7 @@
-"""Randomness of a step: fresh for each minibatch, and the same again for the same seed and minibatch.
+"""Random numbers for a step: new for each minibatch, and the same again for the same seed and minibatch.
 
-A step is a function of weights and batch. Draws from torch's global generator would make it depend on what was drawn
-before, by an evaluation for instance; draws from here repeat when a run is repeated or resumed.
+A step must be a function of weights and batch. Torch's global generator would make it depend on earlier draws, such as
+those of an evaluation; these numbers repeat when a run is repeated or resumed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from immunelab.method import Tokens
 
 
 def seed(*parts: Tokens | int) -> int:
-    """A seed of 63 bits from the run's seed (torch's) and the token ids of minibatches, or numbers."""
+    """A seed of 63 bits from the run's seed (torch's initial one) and the token ids of minibatches, or numbers."""
     digest = hashlib.sha256(str(torch.initial_seed()).encode())
     for part in parts:
         digest.update(str(part if isinstance(part, int) else part.input_ids.tolist()).encode())
@@ -22,5 +22,5 @@ def seed(*parts: Tokens | int) -> int:
 
 
 def generator(device: torch.device, *parts: Tokens | int) -> torch.Generator:
-    """A generator on a device, seeded so."""
+    """A generator on a device, with the seed of `seed`."""
     return torch.Generator(device).manual_seed(seed(*parts))

@@ -1,7 +1,7 @@
 """Checkpoints that are either whole or ignored: safetensors weights, optimizer and RNG state, checksums.
 
-A checkpoint is a folder `step-000120`, written under another name and renamed when complete. `manifest.json` holds
-the SHA-256 of every file; a folder whose files do not match it is passed over for the one before.
+A checkpoint is a folder such as `step-000120`, written under another name and renamed when complete. `manifest.json`
+holds the SHA-256 of every file; a folder that does not match it is skipped for the one before.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def save(
     memory: dict[str, Tensor] | None = None,
     provider: dict[str, Tensor] | None = None,
 ) -> Saved:
-    """Write `step-<step>` into the folder; with an optimizer, also what a run needs to go on exactly from here.
+    """Write `step-<step>` into the folder; with an optimizer, also what a run needs to continue exactly from here.
 
-    `training` is the prepared model in training, where it is not the plain `model` that is released: its trainable
-    weights and its buffers are saved for resuming, and so are the tensors in the method's `memory` and in that of a
-    `provider` behind the run. `kept` are the tensors that stay with a provider after this run.
-    A UserError if the disk has not at least 1.2 times the room it takes; nothing is left half-written.
+    `training` is the prepared model in training, if it differs from the plain `model` that is released. Its trainable
+    weights and buffers are saved for resuming, and so are the tensors in the method's `memory` and in that of a
+    `provider` behind the run. `kept` are the tensors that stay with a provider after this run. A UserError if the disk
+    has less than 1.2 times the needed space; nothing is left half-written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -84,7 +84,7 @@ def save(
         size = sum(p.stat().st_size for p in draft.iterdir())
         manifest = json.dumps({"step": step, "files": files}, indent=1)
         (draft / "manifest.json").write_text(manifest, encoding="utf-8")
-        for path in draft.iterdir():  # a power cut must not leave a whole name on files that were never written
+        for path in draft.iterdir():  # or a power cut could leave the final name on files that were never written
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(final, ignore_errors=True)
@@ -96,7 +96,7 @@ def save(
 
 
 def latest(folder: Path, *, resumable: bool = False) -> Saved | None:
-    """The last checkpoint whose checksums hold; `resumable` asks for one with optimizer state. None: there is none."""
+    """The last checkpoint whose checksums match, or None; `resumable`: only with optimizer state."""
     for path in reversed(_in_order(folder)):
         found = verified(path)
         if found and (not resumable or (path / STATE).is_file()):
@@ -118,7 +118,7 @@ def verified(path: Path) -> Saved | None:
         )
         step = int(data["step"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # a torn or foreign folder is no checkpoint; the caller falls back to the one before
+        return None  # a damaged or foreign folder; the caller tries the one before
     size = sum(p.stat().st_size for p in path.iterdir())
     return Saved(path, step, hashlib.sha256(manifest.encode()).hexdigest(), size) if whole else None
 
@@ -126,8 +126,9 @@ def verified(path: Path) -> Saved | None:
 def resume(
     saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, memory: Memory, provider: Memory | None
 ) -> None:
-    """Put back what a resumable checkpoint saved: the random state, optimizer, memories, and the weights of a prepared
-    model. Tensors only, no code is unpickled. A UserError if the weights are another model's.
+    """Restore what a resumable checkpoint saved: random state, optimizer, memories, and a prepared model's weights.
+
+    Loads tensors only, no pickled code. A UserError if the weights belong to another model.
     """
     device = next(model.parameters()).device
     state: dict[str, Any] = torch.load(saved.path / STATE, map_location=device, weights_only=True)
@@ -157,20 +158,20 @@ def _restore(model: nn.Module, state: dict[str, Any]) -> None:
 
 
 def kept(saved: Saved) -> dict[str, Tensor]:
-    """What the provider kept beside the weights of a checkpoint; a UserError if nothing was."""
+    """The tensors that the provider kept beside a checkpoint's weights; a UserError if there are none."""
     if not (saved.path / KEPT).is_file():
         raise UserError(f"The checkpoint {saved.path} has no {KEPT}, which its defense needs during fine-tuning.")
     return load_file(saved.path / KEPT)
 
 
 def prune(folder: Path, keep: int = 2) -> None:
-    """Deletes all but the last few checkpoints and any draft that a crash left behind."""
+    """Delete all but the last few checkpoints, and drafts that a crash left behind."""
     for path in [*_in_order(folder)[:-keep], *folder.glob(".draft-*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _in_order(folder: Path) -> list[Path]:
-    """The checkpoints by step, as numbers: step 1,000,000 comes after 999,999."""
+    """The checkpoints in order of their steps as numbers: step 1,000,000 comes after 999,999."""
     found = [(path.name.removeprefix("step-"), path) for path in folder.glob("step-*")]
     return [path for number, path in sorted((int(n), p) for n, p in found if n.isascii() and n.isdigit())]
 
@@ -182,7 +183,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Back to a state from `rng_state`."""
+    """Restore a state from `rng_state`."""
     torch.set_rng_state(state["cpu"].cpu())
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -1,4 +1,4 @@
-"""Greedy answers in batches, and the subject that evaluations question."""
+"""Greedy answers in batches, and the model under evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Score(NamedTuple):
-    """One measured number: metric (harmfulness, utility, …), part it is over, value, how many examples, its error."""
+    """One measured number: metric (harmfulness, utility, …), split, value, number of examples, standard error."""
 
     metric: str
     split: str
@@ -23,8 +23,7 @@ class Score(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What an evaluation returns: its scores, one plain dict for each example, and what it measured with, if that is
-    more than the model: which judge, and what it cost."""
+    """What an evaluation returns: its scores, a plain dict for each example, and the judge with its cost, if any."""
 
     scores: list[Score]
     examples: list[dict[str, Any]]
@@ -32,10 +31,10 @@ class Measured(NamedTuple):
 
 
 class Subject:
-    """A model under evaluation, while its weights stand still: its answers, each asked for once, and its corpus's rows.
+    """A model under evaluation, while its weights stay the same: its answers, each asked once, and its corpus's rows.
 
-    `rows(stream, split)` gives corpus rows; `as_prompt(text)` the text that the model reads, template included. In the
-    folder `cache` an evaluation may keep what it paid for.
+    `rows(stream, split)` returns corpus rows, `as_prompt(text)` the text that the model reads, with its template. In
+    the folder `cache` evaluations may keep paid replies.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Subject:
         self._answers: dict[str, str] = {}
 
     def ask_ahead(self, prompts: Sequence[str]) -> None:
-        """Answers many prompts in few large batches, so that evaluations share them."""
+        """Answer many prompts in a few large batches, so that evaluations share the answers."""
         missing = [p for p in dict.fromkeys(prompts) if p not in self._answers]
         for start in range(0, len(missing), self.batch_size):
             chunk = missing[start : start + self.batch_size]
@@ -98,7 +97,7 @@ def greedy(
 
 
 def one_phrasing(rows: Sequence[Any]) -> list[Any]:
-    """One row of each item: the k-th item is asked in its k-th phrasing, in turn, so that all phrasings occur."""
+    """One row of each item, taking phrasings in turn (the k-th item gets its k-th), so that all phrasings occur."""
     items: dict[str, list[Any]] = {}
     for row in rows:
         items.setdefault(row.pair_id or row.id, []).append(row)
@@ -112,7 +111,7 @@ def answered(subject: Subject) -> tuple[list[Any], list[str]]:
 
 
 def share(values: Sequence[float], metric: str, split: str = "all") -> Score:
-    """The mean of values in 0–1, with the standard error of a mean."""
+    """The mean of values in 0–1, with its standard error."""
     n = len(values)
     mean = sum(values) / n
     spread = sum((v - mean) ** 2 for v in values) / max(1, n - 1)

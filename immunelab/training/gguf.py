@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def read(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer, every weight dequantized; a UserError if the file is not read.
+    """Model and tokenizer, with all weights dequantized; a UserError if the file can't be read.
 
-    transformers marks such a model as quantized and then refuses to save or train it, though its weights are plain
-    fp32 by now; the marks are taken off.
+    transformers marks such a model as quantized and refuses to save or train it, although its weights are plain fp32
+    by then. So the marks are removed.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,7 +26,7 @@ def read(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **where)
         model: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **where)
-    except Exception as error:  # a spoiled file makes these libraries raise anything at all
+    except Exception as error:  # on a damaged file these libraries raise all kinds of errors
         if isinstance(error, MemoryError):
             raise
         raise UserError(f"The file {file} can't be read as GGUF: {error!s:.300}.") from None

@@ -58,7 +58,7 @@ def load(
         )
         model, found = loaded
         check_whole(found)
-        if tokenizer.chat_template:  # in a sandbox; what it may not do is found out now
+        if tokenizer.chat_template:  # it runs in a sandbox; fail now if it does something forbidden
             tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
     known, rows = len(tokenizer), int(model.get_input_embeddings().weight.shape[0])
     if known > rows:
@@ -73,7 +73,7 @@ def load(
 
 
 def check_attention(folder: Path, attention: str) -> None:
-    """A UserError if the model in a folder has no such attention; nothing but its config is read."""
+    """A UserError if the model in a folder does not have this attention; only its config is read."""
     from transformers import AutoConfig
 
     if _check_source(folder):
@@ -83,7 +83,7 @@ def check_attention(folder: Path, attention: str) -> None:
 
 
 def _check_attention(config: PretrainedConfig, attention: str) -> None:
-    """A UserError if transformers has no such attention for the architecture; of `eager` and `auto` it has."""
+    """A UserError if transformers lacks this attention for the architecture; it always has `eager` and `auto`."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if attention not in SUPPORTS or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -95,14 +95,14 @@ def _check_attention(config: PretrainedConfig, attention: str) -> None:
 
 @contextmanager
 def reading(source: str | Path, kind: str = "model", wanted: str = WHAT_A_MODEL_IS) -> Iterator[dict[str, Any]]:
-    """Inside, a model is read from a folder or from the Hub with these arguments; what fails is one UserError.
+    """Read a model from a folder or the Hub inside, with the yielded arguments; any failure becomes one UserError.
 
-    It says what `kind` of model was not had, and what would be `wanted`.
+    It names the `kind` of model that can't be loaded, and says what is `wanted`.
     """
     is_local = _check_source(source)
     try:
         yield {"local_files_only": is_local, "trust_remote_code": False}
-    except Exception as error:  # a spoiled file makes these libraries raise anything at all
+    except Exception as error:  # on a damaged file these libraries raise all kinds of errors
         if isinstance(error, MemoryError | UserError) or type(error).__name__ == "OutOfMemoryError":
             raise
         raise UserError(
@@ -118,7 +118,7 @@ def no_foreign_attention(config: Any) -> None:
 
 
 def _check_source(source: str | Path) -> bool:
-    """Whether the source is a folder here; a UserError if it is one that no model should be read from."""
+    """Whether the source is a local folder; a UserError if no model should be read from it."""
     folder = Path(source)
     try:
         if not folder.is_dir():
@@ -144,7 +144,7 @@ def _check_source(source: str | Path) -> bool:
 
 
 def _check_document(path: Path) -> None:
-    """A JSON object that names no file outside its folder."""
+    """A UserError unless the file is a JSON object that names no file outside its folder."""
     try:
         if path.stat().st_size > LARGEST_DOCUMENT:
             raise ValueError("it is too large")
@@ -162,7 +162,7 @@ def _check_document(path: Path) -> None:
 
 
 def check_whole(found: dict[str, Any]) -> None:
-    """A ValueError if weights are missing or of another shape: they would be random."""
+    """A ValueError if weights are missing or have another shape, because they would be random."""
     for what, keys in (("of another shape than config.json says", "mismatched_keys"), ("missing", "missing_keys")):
         names = sorted(str(key[0] if isinstance(key, tuple | list) else key) for key in found.get(keys) or ())
         if names:
@@ -182,7 +182,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     """Plain Hugging Face files: config, safetensors weights, tokenizer."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # progress is told by the run's status
+    logging.disable_progress_bar()  # the run's status shows progress
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -218,9 +218,9 @@ def threads(model: nn.Module) -> int:
 
 @contextmanager
 def deterministic(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside: a difference of two gradients must be of one and the same function.
+    """Dropout is off inside, because two gradients that are subtracted must be of the same function.
 
-    Modules that checkpoint activations keep their training flag, which is what makes them do so.
+    Modules that checkpoint activations keep their training flag, without which they would not.
     """
     flags = [(m, m.training) for m in model.modules()]
     try:
@@ -237,8 +237,8 @@ def deterministic(model: nn.Module) -> Iterator[None]:
 def recomputing(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
     """Inside, layers in training mode keep only their inputs and compute activations again in the backward pass.
 
-    To be left before anything is generated: a layer that recomputes has no key-value cache. A UserError if the
-    architecture can't.
+    Leave it before generating anything: a layer that recomputes has no key-value cache. A UserError if the
+    architecture can't recompute.
     """
     if not wanted:
         yield
@@ -258,13 +258,13 @@ def recomputing(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off and no graph inside; the training flags come back after."""
+    """Dropout is off and no graph is built inside; afterward the training flags are restored."""
     with deterministic(model), torch.no_grad():
         yield
 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Attention by plain matrix products inside, because the fused kernels have no second derivative."""
+    """Attention uses plain matrix products inside, because the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         yield

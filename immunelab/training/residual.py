@@ -1,4 +1,4 @@
-"""The residual stream: what it holds at a prompt's end, who writes to it, and how to keep a direction out of it."""
+"""The residual stream: its values at a prompt's end, the weights that write to it, and how to remove a direction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from immunelab.training.models import evaluating
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What attention and MLP write with: Llama, Qwen, Mistral, Gemma, SmolLM · GPT-2 · GPT-NeoX, Phi · OPT
+# Output layers of attention and MLP: Llama, Qwen, Mistral, Gemma, SmolLM · GPT-2 · GPT-NeoX, Phi · OPT
 WRITERS = ("o_proj", "down_proj", "c_proj", "dense", "dense_4h_to_h", "out_proj", "fc2")
 AFTER_WRITING = ("post_feedforward_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")  # Gemma 2, GLM-4
 
@@ -39,7 +39,7 @@ def at_prompt_end(model: PreTrainedModel, tokens: Tokens) -> Tensor:
 def writers(model: PreTrainedModel) -> list[Writer]:
     """Every weight that writes to the residual stream: embeddings, attention and MLP outputs, and their biases.
 
-    A UserError if the architecture is not understood: a writer that is missed would let the direction back in.
+    A UserError if the architecture is not known, because a missed writer would let the direction back in.
     """
     width, count = int(model.config.hidden_size), int(model.config.num_hidden_layers)
     kind = type(model).__name__
@@ -76,7 +76,7 @@ def remove(found: list[Writer], direction: Tensor) -> None:
 
 
 def share_left(found: list[Writer], direction: Tensor) -> float:
-    """The largest ‖rᵀW‖/‖W‖ over the writers: 0 if none can write the direction."""
+    """The largest ‖rᵀW‖/‖W‖ over the writers; 0 if none of them can write the direction."""
     r = direction.double()
     found = [Writer(w.detach(), axis) for w, axis in found]
     parts = [(r @ w.double() if axis == 0 else w.double() @ r, w) for w, axis in found]

@@ -1,4 +1,4 @@
-"""The attention and MLP modules of a model, one each a layer: read what they put out, or shift it."""
+"""The attention and MLP modules of a model's layers: read their outputs, or shift them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mlps(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _of_layers(model: PreTrainedModel, what: str, names: tuple[str, ...]) -> list[nn.Module]:
-    """The modules called `layers.<i>.<name>`: a layer that is missed would be left out of a loss in silence."""
+    """The modules called `layers.<i>.<name>`; a UserError unless each layer has one, lest a loss skip a layer."""
     found = [
         module
         for path, module in model.named_modules()
@@ -45,7 +45,7 @@ def _of_layers(model: PreTrainedModel, what: str, names: tuple[str, ...]) -> lis
 
 
 def first(output: Any) -> Tensor:
-    """What a module adds to the residual stream: its output, or the first of several."""
+    """What a module adds to the residual stream: its output, or the first of several outputs."""
     tensor: Tensor = output[0] if isinstance(output, tuple) else output
     return tensor
 
@@ -64,7 +64,7 @@ def reading(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def shifting(modules: Sequence[nn.Module], by: Sequence[Tensor]) -> Iterator[None]:
-    """Each module's output is larger by a constant tensor inside; no hook stays."""
+    """Inside, a constant tensor is added to each module's output; no hook stays."""
 
     def adding(shift: Tensor) -> Callable[..., Any]:
         def add(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Low-rank vectors that act on a model only inside a `with`, and leave every weight of it alone."""
+"""Low-rank vectors that act on a model inside a `with` only and never change its weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Vector(nn.Module):
-    """scale·B·A·x on top of the outputs of chosen linear layers: a LoRA adapter as forward hooks.
+    """Adds scale·B·A·x to the outputs of chosen linear layers: a LoRA adapter made of forward hooks.
 
-    Hooks and not PEFT: outside `acting` the model is itself, with its own names and bits, and an attacker's adapter or
-    full fine-tuning goes beside the vector unchanged. A is (rank, in) and drawn, B is (out, rank) and starts at 0.
+    Hooks instead of PEFT, so that outside `acting` the model keeps its names and bits, and an attacker's adapter or
+    full fine-tuning works beside the vector. A (rank, in) is random, B (out, rank) starts at 0.
     """
 
     def __init__(self, paths: Sequence[str], a: Sequence[Tensor], b: Sequence[Tensor], scale: float) -> None:
@@ -30,7 +30,7 @@ class Vector(nn.Module):
 
     @classmethod
     def fresh(cls, model: PreTrainedModel, *, rank: int, alpha: float, targets: str) -> Vector:
-        """For the layers that `targets` names (commas, or all-linear); a UserError names one that is not there."""
+        """A new vector for the layers in `targets` (with commas, or all-linear); a UserError names an unknown one."""
         wanted = set(layers(model) if targets == "all-linear" else named(model, targets))
         a, b, paths = [], [], []
         for path, module in model.named_modules():
@@ -43,7 +43,7 @@ class Vector(nn.Module):
         return cls(paths, a, b, alpha / rank)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As named tensors, for a file."""
+        """The vector as named tensors, to save in a file."""
         found = {"scale": torch.tensor(self.scale, dtype=torch.float64)}
         for path, a, b in zip(self.paths, self.a, self.b, strict=True):
             found |= {f"{path}.A": a.detach(), f"{path}.B": b.detach()}
@@ -51,7 +51,7 @@ class Vector(nn.Module):
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> Vector:
-        """Back from `tensors`, frozen."""
+        """A frozen vector from what `tensors` returned."""
         paths = [name.removesuffix(".A") for name in tensors if name.endswith(".A")]
         lost = {"scale", *(f"{p}.B" for p in paths)} - set(tensors)
         if lost or not paths:
@@ -60,7 +60,7 @@ class Vector(nn.Module):
         return cls(paths, a, b, float(tensors["scale"])).requires_grad_(False)
 
     def places(self, model: nn.Module) -> list[nn.Module]:
-        """The layers of a model that it acts on; a UserError if it is another model's."""
+        """The layers of a model that it acts on; a UserError if it belongs to another model."""
         found = []
         for path, a, b in zip(self.paths, self.a, self.b, strict=True):
             try:
@@ -78,7 +78,7 @@ class Vector(nn.Module):
 
     @contextmanager
     def acting(self, places: Sequence[nn.Module]) -> Iterator[None]:
-        """The vector's part is added to the outputs of these layers inside; no hook stays."""
+        """Inside, the vector is added to the outputs of these layers; no hook stays."""
 
         def adding(a: Tensor, b: Tensor):  # type: ignore[no-untyped-def]
             def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

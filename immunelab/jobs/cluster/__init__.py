@@ -1,8 +1,8 @@
 """Runs of a sweep on the nodes of a cluster. The unit is the same as on one machine: a run's folder and its worker.
 
 A cluster decides when and where a run is carried out. Everything else (status, journal, stop, resume, what is on
-record) are the files of the home. It lies on a disk that all nodes share; where there is none, Ray carries run folders
-to the nodes and back.
+record) is in the files of the home, on a disk that all nodes share. Without such a disk, Ray carries run folders to the
+nodes and back.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TAKES = {
 
 
 def executor(name: str, options: Options) -> Executor | None:
-    """What carries runs out: None is a worker process here. A UserError where its package or its cluster is missing."""
+    """The executor of a name; None: a worker process here. A UserError if its package or its cluster is missing."""
     if name not in EXECUTORS:
         raise unknown("executor", name, EXECUTORS)
     usual = Options()
@@ -43,9 +43,9 @@ def executor(name: str, options: Options) -> Executor | None:
 
 
 def settle(using: Executor, home: Path) -> list[str]:
-    """Runs whose job is over although no worker ever took them up are `interrupted`; returns their ids.
+    """Mark runs `interrupted` whose job is over although no worker ever started them; returns their ids.
 
-    A job that was cancelled, or a node that was lost, leaves no last word itself.
+    A cancelled job or a lost node can't report that itself.
     """
     lost = []
     for folder, why in using.over(home):

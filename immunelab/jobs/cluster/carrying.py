@@ -1,4 +1,4 @@
-"""What all clusters share: the options of a job, the function that a node calls, and which run waits for which."""
+"""What Slurm and Ray share: the options of a job, the function that a node calls, and which run waits for which."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from immunelab.errors import UserError
 from immunelab.jobs import processes, queue
 from immunelab.runs.journal import RunFolder
 
-VISIBLE = 30.0  # seconds that a network disk may take to show a new folder to another node
+VISIBLE = 30.0  # seconds that a network disk may take until another node sees a new folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a job asks its cluster for; a job carries one run."""
+    """What a job asks of its cluster; a job carries out one run."""
 
     partition: str = ""  # Slurm's
     minutes: int = 24 * 60  # Slurm's time limit
     cpus: int = 1
     gpus: int = 0
-    at_once: int = 0  # jobs of one array, or slots of a local Ray; 0 is as many as there are
+    at_once: int = 0  # most jobs of an array, or slots of a local Ray, at a time; 0: no limit
     address: str = ""  # of a Ray cluster; empty starts one on this machine
     apart: bool = False  # Ray's nodes do not see the disk of the home: run folders travel through its object store
 
@@ -39,7 +39,7 @@ class Options:
 
 
 class Over(NamedTuple):
-    """A run whose job has ended, and what the cluster says of it (empty: nothing)."""
+    """A run whose job has ended, and what the cluster says about it (may be empty)."""
 
     folder: RunFolder
     why: str = ""
@@ -54,19 +54,20 @@ class Executor(Protocol):
         """Hand over queued runs, parents before their children. Called inside `jobs.processes.changing`."""
 
     def over(self, home: Path) -> list[Over]:
-        """Those of them whose job has ended, however. Brings in what nodes without the home's disk have sent."""
+        """The runs whose job has ended, however. Also writes down what nodes without the home's disk sent."""
 
     def close(self) -> None:
-        """Let go of the cluster."""
+        """Leave the cluster."""
 
 
 def carry(
     run_id: str, home: str, command: Sequence[str] | None = None, meanwhile: Callable[[], object] | None = None
 ) -> int:
-    """On a node: one worker process for one run, which has the job's device to itself; its exit code.
+    """On a node: start the worker process of one run and wait for it; returns its exit code.
 
-    Device locks are those of the job, because nodes that share a disk do not share a device. A run that was asked to
-    stop and does not is ended here by force: only its own machine can. `meanwhile` is called about once a second.
+    The worker uses device locks of the job's own, because nodes that share a disk do not share a device. A run that
+    does not stop in time is ended by force here, because only its own machine can. `meanwhile` is called about once a
+    second.
     """
     folder = RunFolder(Path(home) / "runs" / run_id)
     _await_visible(folder)
@@ -83,9 +84,9 @@ def carry(
                 if folder.overdue():
                     jobs.reconcile(home)
     finally:
-        processes.end(worker.pid, born)  # where this is called off
+        processes.end(worker.pid, born)  # if this call is interrupted
         if folder.path.exists() and not folder.recorded().ended:
-            jobs.reconcile(home)  # it was killed: here it can be told at once
+            jobs.reconcile(home)  # it was killed, and this machine notices at once
         shutil.rmtree(queue.lines(Path(home), run_id), ignore_errors=True)
 
 
@@ -101,7 +102,7 @@ def _await_visible(folder: RunFolder) -> None:
 
 
 def by_parent(folders: Sequence[RunFolder], known: Sequence[str]) -> dict[str, list[RunFolder]]:
-    """Runs by the run that they wait for, in order, where that is of the list or `known`; the others under ""."""
+    """Runs, in order, by the parent that they wait for, if it is in the list or in `known`; the others under ""."""
     mine, found = {f.run_id for f in folders}.union(known), dict[str, list[RunFolder]]()
     for folder in folders:
         parent = folder.spec().parent
@@ -110,9 +111,9 @@ def by_parent(folders: Sequence[RunFolder], known: Sequence[str]) -> dict[str, l
 
 
 def in_line(folder: RunFolder, where: str, **holder: Any) -> None:
-    """Write into a queued run that a cluster has it, so that nobody here takes it for forgotten.
+    """Note in a queued run's status that a cluster has it, so that it is not taken for lost here.
 
-    `holder` is the process (as `processes.own` tells) without which the job is lost.
+    `holder` is the process (from `processes.own`) whose end would also end the job.
     """
     message = f"waiting for {where.replace(':', ' job ')}"
     folder.write_status(**{"pid": None, "create_time": None, **holder}, host=where, message=message)

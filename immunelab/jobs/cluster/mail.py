@@ -1,4 +1,4 @@
-"""A run on a node that does not see the disk of its home: its folder comes by mail, and so does what becomes of it."""
+"""A run on a node that can't see the home's disk: its folder is sent there, and news of the run are sent back."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from immunelab.jobs.cluster import carrying, parcels
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.status import read_file
 
-SLOW = 30.0  # seconds that the post may take
+SLOW = 30.0  # seconds that a delivery may take
 
 
 class Post:
-    """Lies between the nodes and the command that handed the runs over: news one way, wishes to stop the other."""
+    """Stands between the nodes and the command that started the sweep: news one way, stop requests the other."""
 
     def __init__(self) -> None:
         self.letters: dict[str, list[parcels.News]] = {}
         self.stops: dict[str, str] = {}
 
     def deliver(self, run_id: str, news: Sequence[parcels.News]) -> str:
-        """From a node: what is new in a run. Returns the stop request for it, empty if there is none."""
+        """Called by a node with what is new in a run; returns the stop request for it, or an empty text."""
         self.letters.setdefault(run_id, []).extend(news)
         return self.stops.get(run_id, "")
 
     def exchange(self, stops: Mapping[str, str]) -> dict[str, list[parcels.News]]:
-        """From the command: which runs are to stop. Returns the letters since the last call."""
+        """Called by the command with the runs that should stop; returns the news since the last call."""
         self.stops = dict(stops)
         letters, self.letters = self.letters, {}
         return letters
 
 
 def wish(folder: RunFolder) -> str:
-    """The stop request of a run as it is written, or one for a run that was stopped in its line or deleted; else ""."""
+    """A run's stop request as written; one without delay if it was stopped in the queue or deleted; else ""."""
     if not folder.path.exists() or folder.recorded().status == "stopped":
         return json.dumps({"force_after": 0.0})
     return read_file(folder.path / "stop", missing="")
 
 
 def carry_apart(post: Any, run_id: str, command: Sequence[str] | None, own: bytes, *known: bytes) -> bytes:
-    """On a node: one run in a home of its own that has the run and those that it descends from; returns its parcel.
+    """On a node: carry out one run in a temporary home that holds it and its ancestors; returns the run's parcel.
 
-    `known` are parcels of those of them that still exist.
+    `known` are the parcels of those ancestors that still exist.
     """
     ray = importlib.import_module("ray")
     with tempfile.TemporaryDirectory(prefix="immunelab-") as home:
@@ -55,7 +55,7 @@ def carry_apart(post: Any, run_id: str, command: Sequence[str] | None, own: byte
         def meanwhile() -> None:
             try:
                 asked = ray.get(post.deliver.remote(run_id, gazette.news()), timeout=SLOW)
-            except ray.exceptions.RayError:  # the command is told at the latest by what is returned
+            except ray.exceptions.RayError:  # the command learns of it at the latest from the returned parcel
                 return
             if asked and not folder.stop_requested():
                 folder.request_stop(json.loads(asked).get("force_after"))

@@ -1,4 +1,4 @@
-"""Ray: one task for each run, on a cluster that is there already or on one started here for the sweep."""
+"""Ray: one task for each run, on an existing cluster or on one started here for the sweep."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from immunelab.jobs import processes
 from immunelab.jobs.cluster import carrying, mail, parcels
 from immunelab.runs.journal import RunFolder
 
-STORE = 128 << 20  # bytes of a local object store: where the disk is the same, only words pass through it
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}  # nothing is sent to anyone
+STORE = 128 << 20  # bytes of a local object store; with a shared disk only names pass through it
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}  # no telemetry
 PATIENCE = 60.0  # seconds that the cluster may take to answer
 
 
 class Ray:
-    """Tasks live as long as this process, so a sweep on Ray is followed to its end."""
+    """Tasks end with this process, so a sweep on Ray is followed to its end."""
 
     outlives = False
 
@@ -30,18 +30,18 @@ class Ray:
         if options.address and options.at_once:
             raise UserError("--at-once is for a Ray that is started here; a cluster with an address has its own size.")
         self.options, self.command = options, command
-        self.tasks: dict[str, tuple[RunFolder, Any]] = {}  # those under way, by run id
+        self.tasks: dict[str, tuple[RunFolder, Any]] = {}  # tasks under way, by run id
         self.ended: dict[str, carrying.Over] = {}
         self.post: Any = None  # where nodes without the home's disk send news
-        self.folder = ""  # Ray's own files, of a cluster that is started here
+        self.folder = ""  # Ray's own files, if it is started here
         self.joined = False
 
     def begin(self, home: Path, folders: Sequence[RunFolder]) -> None:
-        """A child's task takes its parent's result, so Ray holds it back without holding a slot for it."""
+        """A child's task takes its parent's result as an argument, so Ray reserves no slot for it until then."""
         self.join()
         wanted = {"num_cpus": self.options.cpus, "num_gpus": self.options.gpus, "max_retries": 0}
         task = self.ray.remote(**wanted)(mail.carry_apart if self.options.apart else _carry)
-        sent: dict[str, Any] = {}  # ancestors on record that were put into the store
+        sent: dict[str, Any] = {}  # finished ancestors already in the object store
         for folder in folders:
             carrying.in_line(folder, f"ray:{processes.HOST}", **_holder())
             ancestors = [a.run_id for a in folder.lineage()]
@@ -56,7 +56,7 @@ class Ray:
             self.ended.pop(folder.run_id, None)
 
     def over(self, home: Path) -> list[carrying.Over]:
-        """Those whose task returned or was lost."""
+        """The runs whose task returned or was lost."""
         if self.tasks:
             if self.post:
                 self._news(home)
@@ -69,18 +69,18 @@ class Ray:
         return list(self.ended.values())
 
     def close(self) -> None:
-        """Leave the cluster; one that was started for the sweep ends with it."""
+        """Leave the cluster; if it was started for the sweep, it ends."""
         if self.joined:
             self.ray.shutdown()
             shutil.rmtree(self.folder or os.devnull, ignore_errors=True)
             self.joined = False
 
     def join(self) -> None:
-        """Enter the cluster, or start one here; a UserError where that fails. `begin` does it by itself."""
+        """Join the cluster, or start one here; a UserError if that fails. `begin` calls it."""
         if not self.ray.is_initialized():
             address, more = self.options.address, dict[str, Any]()
             os.environ.update(QUIET)
-            if not address:  # on localhost only: whoever reaches a Ray may run anything there
+            if not address:  # on localhost only, because everyone who reaches a Ray can run anything there
                 self.folder = tempfile.mkdtemp(prefix="ray-")
                 more = {
                     "include_dashboard": False,
@@ -99,7 +99,7 @@ class Ray:
             self.post = self.ray.remote(num_cpus=0, max_restarts=-1)(mail.Post).remote()
 
     def _parcel(self, home: Path, name: str, sent: dict[str, Any]) -> Any:
-        """An ancestor in the object store: what its task returns, or a parcel made here; None where it is deleted."""
+        """An ancestor in the object store: its task's result, or a parcel made here; None if it was deleted."""
         if name in self.tasks:
             return self.tasks[name][1]
         folder = RunFolder(home / "runs" / name)
@@ -110,7 +110,7 @@ class Ray:
     def _news(self, home: Path) -> None:
         """Tell the nodes which runs are to stop, and write down what they have sent."""
         stops = {name: mail.wish(folder) for name, (folder, _) in self.tasks.items()}
-        with contextlib.suppress(self.ray.exceptions.RayError):  # the post is down: what is missed comes with the end
+        with contextlib.suppress(self.ray.exceptions.RayError):  # the actor is down: the final parcel brings the rest
             wanted = {name: wish for name, wish in stops.items() if wish}
             letters = self.ray.get(self.post.exchange.remote(wanted), timeout=PATIENCE)
             with processes.changing(home):
@@ -119,7 +119,7 @@ class Ray:
                         parcels.read(self.tasks[name][0], news)
 
     def _result(self, home: Path, folder: RunFolder, task: Any) -> str:
-        """Bring in what a task returned; why there is nothing, if so."""
+        """Unpack what a task returned; returns why there is nothing, or an empty text."""
         try:
             parcel = self.ray.get(task, timeout=PATIENCE)
         except self.ray.exceptions.RayTaskError as error:
@@ -139,5 +139,5 @@ def _holder() -> dict[str, Any]:
 
 
 def _carry(run_id: str, home: str, command: Sequence[str] | None, *after: int) -> int:
-    """`after` is the parent's exit code, waited for and not read: how the parent ended is told by its folder."""
+    """`after` is the parent's exit code; Ray waits for it, but how the parent ended stands in its folder."""
     return carrying.carry(run_id, home, command)

@@ -1,4 +1,4 @@
-"""Slurm through submitit: one job array for the runs that wait for nothing, and one for the children of each run."""
+"""Slurm through submitit: one job array for runs that wait for nothing, and one for the children of each run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST = 1000  # jobs of one array: Slurm's usual limit (MaxArraySize = 1001)
 
 
 class Slurm:
-    """Job arrays on a shared disk. `cluster="local"` is submitit's own stand-in: plain processes, for tests."""
+    """Job arrays on a shared disk. For tests, `cluster="local"` is submitit's stand-in: plain processes."""
 
     outlives = True
 
@@ -27,10 +27,10 @@ class Slurm:
         if cluster == "slurm" and not shutil.which("sbatch"):
             raise UserError("There is no sbatch here: run this where jobs are submitted to Slurm, or --executor local.")
         self.options, self.cluster, self.command = options, cluster, command
-        self.jobs: dict[str, tuple[RunFolder, Any]] | None = None  # None: those of earlier commands are not known yet
+        self.jobs: dict[str, tuple[RunFolder, Any]] | None = None  # None: earlier commands' jobs not looked up yet
 
     def begin(self, home: Path, folders: Sequence[RunFolder]) -> None:
-        """Children are held back until their parent's job has ended; a parent that failed is told by the child."""
+        """Children wait until their parent's job has ended; if the parent failed, the child fails and names it."""
         known = self._known(home)
         for parent, members in carrying.by_parent(folders, list(known)).items():
             after = known[parent][1].job_id if parent else ""
@@ -38,11 +38,11 @@ class Slurm:
                 self._array(home, members[first : first + LONGEST], after)
 
     def over(self, home: Path) -> list[carrying.Over]:
-        """As Slurm's accounting says, which submitit asks at most every few seconds."""
+        """According to Slurm's accounting, which submitit asks at most every few seconds."""
         return [carrying.Over(folder, _words(job)) for folder, job in self._known(home).values() if job.done()]
 
     def close(self) -> None:
-        """Nothing: the jobs are Slurm's."""
+        """Does nothing: Slurm keeps the jobs."""
 
     def _array(self, home: Path, members: Sequence[RunFolder], after: str) -> None:
         n = len(members)
@@ -60,12 +60,12 @@ class Slurm:
             carrying.in_line(folder, f"slurm:{job.job_id}")
 
     def _known(self, home: Path) -> dict[str, tuple[RunFolder, Any]]:
-        """The runs in Slurm's line by their ids, those that earlier commands put there too."""
+        """The runs in Slurm's queue by their ids, including those that earlier commands put there."""
         if self.jobs is None:
             self.jobs = {}
             made = self._executor(home, "")._executor.job_class
             for folder in folders(home):
-                with contextlib.suppress(UserError, OSError):  # what can't be read is not ours to judge
+                with contextlib.suppress(UserError, OSError):  # skip what can't be read
                     status = folder.recorded()
                     where, _, job = status.host.partition(":")
                     if processes.in_line(status) and where == "slurm":

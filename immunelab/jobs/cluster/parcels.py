@@ -1,6 +1,6 @@
-"""Run folders on their way between machines that share no disk: whole, as one parcel of bytes, or what is new in them.
+"""Run folders between machines that share no disk: a whole folder as one parcel of bytes, or only what is new in it.
 
-Labels and stop requests are not in a parcel: they belong to the home that the run is of.
+Parcels leave out labels and stop requests, because these belong to the run's home.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from immunelab.runs.journal import RunFolder
 from immunelab.runs.status import Status, replace_file
 
 STAYS = ("tags.json", "stop")
-GROWS = ("journal.jsonl", "log.txt")  # files that are only ever added to
+GROWS = ("journal.jsonl", "log.txt")  # files that only grow
 MOST = 4 << 20  # bytes of one file in one piece of news
 
 
 class News(NamedTuple):
-    """What was added to a file of a run folder, from byte `at` on; the status comes whole."""
+    """What was added to a file of a run folder, from byte `at` on; of the status, the whole file."""
 
     name: str
     at: int
@@ -31,7 +31,7 @@ class News(NamedTuple):
 
 
 def pack(folder: RunFolder) -> bytes:
-    """A whole run folder, checkpoints too. Not compressed: weights hardly shrink."""
+    """A whole run folder with its checkpoints; not compressed, because weights hardly shrink."""
     found = io.BytesIO()
     with zipfile.ZipFile(found, "w", zipfile.ZIP_STORED, strict_timestamps=False) as parcel:
         for path in sorted(folder.path.rglob("*")):
@@ -43,12 +43,12 @@ def pack(folder: RunFolder) -> bytes:
 
 
 def unpack(parcel: bytes, folder: RunFolder) -> None:
-    """Make a run folder what its parcel says; the status comes last, because it says that the rest is there."""
+    """Replace a run folder's contents by a parcel's; the status comes last, because it says that the rest is there."""
     draft = folder.path.with_name(f".parcel-{folder.run_id}")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         with zipfile.ZipFile(io.BytesIO(parcel)) as found:
-            found.extractall(draft)  # names that lead out of the folder are cut short by zipfile itself
+            found.extractall(draft)  # zipfile itself removes what would lead out of the folder
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         for checkpoint in (draft / "checkpoints").glob("*"):
             old = folder.checkpoints / checkpoint.name
@@ -59,13 +59,13 @@ def unpack(parcel: bytes, folder: RunFolder) -> None:
         for path in sorted(files, key=lambda path: path.name == "status.json"):
             path.replace(folder.path / path.name)
     except zipfile.BadZipFile as error:
-        raise UserError(f"What came back of the run {folder.run_id} is damaged: {error}.") from None
+        raise UserError(f"The folder of the run {folder.run_id} came back damaged: {error}.") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 class Gazette:
-    """Tells what is new in a run folder since it was last asked."""
+    """Tells what is new in a run folder since the last call."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -89,14 +89,14 @@ class Gazette:
 
 
 def read(folder: RunFolder, news: list[News]) -> None:
-    """Write news into the run folder of the home. How a run ended is believed only with its whole parcel.
+    """Write news into the home's run folder. How a run ended is only taken from its whole parcel.
 
-    Times are those of this machine, so clocks need not agree. Call it inside `jobs.processes.changing`.
+    Times are this machine's, so clocks need not agree. Call it inside `jobs.processes.changing`.
     """
     if not folder.path.exists() or folder.recorded().ended:
         return
     for name, at, content in news:
-        if name in GROWS and _size(folder.path / name) == at:  # else something went missing, and the parcel mends it
+        if name in GROWS and _size(folder.path / name) == at:  # else news were lost, and the parcel will bring them
             with (folder.path / name).open("ab") as file:
                 file.write(content)
         elif name == "status.json":
