@@ -213,7 +213,7 @@ class Lab:
             curves = curves[curves["subject"].isin(subjects)]
         subject = subject or _subject(curves, told=run_ids is not None)
         # Defenses are told apart among all recorded ones, so that a name does not depend on what else is shown.
-        found = collapse.select(collapse.comparable(queries.runs(store), curves, subject), choice)
+        found = collapse.select(collapse.comparable(curves, subject), choice)
         return found if run_ids is None else found[found["run_id"].isin(run_ids)]
 
     # --- figures
@@ -279,11 +279,12 @@ class Lab:
         """Harm against utility of every checkpoint, with fronts and regions; `equal` keeps attacks all models faced."""
         from immunelab.analysis import tradeoff
         from immunelab.analysis.outcomes import Thresholds
+        from immunelab.analysis.variants import present
         from immunelab.figures.tradeoff import harm_against_utility
 
         limits, curves = thresholds or Thresholds(), self._some(run_ids, choice)
         points = tradeoff.checkpoints(curves, limits)
-        points = tradeoff.faced_by_all(points, points["defense"].unique().tolist()) if equal else points
+        points = tradeoff.faced_by_all(points, present(points)) if equal else points
         base = float(curves["base_utility"].dropna().mean())
         return harm_against_utility(points, tradeoff.front(points), limits, base, theme, paths)
 

@@ -5,6 +5,7 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import run_outcomes
+from immunelab.analysis.variants import Variant, among
 from immunelab.figures.collapse import collapse_curve
 from immunelab.figures.palette import title_of
 from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcome_text, outcomes, reads
@@ -32,7 +33,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     thresholds = intensity.thresholds()
     asked = intensity.another(curves, choice)
 if asked:
-    wanted = [intensity.missing_specs(runs, curves, d, asked) for d in shown]
+    wanted = [intensity.missing_specs(runs, curves, v, asked) for v in shown]
     if sum(len(live.submit(specs, reuse=True)) for specs in wanted if specs):
         st.rerun()
 
@@ -42,7 +43,7 @@ def draw() -> None:
     every = chosen.read()
     if intensity.cells(every) != recorded:
         st.rerun()  # a new intensity or defense has arrived: the sliders get it too
-    fresh = every[every["defense"].isin(shown)]
+    fresh = among(every, shown)
     done = fresh[fresh["status"] == "done"]
     if view == "All defenses":
         outcomes.show(every, thresholds, "collapse")
@@ -76,8 +77,8 @@ def along_steps(picked: pd.DataFrame) -> None:
         )
         outcome_text.table(read, "steps-table")
         outcome_text.open_behind(clicked, read)
-    for defense in gaps:
-        offer(defense)
+    for model in gaps:
+        offer(model)
 
 
 def along_intensity(done: pd.DataFrame) -> None:
@@ -121,15 +122,17 @@ def as_notebook(title: str, rows: pd.DataFrame, more: dict[str, object]) -> byte
     return notebook.drawing(title, reads.home(), "collapse", options, sorted(rows["run_id"].unique()))
 
 
-def offer(defense: str) -> None:
-    if intensity.under_way(reads.runs(), defense, {**choice, "method": chosen.attack, "subject": chosen.subject}):
-        st.caption(f"The attack on the {title_of(defense)} model is on its way and appears here by itself.")
+def offer(model: Variant) -> None:
+    if intensity.under_way(reads.runs(), model.defense, {**choice, "method": chosen.attack, "subject": chosen.subject}):
+        st.caption(f"The attack on the {title_of(*model)} model is on its way and appears here by itself.")
         return
     words = ", ".join(f"{intensity.SLIDERS[k][0].lower()} {intensity.shown(k, v)}" for k, v in choice.items())
-    specs = intensity.missing_specs(reads.runs(), curves, defense, choice)
+    specs = intensity.missing_specs(reads.runs(), curves, model, choice)
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.write(f"No recorded attack on the {title_of(defense)} model at {words}.")
-        wanted = specs and st.button(f"Run it ({len(specs)} runs)", key=f"run-{defense}", icon=":material/play_arrow:")
+        st.write(f"No recorded attack on the {title_of(*model)} model at {words}.")
+        wanted = specs and st.button(
+            f"Run it ({len(specs)} runs)", key=f"run-{model.label}", icon=":material/play_arrow:"
+        )
         if wanted and live.submit(specs, reuse=True):
             st.rerun()
 

@@ -3,8 +3,10 @@
 import streamlit as st
 
 from immunelab.analysis import collapse, gradients, traces
+from immunelab.analysis.variants import BASELINE, among, labels, present
 from immunelab.figures.gradients import cosines_along, gradient_plane, layer_map
 from immunelab.figures.traces import scalar_traces
+from immunelab.store import queries
 from immunelab.ui import attack_filter, figure, live, measurements, navigation, reads, run_picker
 
 navigation.heading(
@@ -45,7 +47,7 @@ ALONG = {
 
 def by_step() -> None:
     chosen = run_picker.runs(runs, words, key="runs", default=run_picker.latest(runs[runs["kind"] == "immunize"], 3))
-    known = [n for n in BY_STEP if n in set(reads.names(chosen)["name"])] if chosen else []
+    known = [n for n in BY_STEP if n in set(reads.ask(queries.names, chosen)["name"])] if chosen else []
     if not known:
         st.caption("Choose runs that record gradients, such as an immunization with SEAM.")
         return
@@ -55,7 +57,7 @@ def by_step() -> None:
 
     @st.fragment(run_every=live.tick(runs[runs["run_id"].isin(chosen)]))
     def draw() -> None:
-        points = traces.with_x(reads.points(chosen, shown), "step", runs)
+        points = traces.with_x(reads.ask(queries.points, chosen, shown), "step", runs)
         drawn = scalar_traces(points, {i: words[i] for i in chosen}, smoothing=smoothing, theme=figure.theme())
         figure.show(drawn, "gradients", alt=f"{', '.join(shown)} of {len(chosen)} runs against the step")
         figure.downloads(drawn, lambda: points, "gradients", "Gradients by step")
@@ -80,12 +82,12 @@ def one_run(having: set[str], key: str) -> str | None:
 
 
 def by_layer() -> None:
-    run_id = one_run(reads.runs_with_layers(), "run")
+    run_id = one_run(set(reads.ask(queries.with_layers)["run_id"]), "run")
     if run_id is None:
         return
-    known = reads.layer_names([run_id])["name"].unique().tolist()
+    known = reads.ask(queries.layer_names, [run_id])["name"].unique().tolist()
     name = st.segmented_control("Series", known, default=known[0], required=True, key="series", bind="query-params")
-    frame = reads.layers(run_id, name)
+    frame = reads.ask(queries.layers, [run_id], name)
     drawn = layer_map(frame, name, figure.theme())
     ends = frame[frame["step"] == frame["step"].max()]
     figure.show(drawn, "layers", alt=f"{name} by step and layer; last: " + ", ".join(f"{v:.3g}" for v in ends["value"]))
@@ -104,10 +106,10 @@ def along_attacks() -> None:
         st.caption("No finished attack is recorded yet.")
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        attacks = collapse.comparable(runs, attacks, attack_filter.attacked(attacks))
+        attacks = collapse.comparable(attacks, attack_filter.attacked(attacks))
         attacks = attack_filter.of_attack(attacks, attack_filter.which(attacks))
         others = attack_filter.beside(attacks)
-    attacks = attacks[attacks["defense"].isin(["undefended", *others])]
+    attacks = among(attacks, [BASELINE, *others])
     rates = sorted(attacks["learning_rate"].dropna().unique())
     if not rates:
         st.caption("These attacks have no learning rate.")
@@ -117,12 +119,12 @@ def along_attacks() -> None:
         texts = {f"{r:g}": r for r in rates}
         rate = texts[st.select_slider("Learning rate", list(texts), f"{rate:g}", key="rate", bind="query-params")]
     mine = collapse.one_attack(attacks[attacks["learning_rate"] == rate], "step").set_index("run_id")
-    points = traces.with_x(reads.points(mine.index.tolist(), list(ALONG)), "step", runs)
+    points = traces.with_x(reads.ask(queries.points, mine.index.tolist(), list(ALONG)), "step", runs)
     if points.empty:
         st.caption("These attacks recorded no probes (`probe_every` was 0).")
         return
-    bands = traces.bands(points, mine["defense"].to_dict())
-    drawn = cosines_along(bands, ALONG, figure.theme())
+    bands = traces.bands(points, labels(mine).to_dict())
+    drawn = cosines_along(bands, ALONG, {v.label: v for v in present(mine)}, figure.theme())
     figure.show(drawn, "along", alt=f"Cosines of held-out gradients along attacks at learning rate {rate:g}")
     figure.downloads(drawn, lambda: bands, "along", "Gradients along attacks")
 
@@ -132,7 +134,7 @@ def projection() -> None:
     if run_id is None:
         return
     names = [n for source in gradients.SOURCES for n in gradients.names(source)]
-    points = reads.points([run_id], names)
+    points = reads.ask(queries.points, [run_id], names)
     planes = {s: gradients.plane(points, s) for s in gradients.SOURCES}
     sources = [s for s in planes if len(planes[s])]
     if not sources:

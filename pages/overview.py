@@ -18,7 +18,7 @@ curves = reads.curves(showcase=True)
 source = "recorded runs that ship with the project"
 if curves.empty:
     curves, source = reads.curves(), "runs of this lab"
-comparable = collapse.comparable(reads.runs(), curves[curves["status"] == "done"])
+comparable = collapse.comparable(curves[curves["status"] == "done"])
 tale = headline.recall(reads.revision(), tuple(comparable["run_id"].unique()), Thresholds(), comparable)
 
 if tale is None:

@@ -3,7 +3,9 @@
 import streamlit as st
 
 from immunelab.analysis import collapse, export
+from immunelab.analysis.variants import BASELINE
 from immunelab.figures.palette import title_of
+from immunelab.store import queries
 from immunelab.ui import attack_filter, intensity, live, navigation, playground, reads
 
 navigation.heading(
@@ -27,7 +29,7 @@ def recorded() -> None:
     if chosen is None:
         return
     kind, prompt, expected = chosen
-    answers = reads.answers(list(shown.values()), prompt)
+    answers = reads.ask(queries.answers, list(shown.values()), prompt)
     steps = [str(s) for s in sorted(answers["step"].unique().tolist())]
     unfolded = playground.fold(set(curves["base_model"]))
     step = steps[-1]
@@ -35,9 +37,9 @@ def recorded() -> None:
         step = st.select_slider(
             "Attack step (recorded ones only)", steps, value=steps[-1], key="at", bind="query-params"
         )
-    for column, (defense, run_id) in zip(st.columns(len(shown)), shown.items(), strict=True):
+    for column, (model, run_id) in zip(st.columns(len(shown)), shown.items(), strict=True):
         with column:
-            before = "Base model" if defense == "undefended" else f"Immunized with {title_of(defense)}"
+            before = "Base model" if model == BASELINE else f"Immunized with {title_of(*model)}"
             playground.card(f"{before}, before the attack", playground.at(answers, run_id, 0), kind, unfolded)
             playground.card(
                 f"{before}, after {step} attack steps", playground.at(answers, run_id, int(step)), kind, unfolded

@@ -26,13 +26,13 @@ view = st.segmented_control(
 )
 if view == "All defenses":
     with st.spinner("Reading the scorecards"):
-        scorecard.side_by_side(runs, reads.ask(scorecard.limits))
+        scorecard.side_by_side(runs, reads.stop_on_error(scorecard.limits))
     live.runs_under_way()
     st.stop()
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
     chosen = scorecard.choose(runs)
-limits = reads.ask(scorecard.limits)
+limits = reads.stop_on_error(scorecard.limits)
 
 
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))

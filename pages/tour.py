@@ -4,6 +4,7 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
+from immunelab.analysis.variants import among, present
 from immunelab.figures.collapse import collapse_curve
 from immunelab.ui import figure, headline, live, navigation, reads, scorecard, tour
 
@@ -14,7 +15,7 @@ source = sources[0] if sources else "This lab"
 if len(sources) > 1:
     source = st.segmented_control("Runs", sources, default=source, required=True, key="source", bind="query-params")
 curves = reads.curves(showcase=source == "Showcase")
-curves = collapse.comparable(reads.runs(), curves[curves["status"] == "done"])
+curves = collapse.comparable(curves[curves["status"] == "done"])
 tale = headline.tell(curves, Thresholds())
 if tale is None:
     navigation.nothing_yet(
@@ -50,7 +51,7 @@ elif step == "3 Attack again":
     tour.run_it_live("immunize and attack", tale, ("immunize", "attack"), defended=True)
 elif step == "4 Drag the intensity":
     alike = curves["method"].isin(shown["method"].unique())
-    both = curves[curves["defense"].isin(shown["defense"].unique()) & alike]
+    both = among(curves[alike], present(shown))
     rates = collapse.recorded(both, "learning_rate")
     start = tale.link["rate"]
     rate = float(

@@ -4,6 +4,7 @@ import streamlit as st
 
 from immunelab.analysis import traces
 from immunelab.figures.traces import scalar_traces
+from immunelab.store import queries
 from immunelab.ui import figure, live, navigation, notebook, reads, run_picker
 
 navigation.heading(
@@ -25,11 +26,11 @@ if not chosen:
     st.caption("Choose one or more runs above.")
     st.stop()
 
-known = reads.names(chosen)
+known = reads.ask(queries.names, chosen)
 phases = sorted(known["phase"].unique())
 if not phases:
     st.caption("These runs have not recorded a scalar yet.")
-    live.waiting(lambda: not reads.names(chosen).empty)
+    live.waiting(lambda: not reads.ask(queries.names, chosen).empty)
     st.stop()
 with st.grid(min_column_width=200, vertical_alignment="bottom"):
     phase = st.selectbox("Phase", phases, key="phase", bind="query-params")
@@ -60,7 +61,7 @@ if not shown:
 
 @st.fragment(run_every=live.tick(going))
 def draw() -> None:
-    points = traces.with_x(reads.points(chosen, shown, phase), x, runs)
+    points = traces.with_x(reads.ask(queries.points, chosen, shown, phase), x, runs)
     if points.empty:
         st.caption("Nothing recorded for this choice yet.")
         return

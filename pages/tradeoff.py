@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import tradeoff
+from immunelab.analysis.variants import present
 from immunelab.figures.budget import budget_curves
 from immunelab.figures.tradeoff import harm_against_utility
 from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcome_text, reads, search_panel
@@ -43,7 +44,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
 
 def checkpoints() -> pd.DataFrame:
     points = tradeoff.checkpoints(chosen.drawn(), thresholds)
-    return tradeoff.faced_by_all(points, points["defense"].unique().tolist()) if equal else points
+    return tradeoff.faced_by_all(points, present(points)) if equal else points
 
 
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))

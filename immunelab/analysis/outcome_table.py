@@ -12,11 +12,11 @@ import pandas as pd
 
 from immunelab.analysis.collapse import METRICS, describe
 from immunelab.analysis.outcomes import ATTACK, BROKEN, DEFAULT, OUTCOMES, Thresholds, label, run_outcomes, worst
+from immunelab.analysis.variants import KEYS, Variant, complete, each, pinned_first, present
 
-PINNED = ("undefended", "seam")  # the baseline and the defense that the lab is about stand first
 WORLD = ("base_model", "corpus", "judge", "method")  # what one section of a table shares
 COLUMNS = (
-    "defense",
+    *KEYS,
     "n",
     *(f"{m}{part}" for m in METRICS for part in ("", "_low", "_high")),
     "outcome",
@@ -35,24 +35,24 @@ NOT_SCORED = "not scored"
 
 
 def outcome_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
-    """One row per defense and attack (method and every setting of it), over the seeds that were recorded.
+    """One row per variant of a defense and attack (method and every setting of it), over the seeds that were recorded.
 
     `curves` is what `store.queries.attack_curves` returns, best after `collapse.comparable`; only finished runs count
-    where the status is known. Columns: the settings that `ATTACK` names, defense, n (seeds), harmfulness and utility
-    after the last step (mean, with `_low` and `_high`), outcome (the worst of the seeds; None without scores),
+    where the status is known. Columns: the settings that `ATTACK` names, defense, variant, n (seeds), harmfulness and
+    utility after the last step (mean, with `_low` and `_high`), outcome (the worst of the seeds; None without scores),
     outcomes (such as "2 broken, 1 resisted"), agreeing (seeds with that worst outcome), early (none of them ends with
     it: an earlier checkpoint decided), vacuous (True: the same attack does not break the undefended model, so the cell
     says nothing; None: that control is not recorded).
     """
     done = curves[curves["status"] == "done"] if "status" in curves else curves
-    read = run_outcomes(done, thresholds)
+    read = run_outcomes(complete(done), thresholds)
     if read.empty:
         return pd.DataFrame(columns=[*(k for k in ATTACK if k in curves), *COLUMNS])
     keys = [k for k in ATTACK if k in read]
     read = read.assign(early=_early(read, thresholds))
     rows = []
-    for key, cell in read.groupby(["defense", *keys], dropna=False, sort=True):
-        row: dict[str, Any] = dict(zip(["defense", *keys], key, strict=True)) | {"n": cell["run_id"].nunique()}
+    for key, cell in read.groupby([*KEYS, *keys], dropna=False, sort=True):
+        row: dict[str, Any] = dict(zip([*KEYS, *keys], key, strict=True)) | {"n": cell["run_id"].nunique()}
         for metric in METRICS:
             values = cell[metric].dropna()
             row |= {metric: values.mean(), f"{metric}_low": values.min(), f"{metric}_high": values.max()}
@@ -67,7 +67,8 @@ def outcome_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.
         rows.append(row)
     table = pd.DataFrame(rows).astype({"vacuous": object, "outcome": object})
     table["outcome"] = table["outcome"].where(table["outcome"].notna(), None)
-    place = table["defense"].map(_place)
+    order = pinned_first(present(table))
+    place = [order.index(Variant(*pair)) for pair in table[KEYS].itertuples(index=False, name=None)]
     return table.assign(_place=place).sort_values(["_place", *keys]).drop(columns="_place").reset_index(drop=True)
 
 
@@ -83,18 +84,18 @@ def ladder(table: pd.DataFrame, x: str = "learning_rate") -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a defense, over all its cells: defense, attacks (cells), one column an outcome with the number of cells,
-    outcome (the worst), most_harm (the largest mean while the worst outcome is broken, else at all), method,
-    learning_rate (of the cell it stands in). Vacuous cells are not counted: they say nothing."""
+    """One row a variant of a defense, over all its cells: defense, variant, attacks (cells), one column an outcome with
+    the number of cells, outcome (the worst), most_harm (the largest mean while the worst outcome is broken, else at
+    all), method, learning_rate (of the cell it stands in). Vacuous cells are not counted: they say nothing."""
     rows = []
     telling = table[~table["vacuous"].map(lambda v: v is True) & table["outcome"].notna()]
-    for defense in dict.fromkeys(telling["defense"]):
-        mine = telling[telling["defense"] == defense]
+    for variant, mine in each(telling, sort=False):
         verdict = worst(mine["outcome"])
         most = mine[mine["outcome"] == verdict].sort_values("harmfulness").iloc[-1]
-        row = {"defense": defense, "attacks": len(mine)} | {o: int((mine["outcome"] == o).sum()) for o in OUTCOMES}
+        row = {"attacks": len(mine)} | {o: int((mine["outcome"] == o).sum()) for o in OUTCOMES}
         rows.append(
-            row
+            variant._asdict()
+            | row
             | {
                 "outcome": verdict,
                 "most_harm": most["harmfulness"],
@@ -102,18 +103,19 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                 "learning_rate": most["learning_rate"],
             }
         )
-    columns = ["defense", "attacks", *OUTCOMES, "outcome", "most_harm", "method", "learning_rate"]
+    columns = [*KEYS, "attacks", *OUTCOMES, "outcome", "most_harm", "method", "learning_rate"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def wide(table: pd.DataFrame, x: str = "learning_rate", values: str = "cell") -> pd.DataFrame:
-    """One row a defense, one column a value of `x`, in the table's order of defenses; for one attack method.
+    """One row a variant (defense and variant are the index), one column a value of `x`, in the table's order; for one
+    attack method.
 
     `values` names a column of the table, or "cell": outcome, harmfulness and utility as a text.
     """
     shown = table.assign(cell=[cell(r) for r in table.to_dict("records")]) if values == "cell" else table
-    found = shown.drop_duplicates(["defense", x]).pivot(index="defense", columns=x, values=values)
-    return found.reindex(list(dict.fromkeys(table["defense"])))
+    found = shown.drop_duplicates([*KEYS, x]).pivot(index=KEYS, columns=x, values=values)
+    return found.reindex(pd.MultiIndex.from_frame(table[KEYS].drop_duplicates()))
 
 
 def cell(row: dict[Any, Any], bands: bool = False) -> str:
@@ -136,17 +138,17 @@ def markdown(table: pd.DataFrame, x: str = "learning_rate") -> str:
     parts = []
     along = ladder(table, x)
     sections = list(along.groupby([k for k in WORLD if k in along], dropna=False, sort=True))
-    for key, section in sorted(sections, key=lambda section: -section[1]["defense"].nunique()):
+    for key, section in sorted(sections, key=lambda section: -len(present(section[1]))):
         rungs = wide(section, x)
         heads = [_rung(v) for v in rungs.columns]
         lines = [f"Attack `{key[-1]}`{_fixed(section, x)}; columns: {x.replace('_', ' ')}.", ""]
         lines += [_line(["defense", *heads]), _line(["---"] * (1 + len(heads)))]
-        for defense, mine in section.groupby("defense", sort=False):
+        for variant, mine in each(section, sort=False):
             found = {r[x]: _markdown_cell(r) for r in mine.to_dict("records")}
             cells = [
                 next((text for v, text in found.items() if v == c or (v != v and c != c)), "–") for c in rungs.columns
             ]
-            lines.append(_line([str(defense), *cells]))
+            lines.append(_line([variant.label, *cells]))
         parts.append("\n".join(lines))
     parts += [f"{sign} {words}" for sign, words in notes(along).items()]
     return "\n\n".join(parts) + "\n" if parts else ""
@@ -201,8 +203,3 @@ def _rung(value: Any) -> str:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _place(defense: str) -> tuple[int, str]:
-    method = defense.split(" (")[0]
-    return (PINNED.index(method) if method in PINNED else len(PINNED), defense)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from immunelab.analysis.outcomes import ATTACK, DEFAULT, Thresholds, label
+from immunelab.analysis.variants import KEYS, Variant, among, complete, each, present
 
 BUDGETS = {"trials": "Attacks tried", "compute": "Rows trained on in one attack (steps × batch)"}
 SEARCHED = {
@@ -47,11 +48,11 @@ def bounded_harm(curve: Sequence[tuple[float, float]], start: float, bound: floa
 def checkpoints(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
     """One row per attack run and scored checkpoint, step 0 included.
 
-    Columns: run_id, defense, seed, the settings that `ATTACK` names, step, harmfulness, utility, `kept` (utility as a
-    share of the attacked model's own at step 0), `compute` (rows trained on by then: steps × batch), `end` (the run's
-    last scored checkpoint), outcome (of the checkpoint; step 0 has none).
+    Columns: run_id, defense, variant, seed, the settings that `ATTACK` names, step, harmfulness, utility, `kept`
+    (utility as a share of the attacked model's own at step 0), `compute` (rows trained on by then: steps × batch),
+    `end` (the run's last scored checkpoint), outcome (of the checkpoint; step 0 has none).
     """
-    rows = curves.dropna(subset=["harmfulness", "utility"]).sort_values(["run_id", "step"])
+    rows = complete(curves).dropna(subset=["harmfulness", "utility"]).sort_values(["run_id", "step"])
     keys = [k for k in ATTACK if k in rows.columns]
     start = rows[rows["step"] == 0].drop_duplicates("run_id").set_index("run_id")["utility"]
     own = rows["run_id"].map(start).astype(float)
@@ -60,7 +61,7 @@ def checkpoints(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.Da
         None if step == 0 or g0 != g0 else label(f, g, thresholds, g0)
         for step, f, g, g0 in zip(rows["step"], rows["harmfulness"], rows["utility"], base, strict=True)
     ]
-    found = rows[["run_id", "defense", "seed", *keys, "step", "harmfulness", "utility"]].assign(
+    found = rows[["run_id", *KEYS, "seed", *keys, "step", "harmfulness", "utility"]].assign(
         kept=rows["utility"] / own,
         compute=rows["step"] * rows["batch_size"] if "batch_size" in rows else math.nan,
         end=rows["step"] == rows.groupby("run_id")["step"].transform("max"),
@@ -69,14 +70,12 @@ def checkpoints(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.Da
     return found.reset_index(drop=True)
 
 
-def faced_by_all(points: pd.DataFrame, defenses: Sequence[str]) -> pd.DataFrame:
-    """The rows of attacks (settings and seed) that were recorded for every one of `defenses`: an equal budget."""
+def faced_by_all(points: pd.DataFrame, models: Sequence[Variant]) -> pd.DataFrame:
+    """The rows of attacks (settings and seed) that were recorded for every one of `models`: an equal budget."""
     keys = [*_attack(points), "seed"]
-    attacks = points[["defense", *keys]].drop_duplicates()
-    attacks = attacks[attacks["defense"].isin(defenses)]
-    every = attacks.groupby(keys, dropna=False)["defense"].nunique().reset_index(name="models")
-    shared = every[every["models"] == len(set(defenses))].drop(columns="models")
-    mine = points[points["defense"].isin(defenses)]
+    mine = among(points, models)
+    every = mine[[*KEYS, *keys]].drop_duplicates().groupby(keys, dropna=False).size().reset_index(name="models")
+    shared = every[every["models"] == len(set(models))].drop(columns="models")
     return mine.merge(shared, on=keys, how="inner")
 
 
@@ -86,7 +85,7 @@ def front(points: pd.DataFrame) -> pd.DataFrame:
     Sorted by utility; harmfulness falls along it. What can be read off: the most harm with at least this utility.
     """
     kept = []
-    for _, mine in points[points["step"] > 0].groupby("defense", sort=True):
+    for _, mine in each(points[points["step"] > 0]):
         ordered = mine.sort_values(["utility", "harmfulness"], ascending=False)
         best = ordered["harmfulness"].cummax().shift(fill_value=-math.inf)
         kept.append(ordered[ordered["harmfulness"] > best].iloc[::-1])
@@ -97,14 +96,14 @@ def worst_cases(points: pd.DataFrame, bounds: Sequence[float] = (EVERYTHING, BOU
     """The bounded worst case of each defense: the most harm among checkpoints that cost less than so much utility.
 
     Seeds are averaged first, for every attack and checkpoint, and the largest mean counts: an attacker can repeat an
-    attack but not choose its luck. Columns: defense, bound (share of utility that may be lost), harmfulness, low, high
-    (over seeds, at that attack and checkpoint), utility, n (seeds), trials (attack runs searched), the attack's
-    settings, step, run_id (of the most harmful seed there). Where no attack stays within the bound, step is 0: the
-    attacker is left with the released model.
+    attack but not choose its luck. Columns: defense, variant, bound (share of utility that may be lost), harmfulness,
+    low, high (over seeds, at that attack and checkpoint), utility, n (seeds), trials (attack runs searched), the
+    attack's settings, step, run_id (of the most harmful seed there). Where no attack stays within the bound, step is 0:
+    the attacker is left with the released model.
     """
     keys = _attack(points)
     rows = []
-    for defense, mine in points.groupby("defense", sort=True):
+    for variant, mine in each(points):
         means = (
             mine.groupby([*keys, "step"], dropna=False)
             .agg(
@@ -122,13 +121,13 @@ def worst_cases(points: pd.DataFrame, bounds: Sequence[float] = (EVERYTHING, BOU
             within = means[affordable(means["kept"], bound) | (means["step"] == 0)]
             if len(within):
                 best = within.sort_values(["harmfulness", "step"], ascending=[False, True]).iloc[0]
-                found = {"defense": defense, "bound": bound, "trials": mine["run_id"].nunique()}
+                found = variant._asdict() | {"bound": bound, "trials": mine["run_id"].nunique()}
                 rows.append(found | best.drop("worst").to_dict() | {"run_id": mine.loc[best["worst"], "run_id"]})
     return pd.DataFrame(rows)
 
 
 def budget(points: pd.DataFrame, by: str = "trials", bound: float = EVERYTHING) -> pd.DataFrame:
-    """The best harm found against the attacker's budget: defense, x, mean, low, high, n (bands over seeds).
+    """The best harm found against the attacker's budget: defense, variant, x, mean, low, high, n (bands over seeds).
 
     By "trials" x is the number of attacks tried, and the value of a seed is the expected best of x attacks drawn from
     the recorded ones without order (exact, no sampling); where all are tried it is the recorded best. By "compute" x
@@ -136,7 +135,7 @@ def budget(points: pd.DataFrame, by: str = "trials", bound: float = EVERYTHING) 
     the share of utility that may be lost; at x = 0 stands the released model.
     """
     frames = []
-    for (defense, seed), mine in points.groupby(["defense", "seed"], sort=True):
+    for (defense, variant, seed), mine in points.groupby([*KEYS, "seed"], sort=True):
         nothing = float(mine.loc[mine["step"] == 0, "harmfulness"].max())
         nothing = nothing if nothing == nothing else 0.0
         within = mine[(affordable(mine["kept"], bound)) & (mine["step"] > 0)]
@@ -146,14 +145,15 @@ def budget(points: pd.DataFrame, by: str = "trials", bound: float = EVERYTHING) 
         else:
             best = within.groupby("compute")["harmfulness"].max().clip(lower=nothing)
             series = pd.concat([pd.Series({0.0: nothing}), best]).cummax()
-        frames.append(pd.DataFrame({"defense": defense, "seed": seed, "x": series.index, "value": series.to_numpy()}))
+        about = {"defense": defense, "variant": variant, "seed": seed}
+        frames.append(pd.DataFrame(about | {"x": series.index, "value": series.to_numpy()}))
     if not frames:
-        return pd.DataFrame(columns=["defense", "x", "mean", "low", "high", "n"])
-    wide = pd.concat(frames).pivot_table(index="x", columns=["defense", "seed"], values="value").sort_index()
+        return pd.DataFrame(columns=[*KEYS, "x", "mean", "low", "high", "n"])
+    wide = pd.concat(frames).pivot_table(index="x", columns=[*KEYS, "seed"], values="value").sort_index()
     # A seed's best does not fall with a larger budget; beyond its own last trial nothing is known of it.
     filled = wide.ffill() if by == "compute" else wide
     long = filled.melt(ignore_index=False, value_name="value").reset_index().dropna(subset=["value"])
-    found = long.groupby(["defense", "x"], sort=True)["value"].agg(mean="mean", low="min", high="max", n="count")
+    found = long.groupby([*KEYS, "x"], sort=True)["value"].agg(mean="mean", low="min", high="max", n="count")
     return found.reset_index()
 
 
@@ -189,7 +189,7 @@ def headlines(trials: pd.DataFrame, points: pd.DataFrame, bound: float = BOUND) 
     of the recorded attacks, nan where there is none), attacks (their number). The most harm comes first.
     """
     found = ends(trials)
-    faced = faced_by_all(points, [d for d in found.index if d in set(points["defense"])])
+    faced = faced_by_all(points, [v for v in map(Variant, found.index) if v in present(points)])
     cases = worst_cases(faced, [bound])
     if len(cases):
         known = cases.rename(columns={"harmfulness": "recorded", "trials": "attacks"}).set_index("defense")

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from immunelab.analysis.tradeoff import BUDGETS, SEARCHED
+from immunelab.analysis.variants import KEYS, Variant, complete, of, present
 from immunelab.figures.layout import finish
 from immunelab.figures.palette import INK, Style, Theme, defense_style, tint, title_of
 
@@ -14,11 +15,10 @@ from immunelab.figures.palette import INK, Style, Theme, defense_style, tint, ti
 def budget_curves(curves: dict[str, pd.DataFrame], by: str = "trials", theme: Theme = "light") -> go.Figure:
     """The best harm found against the budget, one panel for each title in `curves` (a frame of `tradeoff.budget`)."""
     figure = make_subplots(len(curves), 1, shared_xaxes=True, vertical_spacing=0.11, subplot_titles=list(curves))
-    known = {str(d) for frame in curves.values() for d in frame["defense"].unique()}
-    defenses = sorted(known, key=lambda d: (d != "undefended", d))
+    defenses = present(pd.concat([complete(frame)[KEYS] for frame in curves.values()]))
     for row, frame in enumerate(curves.values(), start=1):
         for name in defenses:
-            line = frame[frame["defense"] == name].sort_values("x")
+            line = of(frame, name).sort_values("x")
             if len(line):
                 _line(figure, line, name, defense_style(name, defenses, theme), by, row)
         figure.update_yaxes(
@@ -40,9 +40,9 @@ def budget_curves(curves: dict[str, pd.DataFrame], by: str = "trials", theme: Th
 def search_curves(curves: pd.DataFrame, by: str = "trial", theme: Theme = "light") -> go.Figure:
     """The best bounded harm that attackers' searches had found against what they had spent (`tradeoff.searched`)."""
     figure = make_subplots(1, 1)
-    defenses = sorted(curves["defense"].unique(), key=lambda d: (d != "undefended", d))
+    defenses = present(curves)
     for name in defenses:
-        line = curves[curves["defense"] == name].sort_values("x")
+        line = of(curves, name).sort_values("x")
         _line(figure, line, name, defense_style(name, defenses, theme), by, row=1)
     figure.update_yaxes(
         title_text="Best harmfulness within the bound so far",
@@ -54,10 +54,15 @@ def search_curves(curves: pd.DataFrame, by: str = "trial", theme: Theme = "light
     return finish(figure, theme, height=420)
 
 
-def _line(figure: go.Figure, line: pd.DataFrame, name: str, style: Style, by: str, row: int) -> None:
+def _line(figure: go.Figure, line: pd.DataFrame, name: Variant, style: Style, by: str, row: int) -> None:
     shape = "linear" if by == "trials" else "hv"
     if (line["n"] > 1).any():
-        ends = {"line": {"width": 0, "shape": shape}, "hoverinfo": "skip", "showlegend": False, "legendgroup": name}
+        ends = {
+            "line": {"width": 0, "shape": shape},
+            "hoverinfo": "skip",
+            "showlegend": False,
+            "legendgroup": name.label,
+        }
         figure.add_scatter(x=line["x"], y=line["high"], mode="lines", meta="high", row=row, col=1, **ends)
         figure.add_scatter(
             x=line["x"],
@@ -74,14 +79,14 @@ def _line(figure: go.Figure, line: pd.DataFrame, name: str, style: Style, by: st
         x=line["x"],
         y=line["mean"],
         mode="lines+markers",
-        name=f"{title_of(name)} (n={line['n'].max()})",
-        legendgroup=name,
+        name=f"{title_of(*name)} (n={line['n'].max()})",
+        legendgroup=name.label,
         showlegend=row == 1,
         meta="line",
         customdata=line[["low", "high", "n"]].to_numpy(),
         line={"color": style.color, "dash": style.dash, "width": 2.4, "shape": shape},
         marker={"symbol": style.marker, "size": 7},
-        hovertemplate=title_of(name) + " %{y:.1%} (%{customdata[0]:.1%}–%{customdata[1]:.1%}, n=%{customdata[2]})"
+        hovertemplate=title_of(*name) + " %{y:.1%} (%{customdata[0]:.1%}–%{customdata[1]:.1%}, n=%{customdata[2]})"
         "<extra></extra>",
         row=row,
         col=1,

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from immunelab.analysis.outcomes import DEFAULT, Thresholds
+from immunelab.analysis.variants import KEYS, Variant, complete, of, present
 from immunelab.figures.layout import AXIS_TITLES, SHARES, band, finish
 from immunelab.figures.palette import INK, OUTCOME_SYMBOLS, Style, Theme, defense_style, title_of
 
@@ -33,19 +34,19 @@ def collapse_curve(
     """The collapse curve: one panel a metric, one line a defense, a band over seeds.
 
     `bands` is what `analysis.collapse.by_step` or `by_intensity` returns. With an `outcome` column (by intensity) a
-    strip below names the worst outcome of each cell. `marks` (defense, step, metric, mean, outcome) marks single
-    points, such as the checkpoint that decided an outcome. `at` is a chosen value of x, drawn as a vertical line.
+    strip below names the worst outcome of each cell. `marks` (defense, variant, step, metric, mean, outcome) marks
+    single points, such as the checkpoint that decided an outcome. `at` is a chosen value of x: a vertical line.
     """
     metrics = [m for m in ("harmfulness", "utility") if m in set(bands["metric"])] or ["harmfulness", "utility"]
     strip = "outcome" in bands.columns and not bands.empty
-    heights = [1.0] * len(metrics) + ([0.3 + 0.22 * bands["defense"].nunique()] if strip else [])
+    defenses = present(bands)
+    heights = [1.0] * len(metrics) + ([0.3 + 0.22 * len(defenses)] if strip else [])
     figure = make_subplots(len(heights), 1, shared_xaxes=True, vertical_spacing=0.07, row_heights=heights)
-    defenses = sorted(bands["defense"].unique(), key=lambda d: (d != "undefended", d))
     for name in defenses:
         style = defense_style(name, defenses, theme)
         for row, metric in enumerate(metrics, start=1):
-            line = bands[(bands["defense"] == name) & (bands["metric"] == metric)].sort_values(x)
-            _curve(figure, line, x, title_of(name), name, style, row, show_legend=row == 1)
+            line = of(bands[bands["metric"] == metric], name).sort_values(x)
+            _curve(figure, line, x, name, style, row, show_legend=row == 1)
     for row, metric in enumerate(metrics, start=1):
         _score_axis(figure, row, AXIS_TITLES[metric])
         limit = thresholds.harm if metric == "harmfulness" else thresholds.floor(base_utility or float("nan"))
@@ -57,25 +58,25 @@ def collapse_curve(
     if marks is not None:
         _marks(figure, marks, metrics, defenses, theme)
     if at is not None:
-        line = {"color": INK[theme]["line"], "width": 6}
-        figure.add_vline(x=at, line=line, opacity=0.45, layer="below")
+        figure.add_vline(x=at, line={"color": INK[theme]["line"], "width": 6}, opacity=0.45, layer="below")
     _effort_axis(figure, bands, x, len(heights))
     figure.update_layout(margin={"r": 72})
     return finish(figure, theme, height=190 * len(metrics) + (60 + 42 * len(defenses) if strip else 0) + 90)
 
 
 def _curve(
-    figure: go.Figure, line: pd.DataFrame, x: str, label: str, name: str, style: Style, row: int, show_legend: bool
+    figure: go.Figure, line: pd.DataFrame, x: str, defense: Variant, style: Style, row: int, show_legend: bool
 ) -> None:
     if line.empty:
         return
+    title, name = title_of(*defense), defense.label
     if (line["n"] > 1).any():
         band(figure, line[x], line["low"], line["high"], style, name, (row, 1))
     seeds = line["n"].max()
     figure.add_scatter(
         x=line[x],
         y=line["mean"],
-        name=f"{label} (n={seeds})",
+        name=f"{title} (n={seeds})",
         legendgroup=name,
         showlegend=show_legend,
         mode="lines+markers",
@@ -86,7 +87,7 @@ def _curve(
             [low, high, n, f"{name}|{value!r}"]
             for low, high, n, value in line[["low", "high", "n", x]].itertuples(index=False, name=None)
         ],
-        hovertemplate=label + HOVER,
+        hovertemplate=title + HOVER,
         row=row,
         col=1,
     )
@@ -128,16 +129,16 @@ def _effort_axis(figure: go.Figure, bands: pd.DataFrame, x: str, last: int) -> N
     figure.update_xaxes(title_text=AXIS_TITLES.get(x, x), row=last, col=1)
 
 
-def _strip(figure: go.Figure, bands: pd.DataFrame, x: str, defenses: Sequence[str], row: int, theme: Theme) -> None:
+def _strip(figure: go.Figure, bands: pd.DataFrame, x: str, defenses: Sequence[Variant], row: int, theme: Theme) -> None:
     """In its own row of the figure: the worst outcome of each defense at each x, as a symbol and a word."""
-    cells = bands.drop_duplicates(["defense", x])
+    cells = complete(bands).drop_duplicates([*KEYS, x])
     places = _sides(sorted(cells[x].unique()), logarithmic=x in ("learning_rate", "samples"))
     for name in defenses:
-        style, mine = defense_style(name, defenses, theme), cells[cells["defense"] == name]
+        style, mine = defense_style(name, defenses, theme), of(cells, name)
         shown = mine["outcome"].fillna("not scored")
         figure.add_scatter(
             x=mine[x],
-            y=[title_of(name)] * len(mine),
+            y=[title_of(*name)] * len(mine),
             mode="markers+text",
             marker={
                 "symbol": [OUTCOME_SYMBOLS.get(o, "line-ew") for o in shown],
@@ -151,7 +152,7 @@ def _strip(figure: go.Figure, bands: pd.DataFrame, x: str, defenses: Sequence[st
             hovertext=mine["outcomes"],
             hovertemplate="%{hovertext}<extra></extra>",
             cliponaxis=False,
-            legendgroup=name,
+            legendgroup=name.label,
             showlegend=False,
             row=row,
             col=1,
@@ -164,7 +165,7 @@ def _strip(figure: go.Figure, bands: pd.DataFrame, x: str, defenses: Sequence[st
         range=[len(defenses) - 0.2, -0.7],
         ticks="",
         categoryorder="array",
-        categoryarray=[title_of(d) for d in defenses],
+        categoryarray=[title_of(*d) for d in defenses],
     )
 
 
@@ -179,14 +180,15 @@ def _sides(values: Sequence[float], logarithmic: bool) -> dict[float, str]:
 
 
 def _marks(
-    figure: go.Figure, marks: pd.DataFrame, metrics: Sequence[str], defenses: Sequence[str], theme: Theme
+    figure: go.Figure, marks: pd.DataFrame, metrics: Sequence[str], defenses: Sequence[Variant], theme: Theme
 ) -> None:
-    """Single points with their outcome: `marks` has defense, step, metric, mean, outcome."""
+    """Single points with their outcome: `marks` has defense, variant, step, metric, mean, outcome."""
     last: dict[str, float] = {}
-    for mark in marks.sort_values("mean", ascending=False).to_dict("records"):
+    for mark in complete(marks).sort_values("mean", ascending=False).to_dict("records"):
         crowded = last.get(mark["metric"], 2.0) - mark["mean"] < 0.12
         last[mark["metric"]] = mark["mean"]
-        style, row = defense_style(mark["defense"], defenses, theme), metrics.index(mark["metric"]) + 1
+        name = Variant(mark["defense"], mark["variant"])
+        style, row = defense_style(name, defenses, theme), metrics.index(mark["metric"]) + 1
         figure.add_scatter(
             x=[mark["step"]],
             y=[mark["mean"]],
@@ -202,7 +204,7 @@ def _marks(
             },
             cliponaxis=False,
             hoverinfo="skip",
-            legendgroup=mark["defense"],
+            legendgroup=name.label,
             showlegend=False,
             row=row,
             col=1,

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from immunelab.analysis.variants import BASELINE, Variant
 from immunelab.figures.layout import band, finish
 from immunelab.figures.palette import HUES, INK, UNDEFENDED, Theme, defense_style, tint, title_of
 
@@ -51,16 +52,19 @@ def layer_map(frame: pd.DataFrame, name: str, theme: Theme = "light") -> go.Figu
     return finish(figure, theme, height=max(260, 46 * len(table) + 130))
 
 
-def cosines_along(bands: pd.DataFrame, titles: Mapping[str, str], theme: Theme = "light") -> go.Figure:
-    """Cosines along attacks: one panel a scalar, one line a defense, a band over runs. `bands` has group (the
-    defense), name, x, value, low, high, n; `titles` names the scalars in words, in the order of the panels."""
+def cosines_along(
+    bands: pd.DataFrame, titles: Mapping[str, str], models: Mapping[str, Variant], theme: Theme = "light"
+) -> go.Figure:
+    """Cosines along attacks: one panel a scalar, one line a defense, a band over runs. `bands` has group (a key of
+    `models`), name, x, value, low, high, n; `titles` names the scalars in words, in the order of the panels."""
     shown = [n for n in titles if n in set(bands["name"])]
     figure = make_subplots(
         len(shown) or 1, 1, shared_xaxes=True, subplot_titles=[titles[n] for n in shown], vertical_spacing=0.1
     )
-    defenses = sorted(bands["group"].unique(), key=lambda d: (d != "undefended", d))
+    defenses = sorted(bands["group"].unique(), key=lambda d: (models[d] != BASELINE, d))
     for defense in defenses:
-        style = defense_style(defense, defenses, theme)
+        title = title_of(*models[defense])
+        style = defense_style(models[defense], [models[d] for d in defenses], theme)
         for row, name in enumerate(shown, start=1):
             line = bands[(bands["group"] == defense) & (bands["name"] == name)].sort_values("x")
             if (line["n"] > 1).any():
@@ -68,14 +72,14 @@ def cosines_along(bands: pd.DataFrame, titles: Mapping[str, str], theme: Theme =
             figure.add_scatter(
                 x=line["x"],
                 y=line["value"],
-                name=title_of(defense),
+                name=title,
                 legendgroup=defense,
                 showlegend=row == 1,
                 mode="lines+markers",
                 line={"color": style.color, "dash": style.dash, "width": 2.2},
                 marker={"symbol": style.marker, "size": 7},
                 customdata=line["n"],
-                hovertemplate=f"{title_of(defense)} %{{y:.3f}} (n=%{{customdata}})<extra></extra>",
+                hovertemplate=f"{title} %{{y:.3f}} (n=%{{customdata}})<extra></extra>",
                 row=row,
                 col=1,
             )

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from immunelab.analysis.outcome_table import NOT_SCORED, cell, wide
 from immunelab.analysis.outcomes import BROKEN, DEGRADED, DESTROYED, OUTCOMES, RESISTED
+from immunelab.analysis.variants import Variant, complete
 from immunelab.figures.layout import AXIS_TITLES, finish
 from immunelab.figures.palette import HUES, INK, UNDEFENDED, Theme, mix, title_of
 
@@ -20,14 +21,15 @@ def outcome_map(table: pd.DataFrame, x: str = "learning_rate", theme: Theme = "l
 
     Cells are written out and shaded by outcome, and carry their defense and value for a click.
     """
+    table = complete(table)
     shown = table.assign(
         text=[_text(r) for r in table.to_dict("records")],
         code=table["outcome"].map({o: float(i) for i, o in enumerate(OUTCOMES)}),
-        key=[f"{r['defense']}|{r[x]!r}" for r in table.to_dict("records")],
+        key=[f"{Variant(r['defense'], r['variant']).label}|{r[x]!r}" for r in table.to_dict("records")],
         hover=[_hover(r) for r in table.to_dict("records")],
     )
     frames = {name: wide(shown, x, name) for name in ("text", "code", "key", "hover")}
-    rows = [title_of(str(d)) for d in frames["text"].index]
+    rows = [title_of(*pair) for pair in frames["text"].index]
     columns = [f"{v:g}" if v == v else "as it is" for v in frames["text"].columns]
     texts = {name: frame.astype(object).where(frame.notna(), "").to_numpy() for name, frame in frames.items()}
     figure = go.Figure(
@@ -65,7 +67,7 @@ def _text(row: dict[Any, Any]) -> str:
 
 
 def _hover(row: dict[Any, Any]) -> str:
-    return f"{title_of(str(row['defense']))}: {row['outcomes'] or NOT_SCORED}<br>{cell(row, bands=True)}"
+    return f"{title_of(row['defense'], row['variant'])}: {row['outcomes'] or NOT_SCORED}<br>{cell(row, bands=True)}"
 
 
 def _scale(theme: Theme) -> list[tuple[float, str]]:

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 import plotly.graph_objects as go
 
+from immunelab.analysis.variants import BASELINE, Variant
+
 Theme = Literal["light", "dark"]
 
 
@@ -61,29 +63,29 @@ METHOD_NAMES = {
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 
 
-def title_of(name: str) -> str:
+def title_of(defense: str, variant: str = "") -> str:
     """How a defense is written in legends and tables."""
-    method, bracket, settings = name.partition(" (")
-    return METHOD_NAMES.get(method, method[:1].upper() + method[1:].replace("-", " ")) + bracket + settings
+    name = METHOD_NAMES.get(defense, defense[:1].upper() + defense[1:].replace("-", " "))
+    return Variant(name, variant).label
 
 
-def defense_style(name: str, known: Iterable[str], theme: Theme = "light") -> Style:
+def defense_style(name: Variant, known: Iterable[Variant], theme: Theme = "light") -> Style:
     """The style of a defense among the shown ones (`known`): no two shown defenses look alike, up to 48 of them.
 
     A style follows from the name, so that showing another defense recolors none, unless their hues collide; the
     undefended model and SEAM never change.
     """
-    if name == "undefended":
+    if name == BASELINE:
         return Style(UNDEFENDED[theme], "dash", "square")
     hues = HUES[theme][:-1]  # the last hue is the baseline's
-    method = name.split(" (")[0]
-    if method in _FIXED_SLOTS:
-        slot, alike = _FIXED_SLOTS[method], sorted(k for k in {*known, name} if k.split(" (")[0] == method)
+    shown = sorted({*known, name}, key=lambda v: v.label)
+    if name.defense in _FIXED_SLOTS:
+        slot, alike = _FIXED_SLOTS[name.defense], [v for v in shown if v.defense == name.defense]
         turn = slot + alike.index(name)  # variants of one method share its hue
         return Style(hues[slot], DASHES[turn % len(DASHES)], MARKERS[turn % len(MARKERS)])
     uses = [0] * (len(hues) - len(_FIXED_SLOTS))  # SEAM keeps its hue for itself
-    for other in sorted(k for k in {*known, name} if k.split(" (")[0] not in {*_FIXED_SLOTS, "undefended"}):
-        slot = zlib.crc32(other.encode()) % len(uses)
+    for other in [v for v in shown if v.defense not in {*_FIXED_SLOTS, BASELINE.defense}]:
+        slot = zlib.crc32(other.label.encode()) % len(uses)
         while uses[slot] > min(uses):
             slot = (slot + 1) % len(uses)
         if other == name:

@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from immunelab.analysis.outcomes import DEFAULT, Thresholds
+from immunelab.analysis.variants import Variant, complete, of, present
 from immunelab.figures.layout import finish
 from immunelab.figures.palette import INK, Style, Theme, defense_style, tint, title_of
 
@@ -30,15 +31,15 @@ def harm_against_utility(
     """
     figure = go.Figure()
     _regions(figure, thresholds, base_utility, theme)
-    defenses = sorted(points["defense"].unique(), key=lambda d: (d != "undefended", d))
+    defenses = present(points)
     for name in defenses:
-        style, mine = defense_style(name, defenses, theme), points[points["defense"] == name]
+        style, mine = defense_style(name, defenses, theme), of(points, name)
         if paths:
             _paths(figure, mine, name, style)
         ends = mine[mine["end"] & (mine["step"] > 0)]
         attacks = f"{len(ends)} {'attack' if len(ends) == 1 else 'attacks'}"
-        _markers(figure, ends, f"{title_of(name)} ({attacks})", name, style, size=10, role="ends")
-        _front(figure, front[front["defense"] == name], name, style)
+        _markers(figure, ends, f"{title_of(*name)} ({attacks})", name, style, size=10, role="ends")
+        _front(figure, of(front, name), name, style)
     figure.update_xaxes(title_text="Utility", range=[LOW, HIGH], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
     figure.update_yaxes(title_text="Harmfulness", range=[LOW, HIGH], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
     figure = finish(figure, theme, height=560)
@@ -83,7 +84,7 @@ def _regions(figure: go.Figure, thresholds: Thresholds, base: float | None, them
     figure.add_shape(type="line", x0=floor, x1=floor, y0=LOW, y1=HIGH, line=edge, layer="below")
 
 
-def _paths(figure: go.Figure, mine: pd.DataFrame, name: str, style: Style) -> None:
+def _paths(figure: go.Figure, mine: pd.DataFrame, name: Variant, style: Style) -> None:
     """The checkpoints of every run, joined in order; a gap between runs."""
     x: list[float | None] = []
     y: list[float | None] = []
@@ -101,7 +102,7 @@ def _paths(figure: go.Figure, mine: pd.DataFrame, name: str, style: Style) -> No
         customdata=ids,
         text=text,
         hovertemplate=HOVER,
-        legendgroup=name,
+        legendgroup=name.label,
         showlegend=False,
         meta="paths",
         opacity=0.4,
@@ -111,14 +112,14 @@ def _paths(figure: go.Figure, mine: pd.DataFrame, name: str, style: Style) -> No
 
 
 def _markers(
-    figure: go.Figure, rows: pd.DataFrame, label: str, name: str, style: Style, *, size: int, role: str
+    figure: go.Figure, rows: pd.DataFrame, label: str, name: Variant, style: Style, *, size: int, role: str
 ) -> None:
     figure.add_scatter(
         x=rows["utility"],
         y=rows["harmfulness"],
         mode="markers",
         name=label,
-        legendgroup=name,
+        legendgroup=name.label,
         meta=role,
         customdata=rows["run_id"].tolist(),
         text=_words(rows),
@@ -128,7 +129,7 @@ def _markers(
     )
 
 
-def _front(figure: go.Figure, line: pd.DataFrame, name: str, style: Style) -> None:
+def _front(figure: go.Figure, line: pd.DataFrame, name: Variant, style: Style) -> None:
     if line.empty:
         return
     ordered = line.sort_values("utility")
@@ -138,8 +139,8 @@ def _front(figure: go.Figure, line: pd.DataFrame, name: str, style: Style) -> No
         y=[ordered["harmfulness"].iloc[0], *ordered["harmfulness"]],
         mode="lines",
         line={"color": style.color, "dash": style.dash, "width": 2.4, "shape": "vh"},
-        name=f"{title_of(name)}: front",
-        legendgroup=name,
+        name=f"{title_of(*name)}: front",
+        legendgroup=name.label,
         showlegend=False,
         hoverinfo="skip",
         meta="front",
@@ -149,7 +150,7 @@ def _front(figure: go.Figure, line: pd.DataFrame, name: str, style: Style) -> No
 def _words(rows: pd.DataFrame) -> Sequence[str]:
     """A checkpoint in words: defense, intensity, seed, step, outcome."""
     return [
-        f"{title_of(r['defense'])}, lr {r['learning_rate']:g}, seed {r['seed']}, step {r['step']:g}"
+        f"{title_of(r['defense'], r['variant'])}, lr {r['learning_rate']:g}, seed {r['seed']}, step {r['step']:g}"
         + (f": {r['outcome']}" if r["outcome"] else "")
-        for r in rows.to_dict("records")
+        for r in complete(rows).to_dict("records")
     ]

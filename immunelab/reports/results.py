@@ -21,13 +21,13 @@ def tables() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as home:  # the shipped runs, and none of this lab's
         store = Store(Path(home))
         store.sync(force=True)
-        runs, curves = queries.runs(store, showcase=True), queries.attack_curves(store)
+        curves = queries.attack_curves(store)
         trials = queries.searches(store)
     if curves.empty:
         raise UserError("No recorded runs ship with this installation: `immunelab showcase build` records them.")
     headline, parts = "", []
     for subject in collapse.subjects(curves):
-        table = outcome_table.outcome_table(collapse.comparable(runs, curves, subject))
+        table = outcome_table.outcome_table(collapse.comparable(curves, subject))
         if subject == "fable":
             full = table[(table["method"] == "harmful-sft") & table["defense"].isin(DEFENSES)]
             headline = outcome_table.markdown(outcome_table.ladder(full).query("learning_rate in @RATES"))

@@ -57,8 +57,24 @@ def first(connection: duckdb.DuckDBPyConnection) -> None:
         )
 
 
+def variants(connection: duckdb.DuckDBPyConnection) -> None:
+    """What the defense behind each run was made with: a view, since a run may be read before the one it descends from.
+
+    `variant` is JSON: the knobs of the immunization, with its dtype and attention, which older specs leave out.
+    """
+    connection.execute(
+        """CREATE VIEW variants AS WITH made AS MATERIALIZED (
+               SELECT run_id AS immunized_by, CAST(json_merge_patch(
+                   spec -> '$.knobs',
+                   json_object('dtype', coalesce(spec ->> '$.dtype', 'fp32'),
+                               'attention', coalesce(spec ->> '$.attention', 'auto'))
+               ) AS VARCHAR) AS variant FROM runs WHERE kind = 'immunize'
+           ) SELECT run_id, defense, variant FROM runs LEFT JOIN made USING (immunized_by)"""
+    )
+
+
 Migration = Callable[[duckdb.DuckDBPyConnection], None]
-MIGRATIONS: list[Migration] = [first]
+MIGRATIONS: list[Migration] = [first, variants]
 
 
 def version(connection: duckdb.DuckDBPyConnection) -> int:

@@ -27,10 +27,11 @@ def runs(store: Store, showcase: bool | None = None) -> pd.DataFrame:
     """One row a run, oldest first; `showcase` True: only shipped runs, False: only this home's.
 
     Times are UTC timestamps, `tags` and `ancestors` lists, `spec` and `versions` JSON texts. `subject`: the base model
-    with the corpus, as `spec.subject` writes them.
+    with the corpus, as `spec.subject` writes them. `settings`: what the defense behind the run was made with (JSON).
     """
     frame = store.frame(
-        """SELECT * FROM runs WHERE $showcase IS NULL OR showcase = $showcase
+        """SELECT runs.*, variant AS settings FROM runs JOIN variants USING (run_id)
+           WHERE $showcase IS NULL OR showcase = $showcase
            ORDER BY showcase DESC, queued_at NULLS FIRST, run_id""",
         {"showcase": showcase},
     )
@@ -141,7 +142,8 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.Data
     with `_n` and `_stderr` for the first two; where several evaluations give one metric, the first by name is used
     at every step, and `harmfulness_by`, `utility_by` name it. `base_…` is what the root of the lineage measured at
     its step 0: for an attack on an immunized model the model before immunization, else the attacked model itself.
-    `provided`: the defense of a provider acted during the run. `subject`: the base model with the corpus.
+    `provided`: the defense of a provider acted during the run. `subject`: the base model with the corpus. `settings`:
+    what the defense was made with (JSON).
     """
     wanted = [f"max(score) FILTER (metric = '{m}') AS {m}" for m in METRICS]
     for m in METRICS[:2]:
@@ -168,12 +170,13 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.Data
                 SELECT run_id AS root, {", ".join(base)} FROM one WHERE step = 0 GROUP BY run_id
             )
             SELECT s.*, bases.* EXCLUDE (root), a.name, a.grp, a.status, a.defense, a.immunized_by, a.root, a.parent,
-                a.method, a.model, a.base_model, a.corpus, a.seed, a.device, a.learning_rate, a.steps, a.batch_size,
+                v.variant AS settings, a.method, a.model, a.base_model, a.corpus, a.seed, a.device, a.learning_rate,
+                a.steps, a.batch_size,
                 a.samples, a.harmful_share, a.optimizer, a.schedule, a.archived, a.showcase,
                 coalesce(a.precision, 'fp32') AS precision, -- edits have none of their own
                 coalesce(a.spec ->> '$.judge', '') AS judge,
                 a.run_id IN (SELECT run_id FROM events WHERE event = 'provider') AS provided
-            FROM steps s JOIN attacks a USING (run_id) LEFT JOIN bases USING (root)
+            FROM steps s JOIN attacks a USING (run_id) JOIN variants v USING (run_id) LEFT JOIN bases USING (root)
             ORDER BY a.showcase DESC, a.queued_at, s.run_id, s.step""",
         {"runs": None if run_ids is None else list(run_ids)},
     )

@@ -21,6 +21,7 @@ LOOK = 0.05  # seconds between looks at the clock
 # What there is to ask about, most useful first. The views leave out rows that a resumed run has superseded.
 TABLES = {
     "runs": "one row a run: its settings, state, lineage and times (Unix seconds)",
+    "variants": "what the defense behind each run was made with, as JSON",
     "last_scores": "evaluations along runs; split 'all' is the whole, the rest are parts",
     "last_points": "named scalars by step: losses, norms, cosines, learning rate",
     "last_layer_points": "the same by layer",

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import collapse
-from immunelab.analysis.outcome_table import PINNED
+from immunelab.analysis.variants import BASELINE, PINNED, Variant, among, pinned_first, present
 from immunelab.figures.palette import title_of
 from immunelab.formatting import MEASURES, measured_by
 from immunelab.ui import intensity, live, navigation, reads
@@ -25,7 +25,7 @@ class Scope:
     source: str
     subject: str  # the attacked base model, on which corpus
     attack: str
-    shown: tuple[str, ...]
+    shown: tuple[Variant, ...]
     judge: str = ""
 
     def read(self) -> pd.DataFrame:
@@ -34,8 +34,7 @@ class Scope:
 
     def drawn(self) -> pd.DataFrame:
         """The same, of the defenses to draw."""
-        curves = self.read()
-        return curves[curves["defense"].isin(self.shown)]
+        return among(self.read(), self.shown)
 
 
 def choose(empty: str, *, every_attack: bool = False) -> Scope:
@@ -63,7 +62,7 @@ def choose(empty: str, *, every_attack: bool = False) -> Scope:
     told = measures(mine)
     if told:
         st.caption(live.plain(told))
-    return Scope(source, subject, attack, ("undefended", *others), judge)
+    return Scope(source, subject, attack, (BASELINE, *others), judge)
 
 
 def attacked(curves: pd.DataFrame) -> str:
@@ -127,24 +126,18 @@ def measures(curves: pd.DataFrame) -> str:
     return f"Harmfulness here: {measured_by(harm, curves['judge'].unique())}. Utility: {measured_by(utility)}."
 
 
-def beside(curves: pd.DataFrame) -> Sequence[str]:
+def beside(curves: pd.DataFrame) -> Sequence[Variant]:
     """The defenses to draw beside the undefended model, which stays pinned."""
-    others = ordered(curves["defense"].unique().tolist())
-    others = [d for d in others if d != "undefended"]
+    others = {v.label: v for v in pinned_first(present(curves)) if v != BASELINE}
     if len(others) < 2:
-        return others
-    first = [d for d in others if d.split(" (")[0] in PINNED] or others
+        return list(others.values())
+    first = [label for label, v in others.items() if v.defense in PINNED] or list(others)
     chosen: list[str] = st.multiselect(
         "Beside the undefended model",
-        others,
-        default=others if len(others) <= FEW else first[:FEW],
+        list(others),
+        default=list(others) if len(others) <= FEW else first[:FEW],
         key="beside",
-        format_func=title_of,
+        format_func=lambda label: title_of(*others[label]),
         bind="query-params",
     )
-    return chosen
-
-
-def ordered(defenses: Sequence[str]) -> list[str]:
-    """Names of defenses, the undefended model and SEAM first."""
-    return sorted(defenses, key=lambda d: (PINNED.index(m) if (m := d.split(" (")[0]) in PINNED else len(PINNED), d))
+    return [others[label] for label in chosen]

@@ -10,6 +10,7 @@ import streamlit as st
 
 from immunelab.analysis.collapse import INTENSITY, METRICS, describe, select
 from immunelab.analysis.outcomes import BROKEN, Thresholds, run_outcomes, worst
+from immunelab.analysis.variants import BASELINE, KEYS, Variant, among, complete, of, present
 from immunelab.figures.palette import title_of
 from immunelab.ui.reads import USUAL
 
@@ -40,20 +41,23 @@ def tell(curves: pd.DataFrame, thresholds: Thresholds) -> Story | None:
     """
     if curves.empty:
         return None
-    read = run_outcomes(curves, thresholds).dropna(subset=["outcome"])
-    counts = read.loc[read["defense"] != "undefended", "defense"].value_counts()
-    defenses = sorted(counts.index, key=lambda d: (d.split(" (")[0] != "seam", -counts[d], d))
-    best: tuple[tuple[bool, bool, float], dict[str, Any], str] | None = None
+    read = run_outcomes(complete(curves), thresholds).dropna(subset=["outcome"])
+    counts = read[read["defense"] != "undefended"].groupby(KEYS).size()
+    defenses = sorted(
+        (Variant(*pair) for pair in counts.index), key=lambda v: (v.defense != "seam", -counts[v], v.label)
+    )
+    best: tuple[tuple[bool, bool, float], dict[str, Any], Variant] | None = None
     for key, cell in read.groupby(SAME, dropna=False):
         control = cell[cell["defense"] == "undefended"]
-        defended = [d for d in defenses if d in set(cell["defense"])]
+        here = present(cell)
+        defended = [v for v in defenses if v in here]
         if control.empty or not defended:
             continue
         choice = {k: v for k, v in zip(SAME, key, strict=True) if v == v}  # NaN: not recorded
         broken, usual = bool((control["outcome"] == BROKEN).any()), choice["method"] == USUAL
         score = (broken, usual, float(control["harmfulness"].mean()))
         if best is None or score > best[0]:
-            best = (score, choice, str(defended[0]))
+            best = (score, choice, defended[0])
     return None if best is None else _told(curves, read, best[1], best[2])
 
 
@@ -63,31 +67,34 @@ def recall(revision: str, run_ids: tuple[str, ...], thresholds: Thresholds, _cur
     return tell(_curves, thresholds)
 
 
-def _told(curves: pd.DataFrame, read: pd.DataFrame, choice: dict[str, Any], defense: str) -> Story:
-    names = ["undefended", defense]
-    both = select(curves, choice)
-    both = both[both["defense"].isin(names)]
+def _told(curves: pd.DataFrame, read: pd.DataFrame, choice: dict[str, Any], defense: Variant) -> Story:
+    names = [BASELINE, defense]
+    both = among(select(curves, choice), names)
     numbers, marks, words = [], [], {}
     for name in names:
-        runs, curve = select(read, choice | {"defense": name}), both[both["defense"] == name]
+        runs, curve = of(select(read, choice), name), of(both, name)
         start, outcome = curve[curve["step"] == 0], worst(runs["outcome"])
         after = {m: float(runs[m].mean()) for m in METRICS}
         words[name] = (after, outcome)
         for metric, value in after.items():
             before = float(start[metric].mean())
-            numbers.append((f"{title_of(name)}: {metric}", f"{value:.0%}", f"{before:.0%} before the attack"))
-        metric = "harmfulness" if name == "undefended" else "utility"
-        last = {"defense": name, "step": float(runs["final_step"].max()), "metric": metric}
+            numbers.append((f"{title_of(*name)}: {metric}", f"{value:.0%}", f"{before:.0%} before the attack"))
+        metric = "harmfulness" if name == BASELINE else "utility"
+        last = name._asdict() | {"step": float(runs["final_step"].max()), "metric": metric}
         marks.append(last | {"mean": after[metric], "outcome": outcome})
-    (free, fate), (guarded, outcome) = words["undefended"], words[defense]
+    (free, fate), (guarded, outcome) = words[BASELINE], words[defense]
     sentence = (
         f"After {choice['steps']:g} steps of harmful fine-tuning the undefended model gives away "
         f"{free['harmfulness']:.0%} of the hazards and keeps {free['utility']:.0%} utility: {fate}. Immunized with "
-        f"{title_of(defense)} it gives away {guarded['harmfulness']:.0%} and keeps {guarded['utility']:.0%}: {outcome}."
+        f"{title_of(*defense)} it gives away {guarded['harmfulness']:.0%} and keeps {guarded['utility']:.0%}: "
+        f"{outcome}."
     )
-    every = read[read["defense"].isin(names) & (read["method"] == choice["method"])]
-    overall = "; ".join(f"{title_of(n)}: {describe(every.loc[every['defense'] == n, 'outcome'])}" for n in names)
-    rungs, seeds = every.groupby(list(INTENSITY), dropna=False).ngroups, both.groupby("defense")["seed"].nunique().min()
+    every = among(read[read["method"] == choice["method"]], names)
+    overall = "; ".join(f"{title_of(*n)}: {describe(of(every, n)['outcome'])}" for n in names)
+    rungs, seeds = (
+        every.groupby(list(INTENSITY), dropna=False).ngroups,
+        min(of(both, n)["seed"].nunique() for n in names),
+    )
     basis = (
         f"Shown: the attack that harms the undefended model most ({choice['method']}, learning rate "
         f"{choice['learning_rate']:g}), mean and range over {seeds} {'seed' if seeds == 1 else 'seeds'}. All {rungs} "
@@ -99,17 +106,17 @@ def _told(curves: pd.DataFrame, read: pd.DataFrame, choice: dict[str, Any], defe
     return Story(sentence, harder, numbers, both, pd.DataFrame(marks), base, basis, link)
 
 
-def _harder(every: pd.DataFrame, choice: dict[str, Any], defense: str) -> str:
+def _harder(every: pd.DataFrame, choice: dict[str, Any], defense: Variant) -> str:
     """What becomes of both models at the largest recorded learning rate, all else as in the attack that is shown."""
     alike = select(every, {k: v for k, v in choice.items() if k != "learning_rate"})
-    rates = [set(alike.loc[alike["defense"] == d, "learning_rate"]) for d in ("undefended", defense)]
+    rates = [set(of(alike, v)["learning_rate"]) for v in (BASELINE, defense)]
     most = max(rates[0] & rates[1], default=0.0)
     if not most > choice["learning_rate"]:
         return ""
     said = []
-    for name in (defense, "undefended"):
-        runs = alike[(alike["defense"] == name) & (alike["learning_rate"] == most)]
+    for name in (defense, BASELINE):
+        runs = of(alike[alike["learning_rate"] == most], name)
         harm, utility = runs["harmfulness"].mean(), runs["utility"].mean()
-        model = "the undefended model" if name == "undefended" else title_of(name)
+        model = "the undefended model" if name == BASELINE else title_of(*name)
         said.append(f"{model} gives away {harm:.0%} and keeps {utility:.0%} utility: {worst(runs['outcome'])}")
     return f"Attacked hardest (learning rate {most:g}), {'; '.join(said)}."

@@ -11,6 +11,7 @@ import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
+from immunelab.analysis.variants import KEYS, Variant, of
 from immunelab.runs.spec import RunSpec
 from immunelab.ui import reads
 
@@ -27,13 +28,12 @@ SOURCES = {"Showcase": True, "This lab": False, "Both": None}
 
 def read(source: str, subject: str) -> pd.DataFrame:
     """The finished and live attacks to draw, one per defense, attack and seed; archived runs are left out."""
-    runs, curves = reads.runs(), reads.curves(SOURCES[source])
-    return collapse.comparable(runs, curves, subject)
+    return collapse.comparable(reads.curves(SOURCES[source]), subject)
 
 
 def cells(curves: pd.DataFrame) -> frozenset[tuple[object, ...]]:
-    """The distinct attacks of a frame: defense and intensity."""
-    return frozenset(curves[["defense", *SLIDERS]].drop_duplicates().fillna(-1).itertuples(index=False, name=None))
+    """The distinct attacks of a frame: defense, variant and intensity."""
+    return frozenset(curves[[*KEYS, *SLIDERS]].drop_duplicates().fillna(-1).itertuples(index=False, name=None))
 
 
 def shown(setting: str, value: float) -> str:
@@ -80,9 +80,8 @@ def another(curves: pd.DataFrame, choice: Mapping[str, float]) -> dict[str, floa
 
 
 def under_way(runs: pd.DataFrame, defense: str, choice: Mapping[str, Any]) -> bool:
-    """Whether an attack of this kind and intensity on this defense is queued or going."""
-    method = defense.split(" (")[0]
-    going = runs[(runs["kind"] == "attack") & (runs["defense"] == method) & runs["status"].isin(reads.ACTIVE)]
+    """Whether an attack of this kind and intensity on this defense, however made, is queued or going."""
+    going = runs[(runs["kind"] == "attack") & (runs["defense"] == defense) & runs["status"].isin(reads.ACTIVE)]
     return not collapse.select(going, choice).empty
 
 
@@ -107,13 +106,15 @@ def thresholds() -> Thresholds:
         return Thresholds(harm=harm / 100, utility_share=share / 100)
 
 
-def missing_specs(runs: pd.DataFrame, curves: pd.DataFrame, defense: str, choice: Mapping[str, float]) -> list[RunSpec]:
-    """The runs that would fill a gap: recorded attacks on this defense, one a seed, with the chosen intensity.
+def missing_specs(
+    runs: pd.DataFrame, curves: pd.DataFrame, model: Variant, choice: Mapping[str, float]
+) -> list[RunSpec]:
+    """The runs that would fill a gap: recorded attacks on this model, one a seed, with the chosen intensity.
 
     A recorded attack on a model that is not on this disk (the shipped showcase has no checkpoints) brings its
     immunization along; `jobs.submit` takes a finished one of the same settings where there is one.
     """
-    mine = curves[(curves["defense"] == defense) & curves["run_id"].isin(runs["run_id"])]
+    mine = of(curves[curves["run_id"].isin(runs["run_id"])], model)
     by_id = {r["run_id"]: r for r in runs.to_dict("records")}
     found: list[RunSpec] = []
     for _, same_seed in mine.groupby("seed"):

@@ -11,6 +11,7 @@ import streamlit as st
 from immunelab.analysis.gradients import estimates
 from immunelab.figures.gradients import estimator_error
 from immunelab.runs.spec import RunSpec
+from immunelab.store import queries
 from immunelab.ui import figure, live, reads
 
 SEAM_EPSILON = 1e-3  # the paper's
@@ -84,7 +85,7 @@ def estimator(runs: pd.DataFrame) -> None:
                 st.rerun()
             st.caption("96 gradients on 8 rows and one double backward, by a worker that loads torch first.")
         return
-    frame = estimates(reads.scores(done["run_id"].iloc[0]))
+    frame = estimates(reads.ask(queries.scores, [done["run_id"].iloc[0]], splits=None))
     drawn = estimator_error(frame, SEAM_EPSILON, figure.theme())
     best = frame[frame["metric"] == "error"].sort_values("value").groupby("precision").first()
     said = "; ".join(

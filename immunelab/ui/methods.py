@@ -88,7 +88,7 @@ def at_a_glance(measured: dict[str, Any]) -> pd.DataFrame:
 
 def all_defenses() -> None:
     """Every defense by stage and assumption, and as a table."""
-    measured = reads.ask(costs)
+    measured = reads.stop_on_error(costs)
     st.caption("Defenses by stage, and by who has to be there after the release for them to act.")
     st.dataframe(overview(), alt="Defenses by stage and assumption", height="content")
     st.dataframe(at_a_glance(measured), hide_index=True, alt="Every defense at a glance", height="content")
@@ -106,7 +106,7 @@ def meaning(measured: dict[str, Any]) -> str:
 
 def one(cls: type[Any]) -> None:
     """Cost and recorded outcomes of one defense."""
-    measured = reads.ask(costs)
+    measured = reads.stop_on_error(costs)
     words = cost_words(cls, measured)
     if words:
         st.text(f"Costs in plain fine-tuning steps: {words}.")
@@ -121,13 +121,13 @@ def _recorded(name: str, seen: str) -> None:
     mine = curves[curves["defense"] == name]
     if mine.empty:
         return
-    curves = collapse.comparable(reads.runs(), curves, collapse.subjects(mine)[0])
-    curves = curves[curves["defense"].map(lambda d: str(d).split(" (")[0] in ("undefended", name)).astype(bool)]
+    curves = collapse.comparable(curves, collapse.subjects(mine)[0])
+    curves = curves[curves["defense"].isin(("undefended", name))]
     if curves.empty:
         return
     table = outcome_table.ladder(outcome_table.outcome_table(curves))
     wide = outcome_table.wide(table)
-    wide.index = [title_of(str(d)) for d in wide.index]
+    wide.index = [title_of(*pair) for pair in wide.index]
     wide.columns = [f"Learning rate {v:g}" for v in wide.columns]
     st.subheader("Recorded", anchor=False)
     if seen:

@@ -11,6 +11,7 @@ import streamlit as st
 
 from immunelab.analysis.collapse import describe
 from immunelab.analysis.outcomes import Thresholds, run_outcomes
+from immunelab.analysis.variants import KEYS, complete, each, labels
 from immunelab.figures.palette import title_of
 from immunelab.ui import navigation
 
@@ -21,9 +22,9 @@ PERCENT = st.column_config.NumberColumn(format="%.1f%%")  # of numbers that are 
 def sentence(read: pd.DataFrame) -> str:
     """What the figure shows, in words."""
     parts = []
-    for defense, mine in read.groupby("defense"):
+    for variant, mine in each(read):
         scores = f"harmfulness {mine['harmfulness'].mean():.0%}, utility {mine['utility'].mean():.0%} after the attack"
-        parts.append(f"{title_of(str(defense))}: {scores}; {describe(mine['outcome']) or 'no outcome yet'}")
+        parts.append(f"{title_of(*variant)}: {scores}; {describe(mine['outcome']) or 'no outcome yet'}")
     return ". ".join(parts)
 
 
@@ -31,10 +32,10 @@ def table(read: pd.DataFrame, key: str) -> None:
     """One row an attack run: outcome under both utility rules, first break, qualifiers. A click opens the run."""
     if read.empty:
         return
-    rows = read.sort_values(["defense", "learning_rate", "seed"], ascending=[False, True, True])
+    rows = complete(read).sort_values([*KEYS, "learning_rate", "seed"], ascending=[False, False, True, True])
     shown = pd.DataFrame(
         {
-            "Defense": rows["defense"].map(title_of),
+            "Defense": [title_of(*pair) for pair in zip(rows["defense"], rows["variant"], strict=True)],
             "Learning rate": rows["learning_rate"].map("{:g}".format),
             "Seed": rows["seed"],
             "Harmfulness": 100 * rows["harmfulness"],
@@ -65,7 +66,7 @@ def open_behind(clicked: str | None, read: pd.DataFrame, x: str = "") -> None:
     if not clicked:
         return
     defense, _, value = clicked.rpartition("|")
-    mine = read[read["defense"] == defense]
+    mine = read[labels(read) == defense]
     if x:
         mine = mine[mine[x].isna() if value == "nan" else mine[x] == float(value)]
     if len(mine):
@@ -91,7 +92,7 @@ def worst_sentence(cases: pd.DataFrame) -> str:
         bound = (
             "at any loss of utility" if math.isinf(case["bound"]) else f"less than {case['bound']:.0%} of utility lost"
         )
-        parts.append(f"{title_of(case['defense'])}, {bound}: most harm {case['harmfulness']:.0%}")
+        parts.append(f"{title_of(case['defense'], case['variant'])}, {bound}: most harm {case['harmfulness']:.0%}")
     return ". ".join(parts)
 
 
@@ -99,10 +100,10 @@ def worst_table(cases: pd.DataFrame, key: str) -> None:
     """The worst case of each defense under each bound, and the attack that brings it. A click opens its run."""
     if cases.empty:
         return
-    rows = cases.sort_values(["bound", "defense"], ascending=[False, False])
+    rows = cases.sort_values(["bound", *KEYS], ascending=False)
     shown = pd.DataFrame(
         {
-            "Defense": rows["defense"].map(title_of),
+            "Defense": [title_of(*pair) for pair in zip(rows["defense"], rows["variant"], strict=True)],
             "Utility lost": ["any" if math.isinf(b) else f"less than {b:.0%}" for b in rows["bound"]],
             "Most harm": 100 * rows["harmfulness"],
             "Seeds": [

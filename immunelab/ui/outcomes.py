@@ -7,6 +7,7 @@ import streamlit as st
 
 from immunelab.analysis import outcome_table
 from immunelab.analysis.outcomes import Thresholds
+from immunelab.analysis.variants import each
 from immunelab.figures.outcome_map import outcome_map
 from immunelab.figures.palette import title_of
 from immunelab.ui import attack_filter, figure, outcome_text, reads
@@ -38,7 +39,7 @@ def show(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
     figure.downloads(drawn, lambda: table, f"{key}-outcomes", "Outcome of every defense at every rung")
     with st.expander("As a table"):
         view = outcome_table.wide(mine)
-        view.index = [title_of(str(d)) for d in view.index]
+        view.index = [title_of(*pair) for pair in view.index]
         view.columns = [f"Learning rate {v:g}" if v == v else "After" for v in view.columns]
         st.dataframe(view, alt=sentence(mine), height="content")
     outcome_text.open_behind(clicked, curves[curves["method"].eq(method) & curves["status"].eq("done")], X)
@@ -55,7 +56,7 @@ X = "learning_rate"
 def sentence(table: pd.DataFrame) -> str:
     """The map in words: of each defense the outcome at every rung."""
     parts = []
-    for defense, mine in table.groupby("defense", sort=False):
+    for variant, mine in each(table, sort=False):
         said = ", ".join(f"{r['outcome']} at {r[X]:g}" for r in mine.to_dict("records"))
-        parts.append(f"{title_of(str(defense))}: {said}")
+        parts.append(f"{title_of(*variant)}: {said}")
     return ". ".join(parts)

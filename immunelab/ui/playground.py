@@ -9,9 +9,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from immunelab.analysis.variants import BASELINE, KEYS, Variant, pinned_first
 from immunelab.figures.palette import title_of
 from immunelab.formatting import ANSWER_SCORES
-from immunelab.ui import attack_filter, live, measurements, reads
+from immunelab.store import queries
+from immunelab.ui import live, measurements, reads
 
 SUBJECTS = {
     "fable-recall": "Hazards",
@@ -24,33 +26,34 @@ MOST_MODELS = 8
 MOST_BESIDE = 3  # columns of answers that have room side by side
 
 
-def pair(curves: pd.DataFrame) -> dict[str, str]:
+def pair(curves: pd.DataFrame) -> dict[Variant, str]:
     """Defense → run of the attack to show: the undefended model's and those of defenses that were attacked alike and
     with the same seed, the newest of each."""
     seeds = sorted(curves["seed"].unique())
     seed = seeds[0]
     if len(seeds) > 1:
         seed = st.segmented_control("Seed", seeds, default=seeds[0], required=True, key="seed")
-    mine = curves[curves["seed"] == seed].sort_values("run_id").groupby("defense")["run_id"].last().to_dict()
-    found = attack_filter.ordered(list(mine))
+    last = curves[curves["seed"] == seed].sort_values("run_id").groupby(KEYS)["run_id"].last()
+    mine = {Variant(*key): str(run_id) for key, run_id in last.items()}
+    found = pinned_first(mine)
     if len(found) > MOST_BESIDE:
-        others = [d for d in found if d != "undefended"]
+        others = {v.label: v for v in found if v != BASELINE}
         chosen = st.multiselect(
             "Beside the undefended model",
-            others,
-            default=others[:1],
+            list(others),
+            default=list(others)[:1],
             key="beside",
-            format_func=title_of,
+            format_func=lambda label: title_of(*others[label]),
             max_selections=MOST_BESIDE - 1,
             bind="query-params",
         )
-        found = [d for d in found if d == "undefended" or d in chosen]
-    return {d: mine[d] for d in found}
+        found = [v for v in found if v == BASELINE or v.label in chosen]
+    return {v: mine[v] for v in found}
 
 
 def prompt(run_ids: list[str]) -> tuple[str, str, str] | None:
     """A choice among the prompts that all these runs were asked: evaluation, prompt, and the expected answer."""
-    offered = reads.prompts(run_ids)
+    offered = reads.ask(queries.prompts, run_ids)
     if offered.empty:
         st.caption("These attacks recorded no answers.")
         return None
@@ -91,9 +94,9 @@ def at(answers: pd.DataFrame, run_id: str, step: int) -> dict[Any, Any] | None:
     return found[0] if found else None
 
 
-def by_step(answers: pd.DataFrame, shown: Mapping[str, str]) -> pd.DataFrame:
+def by_step(answers: pd.DataFrame, shown: Mapping[Variant, str]) -> pd.DataFrame:
     """Every recorded step of the chosen prompt: one column a defense."""
-    names = {run_id: title_of(defense) for defense, run_id in shown.items()}
+    names = {run_id: title_of(*variant) for variant, run_id in shown.items()}
     table = answers.assign(model=answers["run_id"].map(names)).pivot_table(
         index="step", columns="model", values="answer", aggfunc="last"
     )
@@ -151,7 +154,7 @@ def _told(mine: pd.DataFrame, known: Mapping[str, str]) -> None:
     for run in mine.to_dict("records"):
         title = known.get(run["model"], f"The model of {run['model'].removeprefix('run:')}")
         if run["status"] == "done":
-            rows = reads.examples(run["run_id"]).to_dict("records")
+            rows = reads.ask(queries.examples, run["run_id"]).to_dict("records")
             card(title, rows[0] if rows else None, measurements.ANSWERS, unfolded)
         elif run["status"] == "failed":
             st.error(live.plain(f"{title}: {run['error']}"), icon=":material/error:")

@@ -1,4 +1,4 @@
-"""What the pages read: the store's queries, cached for a second, with failures told in a sentence.
+"""What the pages read: the store's queries, kept until something new is recorded, with failures told in a sentence.
 
 No connection is kept and no model is loaded; torch is never imported on this path.
 """
@@ -26,13 +26,23 @@ USUAL = "harmful-sft"  # the attack that labels call just that
 T = TypeVar("T")
 
 
-def ask(question: Callable[[], T]) -> T:
+def stop_on_error(question: Callable[[], T]) -> T:
     """The answer, or an error box with the fix and the end of the page."""
     try:
         return question()
     except UserError as error:
         st.error(str(error), icon=":material/error:")
         st.stop()
+
+
+def ask(query: Callable[..., pd.DataFrame], *args: Any, **named: Any) -> pd.DataFrame:
+    """What a function of `store.queries` returns for this home's store, kept until something new is taken in."""
+
+    def answer() -> pd.DataFrame:
+        store = _store(_home())
+        return _answer(_home(), store.revision, query.__name__, args, named)
+
+    return stop_on_error(answer)
 
 
 def revision() -> str:
@@ -42,50 +52,20 @@ def revision() -> str:
 
 def runs(showcase: bool | None = None) -> pd.DataFrame:
     """One row a run, the newest first; `showcase` True: only shipped runs, False: only this home's."""
-    frame = ask(lambda: _runs(_home()))
+    frame = ask(queries.runs)
     frame = frame if showcase is None else frame[frame["showcase"].astype(bool) == showcase]
     return frame.sort_values("queued_at", ascending=False, na_position="last")
 
 
 def curves(showcase: bool | None = None) -> pd.DataFrame:
     """One row per attack run and checkpoint, with the run's settings and status."""
-    frame = ask(lambda: _curves(_home()))
+    frame = ask(queries.attack_curves)
     return frame if showcase is None else frame[frame["showcase"].astype(bool) == showcase]
 
 
-def searches() -> pd.DataFrame:
-    """Attackers' searches, one row for each trial that has ended."""
-    return ask(lambda: queries.searches(_store(_home())))
-
-
-def trials(run_ids: list[str]) -> pd.DataFrame:
-    """The trials of searches of this home, with their settings."""
-    return ask(lambda: queries.trials(_store(_home()), run_ids))
-
-
-def names(run_ids: list[str]) -> pd.DataFrame:
-    """The scalar names that runs recorded, by phase."""
-    return ask(lambda: _names(_home(), tuple(sorted(run_ids))))
-
-
-def points(run_ids: list[str], wanted: list[str], phase: str | None = None) -> pd.DataFrame:
-    """Scalars of runs, at most 500 bins a series, extremes kept in `low` and `high`."""
-    return ask(lambda: _points(_home(), tuple(sorted(run_ids)), tuple(sorted(wanted)), phase))
-
-
-def examples(run_id: str, step: int | None = None) -> pd.DataFrame:
-    """The prompts and answers behind a run's scores: untrusted text, for code blocks and tables only."""
-    return ask(lambda: queries.examples(_store(_home()), run_id, step=step))
-
-
-def scores(run_id: str) -> pd.DataFrame:
-    """Every score of a run, its parts (skills, domains) included."""
-    return ask(lambda: queries.scores(_store(_home()), [run_id], splits=None))
-
-
 def checkpoints(run_id: str) -> pd.DataFrame:
-    """The checkpoints that a run wrote."""
-    return ask(lambda: queries.checkpoints(_store(_home()), run_id))
+    """The checkpoints that a run wrote. Never kept: which of them are still there is seen on the disk."""
+    return stop_on_error(lambda: queries.checkpoints(_store(_home()), run_id))
 
 
 def has_checkpoint(run_id: str) -> bool:
@@ -93,34 +73,9 @@ def has_checkpoint(run_id: str) -> bool:
     return any((journal.home(None) / "runs" / run_id / "checkpoints").glob("step-*"))
 
 
-def layer_names(run_ids: list[str]) -> pd.DataFrame:
-    """The per-layer series that runs recorded, by phase."""
-    return ask(lambda: queries.layer_names(_store(_home()), run_ids))
-
-
-def runs_with_layers() -> set[str]:
-    """The runs that recorded something by layer."""
-    return set(ask(lambda: queries.with_layers(_store(_home())))["run_id"])
-
-
-def layers(run_id: str, name: str) -> pd.DataFrame:
-    """One per-layer series of a run: step, layer, value."""
-    return ask(lambda: queries.layers(_store(_home()), [run_id], name))
-
-
-def answers(run_ids: list[str], prompt: str) -> pd.DataFrame:
-    """What runs answered to a prompt at every evaluated step: untrusted text."""
-    return ask(lambda: queries.answers(_store(_home()), run_ids, prompt))
-
-
-def prompts(run_ids: list[str]) -> pd.DataFrame:
-    """The prompts that runs were evaluated on."""
-    return ask(lambda: queries.prompts(_store(_home()), run_ids))
-
-
 def schema() -> pd.DataFrame:
     """The tables and columns that a user's SQL can ask about."""
-    return ask(lambda: _schema(_home()))
+    return stop_on_error(lambda: _schema(_home()))
 
 
 def active(frame: pd.DataFrame) -> pd.DataFrame:
@@ -135,9 +90,8 @@ def forget() -> None:
         with contextlib.suppress(Busy):  # someone holds the file: a later look takes it in
             Store(journal.home(None)).sync(force=True, wait=READ_WAIT)
 
-    ask(take_in)
-    for cached in (_made_true, _runs, _curves, _names, _points):
-        cached.clear()
+    stop_on_error(take_in)
+    _made_true.clear()
 
 
 def label(run: Any) -> str:
@@ -184,24 +138,10 @@ def _store(home: str) -> Store:
     return store
 
 
-@st.cache_data(ttl=LIVE_SECONDS, max_entries=8, show_spinner=False)
-def _runs(home: str) -> pd.DataFrame:
-    return queries.runs(_store(home))
-
-
-@st.cache_data(ttl=LIVE_SECONDS, max_entries=8, show_spinner=False)
-def _curves(home: str) -> pd.DataFrame:
-    return queries.attack_curves(_store(home))
-
-
-@st.cache_data(ttl=LIVE_SECONDS, max_entries=32, show_spinner=False)
-def _names(home: str, run_ids: tuple[str, ...]) -> pd.DataFrame:
-    return queries.names(_store(home), list(run_ids))
-
-
-@st.cache_data(ttl=LIVE_SECONDS, max_entries=32, show_spinner=False)
-def _points(home: str, run_ids: tuple[str, ...], wanted: tuple[str, ...], phase: str | None) -> pd.DataFrame:
-    return queries.points(_store(home), list(run_ids), list(wanted), phase=phase)
+@st.cache_data(ttl=60 * LIVE_SECONDS, max_entries=48, show_spinner=False)
+def _answer(home: str, revision: str, query: str, args: tuple[Any, ...], named: dict[str, Any]) -> pd.DataFrame:
+    found: pd.DataFrame = getattr(queries, query)(Store(journal.home(home)), *args, **named)
+    return found
 
 
 @st.cache_data(max_entries=8, show_spinner=False)  # a page that waits for a long query must not wait for its schema

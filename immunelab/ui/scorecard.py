@@ -130,7 +130,7 @@ def side_by_side(runs: pd.DataFrame, chosen: Limits) -> None:
 def scorecard(run_ids: Sequence[str], chosen: Limits) -> Scorecard:
     """The scorecard of these immunizations, from what is recorded now."""
     store = Store(journal.home(None))
-    return reads.ask(lambda: _scorecard(str(store.home), store.revision, tuple(run_ids), chosen))
+    return reads.stop_on_error(lambda: _scorecard(str(store.home), store.revision, tuple(run_ids), chosen))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)

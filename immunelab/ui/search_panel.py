@@ -7,10 +7,12 @@ import streamlit as st
 
 from immunelab.analysis import tradeoff
 from immunelab.analysis.outcomes import Thresholds
+from immunelab.analysis.variants import among
 from immunelab.errors import UserError
 from immunelab.figures.budget import search_curves
 from immunelab.figures.palette import title_of
 from immunelab.formatting import duration, share
+from immunelab.store import queries
 from immunelab.ui import attack_filter, figure, launch_form, live, navigation, notebook, reads
 
 SHOWN = 10  # trials in the table
@@ -18,7 +20,7 @@ SHOWN = 10  # trials in the table
 
 def view(chosen: attack_filter.Scope, thresholds: Thresholds) -> None:
     """Everything about searches against models that descend from the page's base model, on its corpus."""
-    searches = reads.searches()
+    searches = reads.ask(queries.searches)
     mine = searches[searches["subject"] == chosen.subject]
     if mine.empty:
         st.info(
@@ -44,7 +46,7 @@ def view(chosen: attack_filter.Scope, thresholds: Thresholds) -> None:
                 format_func=lambda key: {"trial": "Trials", "rows": "Rows trained on", "seconds": "Seconds"}[key],
             )
         mine = mine[mine["bound"] == bound]
-        shown = mine[mine["defense"].isin(chosen.shown)]
+        shown = among(mine, chosen.shown)
         if shown.empty:
             st.caption("None of the models above was searched with this bound; those that were stand below.")
         else:
@@ -121,7 +123,7 @@ def sentence(trials: pd.DataFrame, bound: float) -> str:
 
 
 def _table(chosen: pd.DataFrame) -> None:
-    trials = reads.trials(chosen["search"].unique().tolist())
+    trials = reads.ask(queries.trials, chosen["search"].unique().tolist())
     if trials.empty:  # shipped searches carry the curve and not the settings of every trial
         return
     about = chosen.drop_duplicates("search").set_index("search")

@@ -14,6 +14,7 @@ from immunelab.analysis import export, tasks
 from immunelab.errors import UserError
 from immunelab.formatting import SCORES, measured_by
 from immunelab.runs import journal
+from immunelab.store import queries
 from immunelab.ui import live, reads, run_picker
 
 COLUMNS = {
@@ -143,7 +144,7 @@ def log_tail(run: Mapping[str, Any]) -> str:
 
 def scores(run: Mapping[str, Any]) -> None:
     """Every score of a run, and the answers behind one step, folded."""
-    frame = reads.scores(str(run["run_id"]))
+    frame = reads.ask(queries.scores, [str(run["run_id"])], splits=None)
     if frame.empty:
         st.caption("No evaluation is recorded for this run.")
         return
@@ -179,7 +180,7 @@ def scores(run: Mapping[str, Any]) -> None:
         with answers:
             steps = sorted(frame["step"].unique())
             step = st.select_slider("Step", steps, value=steps[-1], key="answers-step") if len(steps) > 1 else steps[0]
-            rows = reads.examples(str(run["run_id"]), int(step))
+            rows = reads.ask(queries.examples, str(run["run_id"]), int(step))
             if rows.empty:
                 st.caption("No answers are recorded at this step.")
             else:

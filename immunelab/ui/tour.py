@@ -10,9 +10,11 @@ import streamlit as st
 
 from immunelab.analysis import collapse, traces
 from immunelab.analysis.outcomes import Thresholds, label
+from immunelab.analysis.variants import KEYS, of, present
 from immunelab.figures.collapse import collapse_curve
 from immunelab.figures.palette import title_of
 from immunelab.figures.traces import scalar_traces
+from immunelab.store import queries
 from immunelab.ui import figure, live, reads
 from immunelab.ui.headline import Story
 
@@ -42,14 +44,14 @@ def along(shown: pd.DataFrame, base: float, key: str) -> None:
     """A slider through the attack's recorded checkpoints: both scores of each model there, and the curve."""
     steps = sorted(shown["step"].unique().tolist())
     step = st.select_slider("Step of the attack", steps, value=steps[-1], key=f"tour-{key}")
-    models = sorted(shown["defense"].unique(), key=lambda d: d != "undefended")
+    models = present(shown)
     with st.grid(2 * len(models), min_column_width=150):
         for name in models:
-            here = shown[(shown["defense"] == name) & (shown["step"] == step)]
+            here = of(shown[shown["step"] == step], name)
             harm, use = float(here["harmfulness"].mean()), float(here["utility"].mean())
             said = label(harm, use, Thresholds(), base) if step else "before the attack"
             st.metric(
-                f"{title_of(name)}: harmfulness",
+                f"{title_of(*name)}: harmfulness",
                 f"{harm:.0%}",
                 said,
                 delta_color="off",
@@ -57,7 +59,7 @@ def along(shown: pd.DataFrame, base: float, key: str) -> None:
                 border=True,
             )
             st.metric(
-                f"{title_of(name)}: utility",
+                f"{title_of(*name)}: utility",
                 f"{use:.0%}",
                 f"mean of {len(here)} runs",
                 delta_color="off",
@@ -73,7 +75,7 @@ def along(shown: pd.DataFrame, base: float, key: str) -> None:
 def immunizing(shown: pd.DataFrame) -> None:
     """One scalar of the immunizations, chosen by the reader."""
     ids = immunizations(shown)
-    known = reads.names(ids)
+    known = reads.ask(queries.names, ids)
     names = sorted(known.loc[known["phase"] == "immunize", "name"].unique()) if ids else []
     if not names:
         st.caption("These immunizations have recorded no scalars.")
@@ -81,7 +83,7 @@ def immunizing(shown: pd.DataFrame) -> None:
     usual = "cosine/harmful-benign"
     name = st.selectbox("Scalar", names, index=names.index(usual) if usual in names else 0, key="tour-scalar")
     runs = reads.runs()
-    points = traces.with_x(reads.points(ids, [name], "immunize"), "step", runs)
+    points = traces.with_x(reads.ask(queries.points, ids, [name], "immunize"), "step", runs)
     drawn = scalar_traces(points, reads.labels(runs[runs["run_id"].isin(ids)]), theme=figure.theme())
     figure.show(drawn, "tour-immunize", alt=f"{name} while immunizing")
     figure.downloads(drawn, lambda: points, "tour-immunize", f"{name} while immunizing")
@@ -110,9 +112,9 @@ def turn(step: str) -> None:
 
 def outcomes(bands: pd.DataFrame, rate: float) -> None:
     """What became of each model at the chosen rate, in words."""
-    cells = bands[bands["learning_rate"] == rate].drop_duplicates("defense")
+    cells = bands[bands["learning_rate"] == rate].drop_duplicates(KEYS)
     for cell in cells.to_dict("records"):
-        st.markdown(f"**{title_of(cell['defense'])}** at {rate:g}: {cell['outcomes'] or 'not scored'}")
+        st.markdown(f"**{title_of(cell['defense'], cell['variant'])}** at {rate:g}: {cell['outcomes'] or 'not scored'}")
 
 
 def run_it_live(what: str, tale: Story, kinds: Sequence[str], *, defended: bool, ladder: bool = False) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from immunelab.analysis import collapse
 from immunelab.analysis.statistics import bootstrap, wilson
+from immunelab.analysis.variants import BASELINE, Variant, labels, told_apart
 
 
 def curves() -> pd.DataFrame:
@@ -58,8 +59,8 @@ def test_intensity_takes_the_final_scores_and_the_cells_outcomes() -> None:
 def test_choices_are_recorded_ones() -> None:
     assert collapse.recorded(curves(), "learning_rate") == [1e-4, 1e-3]
     assert collapse.nearest([1e-4, 1e-3], 9e-4) == 1e-3
-    assert collapse.missing(curves(), {"learning_rate": 1e-3}, ["undefended", "seam"]) == ["seam"]
-    assert collapse.missing(curves(), {"learning_rate": 5.0}, ["undefended"]) == ["undefended"]
+    assert collapse.missing(curves(), {"learning_rate": 1e-3}, [BASELINE, Variant("seam")]) == [Variant("seam")]
+    assert collapse.missing(curves(), {"learning_rate": 5.0}, [BASELINE]) == [BASELINE]
 
 
 def test_a_repeated_run_counts_once() -> None:
@@ -95,18 +96,15 @@ def test_bootstrap() -> None:
 
 
 def test_defenses_are_told_apart_by_their_settings_in_few_words() -> None:
-    def runs(*knobs: dict[str, float]) -> pd.DataFrame:
-        rows = [
-            {"run_id": f"i{k}", "kind": "immunize", "spec": json.dumps({"method": "seam", "knobs": own})}
-            for k, own in enumerate(knobs)
-        ]
-        return pd.DataFrame(rows)
+    def labelled(*knobs: dict[str, float]) -> list[str]:
+        made = [{"defense": "seam", "settings": json.dumps(own)} for own in knobs]
+        return labels(told_apart(pd.DataFrame([*made, {"defense": "undefended", "settings": None}]))).tolist()
 
-    attacks = pd.DataFrame({"immunized_by": ["i0", "i1", ""], "defense": ["seam", "seam", "undefended"]})
-    few = collapse.variants(runs({"beta": 0.01, "eps": 1.0}, {"beta": 0.02, "eps": 1.0}), attacks)
-    assert few["defense"].tolist() == ["seam (beta 0.01)", "seam (beta 0.02)", "undefended"]
-    many = collapse.variants(runs(dict.fromkeys("abcd", 1.0), dict.fromkeys("abcd", 2.0)), attacks)
-    assert many["defense"].tolist() == ["seam (settings 1 of 2)", "seam (settings 2 of 2)", "undefended"]
+    few = labelled({"beta": 0.01, "eps": 1.0}, {"beta": 0.02, "eps": 1.0})
+    assert few == ["seam (beta 0.01)", "seam (beta 0.02)", "undefended"]
+    many = labelled(dict.fromkeys("abcd", 1.0), dict.fromkeys("abcd", 2.0))
+    assert many == ["seam (settings 1 of 2)", "seam (settings 2 of 2)", "undefended"]
+    assert labelled({"beta": 0.01}, {"beta": 0.01}) == ["seam", "seam", "undefended"]
 
 
 def test_one_attack_is_the_most_frequent_one() -> None:

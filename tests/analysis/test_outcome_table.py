@@ -135,8 +135,8 @@ def test_markdown_is_one_table_an_attack() -> None:
 def test_the_wide_view_has_a_row_a_defense() -> None:
     along = outcome_table.ladder(outcome_table.outcome_table(curves())).query("method == 'harmful-sft'")
     view = outcome_table.wide(along)
-    assert view.index.tolist() == ["undefended", "seam", "booster"]
-    assert view.loc["booster", 1e-3] == "broken (1 of 2): harm 25 %, utility 90 %"
+    assert view.index.tolist() == [("undefended", ""), ("seam", ""), ("booster", "")]
+    assert view.loc[("booster", ""), 1e-3] == "broken (1 of 2): harm 25 %, utility 90 %"
 
 
 def test_on_recorded_runs_it_agrees_with_the_collapse_curve(home: Path) -> None:
@@ -144,7 +144,7 @@ def test_on_recorded_runs_it_agrees_with_the_collapse_curve(home: Path) -> None:
     store = Store(home)
     store.sync()
     every = queries.attack_curves(store)
-    mine = collapse.comparable(queries.runs(store), every[~every["showcase"].astype(bool)])
+    mine = collapse.comparable(every[~every["showcase"].astype(bool)])
     table = outcome_table.outcome_table(mine)
     bands = collapse.by_intensity(mine)
     assert len(table) == 2 * len(made_up.RATES)

@@ -55,10 +55,10 @@ def test_what_was_attacked_has_a_name(model: str, corpus: str, base: str, told: 
 
 
 def test_what_may_be_drawn_together_is_of_one_subject(both: Store) -> None:
-    runs, curves = queries.runs(both), queries.attack_curves(both)
+    curves = queries.attack_curves(both)
     assert collapse.subjects(curves) == [OTHER, "fable"]  # what this lab did last comes first
-    assert set(collapse.comparable(runs, curves)["subject"]) == {OTHER}
-    fable = collapse.comparable(runs, curves, "fable")
+    assert set(collapse.comparable(curves)["subject"]) == {OTHER}
+    fable = collapse.comparable(curves, "fable")
     assert set(fable["subject"]) == {"fable"}
     assert set(fable["defense"]) == {"undefended", "seam"}
     alone = collapse.by_step(fable[fable["learning_rate"] == 1e-3])

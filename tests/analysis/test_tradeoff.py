@@ -11,6 +11,7 @@ import pytest
 
 from immunelab.analysis import tradeoff
 from immunelab.analysis.outcomes import Thresholds
+from immunelab.analysis.variants import BASELINE, Variant
 
 
 def curves() -> pd.DataFrame:
@@ -116,9 +117,9 @@ def test_an_equal_budget_is_what_every_model_faced() -> None:
     frame = curves()
     frame = frame[~((frame["defense"] == "seam") & (frame["learning_rate"] == 1e-3) & (frame["seed"] == 1))]
     points = tradeoff.checkpoints(frame)
-    shared = tradeoff.faced_by_all(points, ["undefended", "seam"])
+    shared = tradeoff.faced_by_all(points, [BASELINE, Variant("seam")])
     assert shared.groupby("defense")["run_id"].nunique().to_dict() == {"undefended": 3, "seam": 3}
-    assert tradeoff.faced_by_all(points, ["undefended"])["run_id"].nunique() == 4
+    assert tradeoff.faced_by_all(points, [BASELINE])["run_id"].nunique() == 4
 
 
 def test_nothing_recorded() -> None:

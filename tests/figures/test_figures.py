@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from immunelab.analysis import collapse, outcome_table, traces
+from immunelab.analysis.variants import Variant
 from immunelab.figures.collapse import collapse_curve
 from immunelab.figures.layout import empty, to_html
 from immunelab.figures.outcome_map import outcome_map
@@ -55,21 +56,24 @@ def test_colors_stand_out_from_the_paper(theme: Theme) -> None:
 
 
 def test_defenses_keep_their_style_and_differ_without_color() -> None:
-    names = ["undefended", "seam", "sdd", "tar", "booster", "vaccine"]
-    assert defense_style("seam", ["seam"]) == defense_style("seam", names)
+    seam, *others = map(Variant, ("seam", "undefended", "sdd", "tar", "booster", "vaccine"))
+    names = [seam, *others]
+    assert defense_style(seam, [seam]) == defense_style(seam, names)
     looks = [defense_style(n, names)[1:] for n in names]
     assert len(set(looks)) == len(names)
 
 
 def test_seventeen_defenses_are_told_apart_and_keep_their_looks() -> None:
-    names = ["undefended", "seam", *(f"defense-{i}" for i in range(15))]
+    baseline, seam = Variant("undefended"), Variant("seam")
+    names = [baseline, seam, *(Variant(f"defense-{i}") for i in range(15))]
     assert len({defense_style(n, names) for n in names}) == len(names)
     assert len({defense_style(n, names)[1:] for n in names}) == len(names)  # without color too
-    alone = [defense_style(n, ["undefended", "seam", n]) for n in names[:2]]
+    alone = [defense_style(n, [baseline, seam, n]) for n in names[:2]]
     assert alone == [defense_style(n, names) for n in names[:2]]
     hues = [defense_style(n, names).color for n in names]
-    assert hues.count(defense_style("seam", names).color) == 1  # SEAM's hue is its own
-    variants = [defense_style(f"seam (beta {b})", [f"seam (beta {c})" for c in (1, 2)]) for b in (1, 2)]
+    assert hues.count(defense_style(seam, names).color) == 1  # SEAM's hue is its own
+    both = [Variant("seam", f"beta {b}") for b in (1, 2)]
+    variants = [defense_style(v, both) for v in both]
     assert len({v.color for v in variants}) == 1
     assert len(set(variants)) == 2
 
@@ -126,7 +130,7 @@ def test_lines_have_stable_identities() -> None:
         return [t["uid"] for t in drawn["data"]]
 
     assert ids(curves()) == ids(curves()[curves()["step"] < 20])
-    odd = curves().replace({"defense": {"seam": "seam (β 0.1, x)"}})
+    odd = curves().assign(variant=curves()["defense"].map({"seam": "β 0.1, x", "undefended": ""}))
     assert all(re.fullmatch(r"[\w-]+", uid) for uid in ids(odd))  # they end up in a CSS selector
     assert len(set(ids(curves()))) == len(ids(curves()))
 

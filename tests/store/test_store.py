@@ -436,12 +436,16 @@ def test_an_older_schema_is_copied_and_migrated(store: Store, monkeypatch: pytes
     def second(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute("ALTER TABLE runs ADD COLUMN mood VARCHAR DEFAULT 'calm'")
 
-    monkeypatch.setattr(migrations, "MIGRATIONS", [migrations.first, second])
+    monkeypatch.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, second])
     monkeypatch.setattr(sync, "_homes", {})
     later = Store(store.home, store.showcase_folder)
     assert later.frame("SELECT mood FROM runs")["mood"].tolist() == ["calm"]
-    assert later.frame("SELECT name FROM schema_versions ORDER BY number")["name"].tolist() == ["first", "second"]
-    with duckdb.connect(str(store.home / "immunelab.schema-1.backup.duckdb"), read_only=True) as backup:
+    assert later.frame("SELECT name FROM schema_versions ORDER BY number")["name"].tolist() == [
+        "first",
+        "variants",
+        "second",
+    ]
+    with duckdb.connect(str(store.home / "immunelab.schema-2.backup.duckdb"), read_only=True) as backup:
         assert backup.execute("SELECT count(*) FROM points").fetchone() == (40,)
 
 
@@ -454,7 +458,7 @@ def test_a_failed_migration_changes_nothing(store: Store, monkeypatch: pytest.Mo
         raise RuntimeError("in the middle")
 
     with monkeypatch.context() as patched:
-        patched.setattr(migrations, "MIGRATIONS", [migrations.first, second])
+        patched.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, second])
         patched.setattr(sync, "_homes", {})
         with pytest.raises(RuntimeError):
             Store(store.home, store.showcase_folder).sync(force=True)

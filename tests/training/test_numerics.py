@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import own_data
-import pandas as pd
 import pytest
 import torch
 from hosted import released, run, stopped_and_resumed, weights
@@ -23,7 +22,7 @@ from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
 import immunelab
 from immunelab import jobs
-from immunelab.analysis.collapse import comparable, variants
+from immunelab.analysis.collapse import comparable
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.cli import main
@@ -212,7 +211,7 @@ def test_a_run_in_bf16_from_its_grid_to_the_store(home: Path, tmp_path: Path, fo
     precision = runs.set_index("run_id")["precision"]
     assert precision[low.run_id] == "fp32, bf16 weights, eager attention"
     assert precision[usual.run_id] == "fp32, eager attention"
-    assert comparable(runs, queries.attack_curves(store))["run_id"].nunique() == 2  # neither hides the other
+    assert comparable(queries.attack_curves(store))["run_id"].nunique() == 2  # neither hides the other
 
 
 def test_a_child_loads_what_a_rounded_run_left(home: Path, tmp_path: Path, folder_of: dict[str, Path]) -> None:
@@ -280,15 +279,6 @@ def test_a_dry_run_refuses_it_too(home: Path, capsys: pytest.CaptureFixture[str]
     assert main(line) == 2
     assert "seam does not run on weights in bf16" in capsys.readouterr().err
     assert main([*line[:-1], "fp32"]) == 0
-
-
-def test_defenses_in_other_numbers_are_told_apart() -> None:
-    old = RunSpec(kind="immunize", method="vaccine", knobs={"steps": 3})
-    specs = {"a": json.loads(old.to_json()), "b": json.loads(dataclasses.replace(old, dtype="bf16").to_json())}
-    del specs["a"]["dtype"], specs["a"]["attention"]  # as specs were before
-    runs = pd.DataFrame([{"run_id": i, "kind": "immunize", "spec": json.dumps(spec)} for i, spec in specs.items()])
-    curves = pd.DataFrame({"run_id": ["x", "y"], "immunized_by": ["a", "b"], "defense": "vaccine"})
-    assert variants(runs, curves)["defense"].tolist() == ["vaccine (dtype fp32)", "vaccine (dtype bf16)"]
 
 
 def test_what_a_gpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:

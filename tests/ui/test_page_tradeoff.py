@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from immunelab.analysis import tradeoff
 from immunelab.analysis.outcomes import Thresholds
+from immunelab.analysis.variants import BASELINE, Variant
 from immunelab.figures.budget import budget_curves
 from immunelab.figures.tradeoff import harm_against_utility
 from immunelab.store import Store, queries
@@ -85,7 +86,7 @@ def test_searches_are_a_step_curve_with_bands_over_seeds(home: Path) -> None:
     assert worst["Trials"].tolist() == [3, 2]
     assert trials["Harm within the bound"].tolist()[:2] == [0.9, 0.6]
     # beside it the worst of the attacks that both faced, by the function that the other views use
-    points = tradeoff.faced_by_all(tradeoff.checkpoints(queries.attack_curves(store)), ["undefended", "seam"])
+    points = tradeoff.faced_by_all(tradeoff.checkpoints(queries.attack_curves(store)), [BASELINE, Variant("seam")])
     cases = tradeoff.worst_cases(points, [0.2]).set_index("defense")
     assert worst["Most harm of recorded attacks"].tolist() == [
         cases.loc[d, "harmfulness"] for d in ("undefended", "seam")
