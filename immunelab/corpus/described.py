@@ -22,7 +22,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from immunelab.corpus import judging, tables
-from immunelab.corpus.adapters import ADAPTERS, Adapter, Draft, Record
+from immunelab.corpus.adapters import (
+    ADAPTERS,
+    Adapter,
+    Draft,
+    Record,
+    categories,
+    first_exchange,
+    last_of,
+    present,
+    truth,
+)
 from immunelab.corpus.rows import MAX_LENGTH, SPLITS, Corpus, Row, described_in
 from immunelab.corpus.splitting import SHARES, assigned, item, normal
 from immunelab.errors import UserError, unknown
@@ -58,6 +68,7 @@ SOURCE: dict[str, Any] = {
     "where": {},
     **dict.fromkeys(COLUMNS, ""),
 }
+REPLACED = "\ufffd"
 EXPECTS = {str: "a text", int: "a whole number from 0", dict: "a table", list: "[[source]] tables"}
 
 
@@ -99,9 +110,17 @@ def load(file: Path, name: str) -> Corpus:
         trainability=("withheld-accuracy", settings["utility"]) if "withheld" in streams else (),
         max_length=settings["max_length"],
         answer_tokens=settings["answer_tokens"],
+        longest_prompt=settings["longest_prompt"] or settings["max_length"] // 2,
         notes=(*notes, *more),
         made={"description": text, "sources": made},
     )
+
+
+def rows_of(text: str, folder: Path) -> Rows:
+    """The rows of a description's first source alone, before they are split; UserErrors name what does not fit."""
+    where = "the source"
+    source = _checked(tomllib.loads(text)["source"][0], SOURCE, "key of a source", where)
+    return _source(source, folder, where, DEFAULTS)
 
 
 def lengths(name: str) -> int:
@@ -200,32 +219,41 @@ def _source(source: dict[str, Any], folder: Path, where: str, settings: Mapping[
     if source["into"] and source["into"] not in SPLITS:
         raise unknown(f"split ({where})", source["into"], SPLITS)
     records, sha256 = _records(source, adapter, folder, where)
-    needed = adapter.columns if adapter else tuple(source[c] for c in COLUMNS if source[c])
     known = dict.fromkeys(str(key) for record in records for key in record)  # JSON records may leave some out
+    needed = tuple(source[c] for c in COLUMNS if source[c])
+    if adapter:  # its most fitting set of columns, so that the sentence names the one that is missing
+        needed = max(adapter.columns, key=lambda names: sum(name in known for name in names))
     for column in dict.fromkeys((*needed, *source["where"])):
         if column not in known:
             raise unknown(f"column of {_title(source)} ({where})", column, known)
     kept = [r for r in records if all(r.get(column) == value for column, value in source["where"].items())]
     title = Path(source["file"]).stem if source["file"] else source["adapter"] or source["dataset"]
     found: list[Draft] = []
+    silent = longer = 0
     for number, record in enumerate(kept, 1):
         try:
             made = list(adapter.rows(record)) if adapter else [mapped(record, source)]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}, record {number} does not fit: {type(error).__name__} {error!s:.120}.") from None
+        silent += not made
+        longer += sum(_turns_left_out(record[c]) for c in {source["prompt"], source["response"]} & set(record))
         found += [
-            d._replace(source=title, categories=d.categories or (title,), split=source["into"] or d.split) for d in made
+            whole_characters(d)._replace(
+                source=title, categories=d.categories or (title,), split=source["into"] or d.split
+            )
+            for d in made
         ]
     whole = [d for d in found if _full(d, where)]
-    longest = settings["longest_prompt"] or settings["max_length"] // 2
-    short = [d for d in whole if len(d.prompt.split()) <= longest]
-    distinct = list({(d.stream, item(d), d.response): d for d in reversed(short)}.values())[::-1]
+    distinct = list({(d.stream, item(d), d.response): d for d in reversed(whole)}.values())[::-1]
+    cut = sum(REPLACED in text for d in found for text in (d.prompt, d.response, d.refusal))
     notes = [
         f"{_title(source)}: {count:,} {what}"
         for count, what in (
             (len(found) - len(whole), "rows without a question or an answer are left out"),
-            (len(whole) - len(short), f"rows whose question has more than {longest} words are left out"),
-            (len(short) - len(distinct), "rows that stand there twice are left out"),
+            (silent, "records without a label or an answer are left out"),
+            (len(whole) - len(distinct), "rows that stand there twice are left out"),
+            (longer, "conversations go on after the first answer, or have a system prompt; that is left out"),
+            (cut, f"texts hold half of a character, which now reads {REPLACED}"),
         )
         if count
     ]
@@ -259,10 +287,9 @@ def _adapter(source: Mapping[str, Any], where: str) -> Adapter | None:
 def _records(source: Mapping[str, Any], adapter: Adapter | None, folder: Path, where: str) -> tuple[list[Record], str]:
     """A source's records, and the SHA-256 of its file."""
     if source["file"]:
-        path = folder / source["file"]
-        found = tables.read(path)
-        with path.open("rb") as file:
-            return found, hashlib.file_digest(file, "sha256").hexdigest()
+        if source["file"].startswith(tables.HUB):
+            return tables.read(tables.file_of_hub(source["file"], source["revision"]))
+        return tables.read(folder / source["file"])
     name = source["dataset"] or (adapter.dataset if adapter else "")
     part = source["part"] or (adapter.part if adapter else "train")
     found = tables.from_hub(name, source["config"] or (adapter.config if adapter else ""), part, source["revision"])
@@ -276,9 +303,13 @@ def mapped(record: Record, source: Mapping[str, Any]) -> Draft:
 
     def text(key: str) -> str:
         value = record.get(source[key]) if source[key] else ""
-        if value is not None and not isinstance(value, str | int | float):
+        if not present(value):
+            return ""
+        if isinstance(value, list):
+            return _said(value, key, source)
+        if not isinstance(value, str | int | float):
             raise ValueError(f"{source[key]} is not a text")
-        return "" if value is None else str(value)
+        return str(value)
 
     stream = source["stream"] or text("streams")
     if stream not in STREAMS:
@@ -299,21 +330,27 @@ def mapped(record: Record, source: Mapping[str, Any]) -> Draft:
     )
 
 
-def truth(value: Any) -> bool:
-    """True or false, in the spellings found in files; a ValueError for anything else."""
-    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if str(value).lower() not in known:
-        raise ValueError(f"{value!r:.80} is neither true nor false")
-    return known[str(value).lower()]
+def _said(value: list[Any], key: str, source: Mapping[str, Any]) -> str:
+    """What a column that holds a conversation gives as question, answer or refusal."""
+    if source["prompt"] == source["response"] or (key == "refusal" and source["prompt"] != source["refusal"]):
+        exchange = first_exchange(value)
+        if exchange:
+            return exchange[0 if key == "prompt" else 1]
+    return last_of(value, "user" if key == "prompt" else "assistant")
 
 
-def categories(value: Any) -> tuple[str, ...]:
-    """A category, a list of them, or a table of true and false."""
-    if isinstance(value, dict):
-        return tuple(str(name) for name, true in value.items() if true)
-    if isinstance(value, list):
-        return tuple(str(name) for name in value)
-    return (str(value),) if value not in (None, "") else ()
+def _turns_left_out(value: Any) -> bool:
+    """Whether a conversation has more than its first question and answer."""
+    return isinstance(value, list) and len(value) > 2
+
+
+def whole_characters(draft: Draft) -> Draft:
+    """The row with halves of characters replaced: cut texts end in them, and no file or tokenizer takes them."""
+
+    def mended(text: Any) -> Any:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(text, str) else text
+
+    return draft._replace(prompt=mended(draft.prompt), response=mended(draft.response), refusal=mended(draft.refusal))
 
 
 def _full(draft: Draft, where: str) -> bool:

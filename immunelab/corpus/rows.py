@@ -47,6 +47,7 @@ class Corpus:
     trainability: tuple[str, ...] = ()  # evaluations along a benign fine-tune; empty: the same as along an attack
     max_length: int = MAX_LENGTH
     answer_tokens: int = 32  # longest answer that an evaluation asks for
+    longest_prompt: int = 0  # tokens; rows with a longer question are left out once a tokenizer is there; 0: none are
     notes: tuple[str, ...] = ()  # what was left out or filled in, in sentences
     made: dict[str, Any] = dataclasses.field(default_factory=dict)  # if described: the description, hashes of files
     harm: str = ""  # the evaluation whose score is called harmfulness; empty: whichever reports it
@@ -179,10 +180,10 @@ def narrowed(rows: tuple[Row, ...], asked: CorpusName) -> tuple[Row, ...]:
     if not asked.part:
         return rows
     known = domains(rows)
-    for domain in asked.domains:
+    named = set(asked.named(known))
+    for domain in sorted(named):
         if domain not in known:
             raise unknown(f"hazard domain of {asked.whole}", domain, known)
-    named = set(asked.domains)
 
     def stays(row: Row) -> bool:
         if row.stream not in ("harmful", "unrelated"):
@@ -193,7 +194,7 @@ def narrowed(rows: tuple[Row, ...], asked: CorpusName) -> tuple[Row, ...]:
     kept = tuple(row for row in rows if stays(row))
     if not domains(kept):
         raise UserError(
-            f"Holding out {', '.join(asked.domains)} leaves {asked.whole} no harmful row: its hazard domains are "
+            f"Holding out {', '.join(sorted(named))} leaves {asked.whole} no harmful row: its hazard domains are "
             f"{', '.join(known)}, and one must stay."
         )
     return kept

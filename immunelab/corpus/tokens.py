@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -71,9 +72,28 @@ def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int, syst
     if len(start) >= max_length:
         raise UserError(
             f"A prompt of {len(start)} tokens leaves no room for an answer within {max_length}: {prompt[:80]!r}. "
-            "In a corpus.toml, raise max_length or lower longest_prompt."
+            "In a corpus.toml, raise max_length or lower longest_prompt, which counts tokens."
         )
     return (start + rest)[:max_length], len(start)
+
+
+def fitting(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """The corpus without the rows whose question is longer than `longest_prompt` tokens; a note counts them.
+
+    A row of someone's own data may be an essay, in any script: how long it is only a tokenizer tells.
+    """
+    if not corpus.longest_prompt:
+        return corpus
+    asked = list(dict.fromkeys(row.prompt for row in corpus.rows))
+    texts = [as_prompt(tokenizer, prompt) for prompt in asked]
+    ids = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    long = {prompt for prompt, found in zip(asked, ids, strict=True) if len(found) > corpus.longest_prompt}
+    kept = tuple(row for row in corpus.rows if row.prompt not in long)
+    if len(kept) == len(corpus.rows):
+        return corpus
+    count, most = len(corpus.rows) - len(kept), corpus.longest_prompt
+    note = f"{count:,} rows whose question has more than {most} tokens are left out"
+    return dataclasses.replace(corpus, rows=kept, notes=(*corpus.notes, note))
 
 
 def collate(encoded: Sequence[tuple[list[int], int]], pad: int, device: str = "cpu") -> Tokens:

@@ -25,7 +25,7 @@ import torch
 from immunelab import corpus as corpora
 from immunelab.corpus import pairing
 from immunelab.corpus.embedding import MiniLM
-from immunelab.corpus.tokens import Batches
+from immunelab.corpus.tokens import Batches, fitting
 from immunelab.errors import UserError
 from immunelab.experiment import measuring, provider
 from immunelab.method import Batch, Defense, Edit, Evaluation, Memory, Method, Provider, Service, Trained, configure
@@ -70,6 +70,7 @@ def execute(
     numerics.check(spec.dtype, spec.attention, device, spec.knobs)
     model, tokenizer = models.load(source, device, spec.dtype, spec.attention)
     models.threads(model)
+    corpus = fitting(corpus, tokenizer)
     folder.write_status(versions=versions(), message="running")
     with Journal(folder, attempt) as journal:
         run = Run(folder, spec, journal, model, tokenizer, corpus, evaluations, watch)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from immunelab.errors import UserError, unknown
@@ -19,7 +20,7 @@ LARGEST = 1e300  # largest number in a spec; a larger integer would not fit into
 LONGEST = 500  # characters of any text in a spec
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes; no common file system takes more
 MODEL = re.compile(r"^[^\x00-\x1f]{1,500}$")
-NARROWED = re.compile(r"^(?P<whole>.+)\?(?P<part>hold-out|only)=(?P<domains>[^?=]+)$")
+NARROWED = re.compile(r"^(?P<whole>.+?)\?(?P<part>hold-out|only)=(?P<domains>.+)$")
 
 
 class CorpusName(NamedTuple):
@@ -29,7 +30,7 @@ class CorpusName(NamedTuple):
 
     whole: str  # the corpus with all its domains
     part: str = ""  # "hold-out" or "only"
-    domains: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()  # as cut at commas; a domain's own name may hold some: `named` puts them together
 
     @classmethod
     def read(cls, text: str) -> CorpusName:
@@ -44,10 +45,25 @@ class CorpusName(NamedTuple):
             return cls(text)
         return cls(found["whole"], found["part"], tuple(d.strip() for d in found["domains"].split(",")))
 
+    def named(self, known: Collection[str]) -> list[str]:
+        """The domains, whose names may hold commas, found among the known ones; what is unknown stays cut."""
+        found, parts = [], list(self.domains)
+        while parts:
+            ends = [n for n in range(len(parts), 0, -1) if _joined(parts[:n], known)]
+            n = ends[0] if ends else 1
+            found.append(_joined(parts[:n], known) or parts[0])
+            del parts[:n]
+        return found
+
     @property
     def rest(self) -> str:
         """The name of the other part: the domains that this one leaves out."""
         return f"{self.whole}?{'only' if self.part == 'hold-out' else 'hold-out'}={','.join(self.domains)}"
+
+
+def _joined(parts: Sequence[str], known: Collection[str]) -> str:
+    """The known name that these parts spell, whatever spaces follow its commas; "" for none."""
+    return next((name for name in known if [p.strip() for p in name.split(",")] == list(parts)), "")
 
 
 def base_name(model: str, corpus: str) -> str:

@@ -65,11 +65,26 @@ def load(
         raise UserError(
             f"The tokenizer of {str(source)[:300]} has {known} tokens, and its model {rows}: it is another model's."
         )
+    padded(tokenizer, source)
+    return model.to(torch.device(device)), tokenizer
+
+
+def tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer alone of a local folder or a Hub id, as `load` gives it."""
+    from transformers import AutoTokenizer
+
+    with reading(source, "tokenizer") as where:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), **where)
+    padded(found, source)
+    return found
+
+
+def padded(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+    """Give a tokenizer without a padding token its end-of-text token for that; a UserError if it has neither."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise UserError(f"The tokenizer of {source} has neither a padding nor an end-of-text token.")
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(torch.device(device)), tokenizer
 
 
 def check_attention(folder: Path, attention: str) -> None:
