@@ -104,7 +104,7 @@ def add(commands: Any) -> None:
         inner,
         "check",
         check,
-        "show what would be read from a corpus or a data file, what is left out and why, and rows as the model sees them",
+        "show what would be read from a corpus or a file, what is left out and why, and rows as the model sees them",
         """
         examples:
           immunelab data check mine/corpus.toml --model models/mine

@@ -84,7 +84,7 @@ def beavertails(record: Record) -> Iterator[Draft]:
             "refusal" if safe else "harmful",
             record["prompt"],
             record["response"],
-            own if present(own) else "",
+            str(own) if present(own) else "",
             categories=named,
         )
 
