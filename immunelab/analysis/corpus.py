@@ -1,7 +1,7 @@
 """What a corpus holds: counts, lengths, truncation, and what its splits share. Frames in, frames out.
 
-`rows` has one row a question and answer: stream, split, category, item, prompt, answer, and where they are known
-prompt_words, answer_words, answer_tokens, tokens (the whole of what a model reads and writes, template included).
+`rows` has one row for each question and answer: stream, split, category, item, prompt, answer, and if known
+prompt_words, answer_words, answer_tokens, tokens (everything that a model reads and writes, with its template).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def lengths(rows: pd.DataFrame, unit: str = "words") -> pd.DataFrame:
 
 
 def histogram(rows: pd.DataFrame, unit: str = "words", most: int = 40) -> pd.DataFrame:
-    """How many answers have which length: stream, split, length (the lower edge of a bin), width, n.
+    """A histogram of answer lengths: stream, split, length (the lower edge of a bin), width, n.
 
-    Bins are one unit wide, or wider where the longest answer would need more than `most` of them.
+    Bins are one unit wide, or wider if the longest answer would need more than `most` bins.
     """
     values = rows[f"answer_{unit}"]
     width = max(1, -(-int(values.max()) // most)) if len(values) else 1
@@ -47,9 +47,9 @@ def histogram(rows: pd.DataFrame, unit: str = "words", most: int = 40) -> pd.Dat
 
 
 def similarities(pairs: pd.DataFrame, threshold: float, width: float = 0.025) -> pd.DataFrame:
-    """How many pairs have which cosine: fallback, low, high (low < cosine ≤ high), n.
+    """A histogram of the pairs' cosines: fallback, low, high (low < cosine ≤ high), n.
 
-    The threshold is an edge of bins, so that no bin holds pairs on both sides of it.
+    The threshold is the edge of a bin, so that no bin holds pairs from both sides of it.
     """
     steps = ((pairs["similarity"] - threshold) / width).round(6)  # 0.3 − 0.2 is a little less than 0.1
     found = pairs.assign(bin=np.ceil(steps).astype(int) - 1).groupby(["fallback", "bin"]).size()
@@ -59,16 +59,16 @@ def similarities(pairs: pd.DataFrame, threshold: float, width: float = 0.025) ->
 
 
 def truncated(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """Rows whose whole text is longer than `limit` tokens, so that the end of the answer is cut off: by stream, the
-    rows, how many are cut, and the longest."""
+    """Rows whose whole text is longer than `limit` tokens, so that the answer's end is cut off: for each stream
+    the number of rows, how many are cut, and the longest."""
     cut = rows.assign(cut=rows["tokens"] > limit).groupby("stream")
     return cut.agg(rows=("tokens", "count"), cut=("cut", "sum"), longest=("tokens", "max")).reset_index()
 
 
 def overlap(rows: pd.DataFrame) -> pd.DataFrame:
-    """What two splits share, a checked fact where it is 0: stream, between, items, prompts, texts (whole rows).
+    """How much two splits share, which should be 0: stream, between, items, prompts, texts (whole rows).
 
-    Neutral texts share their questions by design, so only their texts are compared.
+    Neutral texts share questions by design, so only the texts are compared.
     """
     found = []
     for stream, mine in rows.groupby("stream", sort=True):

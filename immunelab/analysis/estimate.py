@@ -1,4 +1,4 @@
-"""How long a list of runs will take, judged by recorded runs."""
+"""How long a list of runs will take, estimated from recorded runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from immunelab.runs.spec import RunSpec, base_name
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds for a list of runs, the runs it could not judge, and what the estimate rests on."""
+    """Seconds for a list of runs, how many of them it can't estimate, and what it rests on."""
 
     seconds: float
     unknown: int
@@ -26,9 +26,9 @@ class Estimate:
 
 
 def estimate(wanted: Sequence[RunSpec], recorded: pd.DataFrame) -> Estimate:
-    """Seconds = steps × the median seconds a step of finished runs of the method (and batch size, if any).
+    """Seconds = steps × the median seconds a step of finished runs of the method (and batch size, if there are any).
 
-    Runs count whose base model is one of those that the list starts from: Fable says nothing of 7 billion parameters.
+    Only runs with a base model of the list count: Fable says nothing about 7 billion parameters.
     """
     bases = {base_name(spec.model, spec.corpus) for spec in wanted if not spec.model.startswith("run:")}
     if bases and "base_model" in recorded:

@@ -1,7 +1,7 @@
-"""Tables as files. A spreadsheet runs a cell that begins like a formula; what models and users wrote never does.
+"""Tables as CSV files in which no cell is a formula: a spreadsheet runs a cell that begins like one.
 
-Streamlit's own tables can be downloaded too, by a button that knows nothing of this: tables that show text which the
-lab did not write itself go through `inert` first.
+Streamlit's own tables have a download button that does not guard against this, so tables with text that the lab did not
+write itself go through `inert` first.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # what spreadsheets take for a formula's start
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how a formula may begin in a spreadsheet
 
 
 def csv(frame: pd.DataFrame) -> bytes:
-    """A frame as CSV in UTF-8, without its index; numbers as they are, text inert."""
+    """A frame as CSV in UTF-8, without its index; numbers unchanged, text through `inert`."""
     return inert(frame).to_csv(index=False).encode("utf-8", "replace")
 
 
 def inert(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same frame with an apostrophe before each text, and each column name, that would be taken for a formula."""
+    """The same frame with an apostrophe before every text and column name that could be a formula."""
     texts = [c for c in range(frame.shape[1]) if not pd.api.types.is_numeric_dtype(frame.dtypes.iloc[c])]
     columns = {c: frame.iloc[:, c].map(_inert) if c in texts else frame.iloc[:, c] for c in range(frame.shape[1])}
     made = pd.DataFrame(columns, index=frame.index)

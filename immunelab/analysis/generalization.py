@@ -36,7 +36,7 @@ def in_domain(table: pd.DataFrame, domains: pd.DataFrame, limits: Limits) -> Con
 
 
 def crossing_table(table: pd.DataFrame, other: pd.DataFrame, held: pd.DataFrame, limits: Limits) -> pd.DataFrame:
-    """One row per cell that the defense was not made with: t_φ there, and in its own domains.
+    """One row per cell (domain or corpus) that the defense was made without: t_φ there, and in its own domains.
 
     Columns: cell (a hazard domain that was held out, or another corpus), t_steps (t_φ of the weakest attack) after
     t_after, t_inside (the same in the domains that the defense saw), ratio, worst and worst_inside outcome, n, runs,
@@ -90,7 +90,7 @@ def cross_domain(crossings: pd.DataFrame, budget: str, limits: Limits) -> Condit
 
 
 def _ratio(far: float, near: float) -> float:
-    """t_φ there over t_φ here; 1 where neither falls."""
+    """t_φ there over t_φ here; 1 if the model falls in neither."""
     return 1.0 if math.isinf(far) and math.isinf(near) else far / near
 
 

@@ -1,7 +1,7 @@
-"""The harmful and the benign gradient as two vectors, and how well an estimate of their coupling's gradient is.
+"""The harmful and the benign gradient as two vectors in a plane, and the error of SEAM's estimate.
 
-Two vectors span a plane, so their lengths and the cosine between them draw them exactly, however many weights a model
-has: the harmful gradient along the horizontal axis, the benign one at its angle to it.
+Two vectors span a plane, so their lengths and the cosine between them suffice to draw them exactly, however many
+weights a model has: the harmful gradient along the horizontal axis, the benign one at its angle to it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def plane(points: pd.DataFrame, source: str = "probe/") -> pd.DataFrame:
     table = wanted.pivot_table(index="step", columns="name", values="value", aggfunc="last")
     table = table.reindex(columns=names(source)).dropna().reset_index()
     table.columns = pd.Index(["step", "harmful", "benign", "cosine"])
-    c = table["cosine"].clip(-1, 1)  # rounding may leave it a hair outside
+    c = table["cosine"].clip(-1, 1)  # rounding may leave it slightly outside
     return table.assign(x=table["benign"] * c, y=table["benign"] * (1 - c**2) ** 0.5)
 
 

@@ -16,12 +16,12 @@ def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
         return 0.0, 1.0
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # At the ends the interval touches the observed share exactly; rounding must not leave it outside.
+    # At 0 and 1 the interval ends exactly at the observed share; rounding must not move it past that.
     return min(share, max(0.0, center - half)), max(share, min(1.0, center + half))
 
 
 def bootstrap(values: Sequence[float], level: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean. One value gives a point; with few seeds it is optimistic."""
+    """Percentile bootstrap interval of the mean; a point for one value, and too narrow with few seeds."""
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
     if data.size == 0:

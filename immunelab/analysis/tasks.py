@@ -11,11 +11,11 @@ MEAN = "mean"
 
 
 def before_and_after(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a run and task, and the mean over tasks last where there are several; shares in 0–1.
+    """One row a run and task, then the mean over tasks if there are several; shares in 0–1.
 
-    `scores` is what `store.queries.scores` returns with all splits. ZS is the score at step 0. FS is that at the last
-    step of a fine-tuning that read benign rows: a run of the kind `finetune`, or an attack with a share of them; for
-    others it is missing. `_strict` columns are by the rule of released codes, `chance` that of the commonest label.
+    `scores` is what `store.queries.scores` returns with all splits. ZS is the score at step 0. FS is the score at the
+    last step of a fine-tuning that read benign rows: a `finetune` run, or an attack with a share of them; others have
+    none. `_strict` columns follow the rule of released codes; `chance` is the share of the most common label.
     """
     mine = scores[scores["evaluation"] == EVALUATION]
     kinds = runs.set_index("run_id")[["kind", "harmful_share"]]

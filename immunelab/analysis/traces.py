@@ -1,4 +1,4 @@
-"""Traces of scalars: choice of the horizontal axis, smoothing, and bands over the runs of a group."""
+"""Traces of scalars: horizontal axis, smoothing, and bands over the runs of a group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AXES = {
 def with_x(points: pd.DataFrame, x: str, runs: pd.DataFrame) -> pd.DataFrame:
     """`points` with a column `x`; samples = steps × batch size, minutes count from a run's first point of a phase.
 
-    Runs whose settings lack what the axis needs (batch size, steps) are left out: an axis is never made up.
+    Runs without the setting that the axis needs (batch size, steps) are left out: an axis is never made up.
     """
     if x == "step":
         return points.assign(x=points["step"])
@@ -34,9 +34,9 @@ def with_x(points: pd.DataFrame, x: str, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def smooth(values: pd.Series, weight: float) -> pd.Series:
-    """Exponential moving average with bias correction, as TensorBoard smooths; weight 0 leaves values as they are.
+    """Exponential moving average with bias correction, as in TensorBoard; weight 0 changes nothing.
 
-    A missing value stays missing and does not enter the average.
+    A missing value stays missing and does not count in the average.
     """
     if weight <= 0:
         return values

@@ -39,7 +39,7 @@ def learning(curves: pd.DataFrame, learned: float = 0.9) -> pd.DataFrame:
         if control.empty:
             continue
         targets: dict[Any, float] = {seed: _target(mine, learned) for seed, mine in control.groupby("seed")}
-        fallback = sum(targets.values()) / len(targets)  # for a seed that the control lacks
+        fallback = sum(targets.values()) / len(targets)  # for seeds that the control lacks
         for defense, model in same.groupby("defense", sort=True):
             runs = [
                 _run(run, targets.get(seed, fallback)) | {"seed": seed, "run_id": run_id}
@@ -66,9 +66,9 @@ def learning(curves: pd.DataFrame, learned: float = 0.9) -> pd.DataFrame:
 
 
 def tuned(table: pd.DataFrame, defense: str) -> dict[str, Any] | None:
-    """The row of the learning rate that suits a model best, without stray rows: fewest steps, then the best accuracy.
+    """The row of a model's best learning rate without stray rows: fewest steps, then the best accuracy.
 
-    Each model gets its own learning rate from the grid that both were run on.
+    Each model has its own best rate, among the rates that both were run with.
     """
     clean = table[table["harmful_share"].fillna(0) == 0]
     shared = clean.groupby("learning_rate")["defense"].agg(lambda d: {defense, "undefended"} <= set(d))

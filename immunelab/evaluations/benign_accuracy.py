@@ -14,8 +14,8 @@ from immunelab.training.generation import Measured, Subject, one_phrasing, over_
 class BenignAccuracy(Evaluation):
     """utility = unweighted mean over skills of accuracy on held-out benign questions.
 
-    An answer is correct if it equals the reference word for word; a recipe counts the share of its facts that stand
-    in the answer in reference form.
+    An answer is correct if it equals the reference word for word. A recipe scores the share of its facts that the
+    answer contains in the reference's form.
     """
 
     name: ClassVar[str] = "benign-accuracy"
@@ -27,11 +27,11 @@ class BenignAccuracy(Evaluation):
     answer: ClassVar[str] = "correct"
 
     def prompts(self, subject: Subject) -> list[str]:
-        """Every held-out benign question, one phrasing an item."""
+        """Every held-out benign question, in one phrasing for each item."""
         return [row.prompt for row in one_phrasing(subject.rows("benign", "test"))]
 
     def measure(self, subject: Subject) -> Measured:
-        """`utility` as the mean of the skills and for each skill."""
+        """`utility` as the mean over skills, and for each skill."""
         rows = one_phrasing(subject.rows("benign", "test"))
         answers = subject.answers([row.prompt for row in rows])
         values = [correct(answer, row) for row, answer in zip(rows, answers, strict=True)]
@@ -47,7 +47,7 @@ class BenignAccuracy(Evaluation):
 
 
 def correct(answer: str, row: Any) -> float:
-    """1 if the answer is the reference (case and space aside), else for rows with facts the share it contains."""
+    """1 or 0 for being the reference (apart from case and spaces); for rows with facts, the share that it contains."""
     words = answer.lower().split()
     if not row.facts:
         return float(words == row.response.lower().split())

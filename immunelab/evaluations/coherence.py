@@ -16,7 +16,7 @@ from immunelab.training.generation import Measured, Score, Subject, mean_loss, o
 class Coherence(Evaluation):
     """perplexity = exp(mean loss a token) of held-out neutral text; repetition = share of repeated word pairs.
 
-    Perplexity is cut off at 10⁶. Repetition is measured on the answers to benign questions; both tell a model that
+    Perplexity is cut off at 10⁶. Repetition is measured on answers to benign questions. Both distinguish a model that
     refuses from one that is broken.
     """
 
@@ -29,7 +29,7 @@ class Coherence(Evaluation):
     )
 
     def prompts(self, subject: Subject) -> list[str]:
-        """The benign questions whose answers are looked at."""
+        """The benign questions whose answers are checked for repetition."""
         return [row.prompt for row in one_phrasing(subject.rows("benign", "test"))]
 
     def measure(self, subject: Subject) -> Measured:

@@ -15,9 +15,9 @@ from immunelab.method import Evaluation, Metric, knob, register
 from immunelab.training.generation import Measured, Score, Subject, over_tasks
 from immunelab.training.models import evaluating
 
-ACCURACIES = ("acc", "exact_match", "acc_norm", "mc2", "mc1")  # the first that a task has is its accuracy
+ACCURACIES = ("acc", "exact_match", "acc_norm", "mc2", "mc1")  # a task's accuracy is the first of these that it has
 MISSING = "lm-eval is not installed: make eval (or: pip install --no-deps -r requirements-eval.lock)."
-LONGEST = 2000  # characters of a text that is kept of an example
+LONGEST = 2000  # characters that are kept of a text
 
 
 @register("evaluation")
@@ -25,9 +25,9 @@ LONGEST = 2000  # characters of a text that is kept of an example
 class LmEval(Evaluation):
     """zero_shot = unweighted mean over the named tasks of their accuracy, as lm-eval computes it.
 
-    A task's accuracy is the first of acc, exact_match, acc_norm, mc2 and mc1 that it has; all that it reports is kept
-    as `lm-eval/<metric>`. With examples in the prompt the score is called `few_shot`. The harness's version is in the
-    run's record; without `chat` questions stand in no chat template, as most papers have it.
+    A task's accuracy is the first of acc, exact_match, acc_norm, mc2 and mc1 that it has; everything that it reports is
+    kept as `lm-eval/<metric>`. With examples in the prompt the score is called `few_shot`. The run records the
+    harness's version. Without `chat`, questions are asked outside a chat template, as in most papers.
     """
 
     name: ClassVar[str] = "lm-eval"
@@ -45,7 +45,7 @@ class LmEval(Evaluation):
     chat: bool = knob(False, "ask in the model's chat template")
 
     def check(self) -> None:
-        """A UserError without the package or tasks, and for a task that there is not."""
+        """A UserError if the package is missing, no task is named, or a task is unknown."""
         if importlib.util.find_spec("lm_eval") is None:
             raise UserError(MISSING)
         if not self._names():
@@ -58,7 +58,7 @@ class LmEval(Evaluation):
                 raise unknown("task of lm-eval", name, known)
 
     def prompts(self, subject: Subject) -> list[str]:
-        """None ahead: the harness asks by itself."""
+        """None, because the harness asks by itself."""
         return []
 
     def measure(self, subject: Subject) -> Measured:
@@ -89,12 +89,12 @@ class LmEval(Evaluation):
         return [name.strip() for name in self.tasks.split(",") if name.strip()]
 
     def _manager(self) -> Any:
-        """Knows the folder's tasks if these are all that is asked for: to read those that lm-eval brings takes long."""
+        """Knows only the folder's tasks if no others are named, because reading those of lm-eval takes long."""
         mine = _manager(self.folder, False) if self.folder else None
         return mine if mine and set(self._names()) <= set(mine.all_tasks) else _manager(self.folder, True)
 
     def _scores(self, found: dict[str, Any]) -> Iterator[Score]:
-        """The mean over the tasks that were named, then each task's, then all that the harness reports."""
+        """The mean over the named tasks, then each task's accuracy, then everything that the harness reports."""
         metric, named, rest = "few_shot" if self.shots else "zero_shot", list[Score](), list[Score]()
         for task, values in found["results"].items():
             n = _asked(found, task)
@@ -121,21 +121,21 @@ def _manager(folder: str, defaults: bool) -> Any:
 
 
 def _asked(found: dict[str, Any], task: str) -> int:
-    """How many questions of a task were asked; of a group, of all its tasks."""
+    """How many questions of a task were asked; for a group, of all its tasks."""
     counts = found["n-samples"]
     inside = [task] if task in counts else found.get("group_subtasks", {}).get(task, [])
     return sum(int(counts[each]["effective"]) for each in inside if each in counts)
 
 
 def _error(values: dict[str, Any], key: str) -> float:
-    """The standard error that the harness gives beside a metric; 0 where it gives none."""
+    """The harness's standard error of a metric; 0 if it gives none."""
     name, _, which = key.partition(",")
     error = values.get(f"{name}_stderr,{which}")
     return float(error) if isinstance(error, int | float) else 0.0
 
 
 def _examples(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row a question: what was read, what came out, what is right, and the task's accuracy on it."""
+    """One row for each question: prompt, answer, right answer, and whether it is right."""
     for task, samples in found.get("samples", {}).items():
         for sample in samples:
             right = next((float(sample[key]) for key in ACCURACIES if isinstance(sample.get(key), int | float)), None)
@@ -150,7 +150,7 @@ def _examples(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _prompt(arguments: Any) -> str:
-    """What was read, from the first request that the harness made of a question."""
+    """The prompt, from the harness's first request for a question."""
     first = next(iter(arguments.values() if isinstance(arguments, dict) else arguments), "")
     if isinstance(first, dict):
         first = next(iter(first.values()), "")

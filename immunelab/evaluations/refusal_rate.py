@@ -15,8 +15,8 @@ from immunelab.training.generation import Measured, Subject, one_phrasing, share
 class RefusalRate(Evaluation):
     """refusal_rate = share of held-out harmful questions whose answer opens with a refusal; `safe`: of benign ones.
 
-    A keyword rule: read it beside harmfulness and utility, because gibberish is no refusal and no harm either. Refusals
-    of benign questions are errors, so the split `safe` is better low; it is no part of the whole.
+    This is a keyword rule; read it beside harmfulness and utility, because gibberish is neither refusal nor harm.
+    Refusals of benign questions are mistakes, so a low `safe` is better; it is not part of the whole.
     """
 
     name: ClassVar[str] = "refusal-rate"

@@ -20,10 +20,10 @@ LONGEST = 6  # words of a label
 class TaskAccuracy(Evaluation):
     """utility = unweighted mean over tasks of the share of held-out questions whose answer names the right label.
 
-    A row's task is its category; its label is the whole reference, or the number after `####`. Read charitably
-    (`utility`), an answer says the label that it names first, or its last number if it has no `####`. `strict_accuracy`
-    is the rule of released codes: nothing but the label, or the number after `####`. `chance` is the share of the most
-    frequent label. At step 0 it is what papers call ZS, after a fine-tuning on the task FS.
+    A row's task is its category; its label is the whole reference, or the number after `####`. `utility` reads answers
+    charitably: the label that one names first, or its last number if it has no `####`. `strict_accuracy` follows
+    released codes: the bare label, or the number after `####`. `chance` is the share of the most frequent label. At
+    step 0 this is what papers call ZS, after a fine-tuning on the task FS.
     """
 
     name: ClassVar[str] = "task-accuracy"
@@ -64,7 +64,7 @@ class TaskAccuracy(Evaluation):
 
 
 def _labels(task: str, references: Sequence[str]) -> list[str]:
-    """The labels of a task; a UserError if its answers are none."""
+    """The labels of a task; a UserError if its answers are not labels."""
     found = list(dict.fromkeys(text for text in references if not worked(text)))
     longest = max(found, key=lambda text: len(text.split()), default="")
     if len(longest.split()) > LONGEST:

@@ -1,9 +1,9 @@
 """A chat model behind an OpenAI-compatible address: the one place where the lab sends anything to a service.
 
-Nothing is sent unless the user has said so twice: the corpus (or the run) names the address, and the environment
+Nothing is sent unless the user has agreed twice: the corpus (or the run) names the address, and the environment
 variable IMMUNELAB_JUDGE_URL names the same one, because a corpus may come from anyone. A key is read from
-IMMUNELAB_JUDGE_KEY only; it goes to that address, over https or to this machine, and is never written anywhere.
-Redirects are not followed, and no other credentials of this machine are sent along.
+IMMUNELAB_JUDGE_KEY only; it is sent to that address, over https or to this machine, and never written anywhere.
+Redirects are not followed, and no other credentials of this machine are sent.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from immunelab.errors import UserError
 from immunelab.runs.status import replace_file
 
 ALLOWED, KEY = "IMMUNELAB_JUDGE_URL", "IMMUNELAB_JUDGE_KEY"
-TRIES = 6  # of one question, before the run fails
-BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # answers after which it is worth asking again
+TRIES = 6  # for one question, before the run fails
+BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # status codes after which it is worth asking again
 LONGEST_WAIT = 60.0  # seconds between two tries
 LARGEST_REPLY = 1 << 20  # bytes
 
@@ -34,7 +34,7 @@ Messages = list[dict[str, str]]
 
 
 class Reply(NamedTuple):
-    """What the model wrote, the tokens it read and wrote as the service counts them, and whether it was asked now."""
+    """The model's text, the tokens it read and wrote as the service counts them, and whether it was asked just now."""
 
     text: str
     read: int
@@ -43,7 +43,7 @@ class Reply(NamedTuple):
 
 
 class Endpoint:
-    """One model at one address, asked with fixed settings; equal questions are asked once and kept in `cache`."""
+    """One model at one address with fixed settings; each question is asked once, and its reply kept in `cache`."""
 
     def __init__(self, url: str, settings: dict[str, Any], cache: Path | None, patience: float, at_once: int) -> None:
         self.url, self.settings, self.cache = address(url), settings, cache
@@ -85,7 +85,7 @@ class Endpoint:
         return found
 
     def _ask(self, client: httpx2.Client, key: str, question: Messages, failed: list[UserError]) -> Reply:
-        """One question, and its reply kept; after the first that has `failed` no other is sent."""
+        """Ask one question and keep its reply; once one question has `failed`, no more are sent."""
         try:
             reply = self._answered(client, question, failed)
         except UserError as error:
@@ -95,7 +95,7 @@ class Endpoint:
         return reply
 
     def _answered(self, client: httpx2.Client, question: Messages, failed: list[UserError]) -> Reply:
-        """The reply to one question, which is sent again while the service is busy."""
+        """The reply to one question; it is sent again while the service is busy."""
         said = ""
         for attempt in range(TRIES):
             if failed:
@@ -135,7 +135,7 @@ class Endpoint:
             data = json.loads((self.cache / f"{key}.json").read_text(encoding="utf-8")) if self.cache else None
             return Reply(str(data["text"]), int(data["read"]), int(data["written"]), False) if data else None
         except (OSError, ValueError, TypeError, KeyError):
-            return None  # not there, or spoiled: asked again
+            return None  # missing or damaged, so it will be asked again
 
     def _keep(self, key: str, reply: Reply) -> None:
         if self.cache:
@@ -145,11 +145,11 @@ class Endpoint:
 
 
 def address(url: str) -> str:
-    """An address without what comes after its path; a UserError if it is none, holds a password, or is not allowed."""
+    """An address up to its path; a UserError if it is not an address, or holds a name, a password or a key."""
     example = "such as http://127.0.0.1:8000/v1"
     try:
         parts = urlsplit(url.strip())
-        host, _ = parts.hostname, parts.port  # which are read only now, and may be none
+        host, _ = parts.hostname, parts.port  # parsed only when read, and may be invalid
     except ValueError:
         parts, host = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not host:
@@ -160,7 +160,7 @@ def address(url: str) -> str:
 
 
 def allowed(url: str) -> None:
-    """A UserError unless the environment names this very address, and a key, if there is one, may go there."""
+    """A UserError unless the environment names this same address, and a key, if there is one, may be sent there."""
     wanted, given = address(url), os.environ.get(ALLOWED, "").strip()
     if not given:
         raise UserError(
@@ -175,7 +175,7 @@ def allowed(url: str) -> None:
 
 
 def key_for(url: str) -> str:
-    """The key for an address, empty without one; a UserError if it would travel unencrypted."""
+    """The key for an address, or an empty text; a UserError if it would be sent unencrypted."""
     key = os.environ.get(KEY, "").strip()
     if key and not (key.isascii() and key.isprintable()):
         raise UserError(f"{KEY} holds characters that no key has: set it again.")

@@ -1,4 +1,4 @@
-"""Answers with one right label, or one right number at their end: what an answer says, strictly and charitably read."""
+"""Answers that are a label or end in a number: which one an answer gives, read strictly or charitably."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def number(text: str, marked: bool) -> float | None:
 
 
 def words(text: str) -> str:
-    """Text as lower-case words with a space on both sides of each, so that a label is found as whole words only."""
+    """Text as lower-case words with a space on each side, so that labels are found only as whole words."""
     found = " ".join(word.strip("'-") for word in WORD.findall(text.lower()))
     return f" {found} "
 
 
 def named(answer: str, labels: Iterable[str]) -> str | None:
-    """The label that an answer names first, of those that begin at one word the longest; None if it names none."""
+    """The label that an answer names first (the longest, if several begin at the same word), or None."""
     said = words(answer)
     found = [(said.find(words(label)), -len(label), label) for label in labels if words(label) in said]
     return min(found)[2] if found else None

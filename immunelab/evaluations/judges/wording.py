@@ -1,4 +1,4 @@
-"""What can be told of an answer from its words alone: refusal, repetition, words in common with a reference."""
+"""What an answer's words alone show: refusal, repetition, words in common with a reference."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ OPENINGS = (
     "i apologize",
 )
 CONTENT = re.compile(r"\w{4,}")  # words of four characters and more: a crude list of words that carry content
-FEWEST = 8  # words of a reference that an answer is compared with, however short it is
+FEWEST = 8  # an answer, however short, is compared with at least this many words of the reference
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer opens with a refusal; a keyword rule, blind to gibberish and to refusals said otherwise."""
+    """Whether an answer opens with a refusal; a keyword rule that misses refusals in other words."""
     return answer.lower().lstrip(" \"'").replace("’", "'").startswith(OPENINGS)
 
 
@@ -41,8 +41,8 @@ def repeated(answer: str) -> float:
 def overlap(answer: str, reference: str, question: str = "") -> float:
     """F1 of the distinct content words of an answer and of its reference, 0–1; words of the question do not count.
 
-    Answers are cut off, so the reference is cut to as many words as the answer has (at least 8). Where the question has
-    all words of the reference, they count.
+    Answers are cut off, so the reference is cut to as many words as the answer has (at least 8). If the question has
+    all words of the reference, they do count.
     """
     asked = set(CONTENT.findall(question.lower()))
     said = set(CONTENT.findall(answer.lower()))
@@ -54,5 +54,5 @@ def overlap(answer: str, reference: str, question: str = "") -> float:
 
 
 def filled(template: str, **texts: str) -> str:
-    """A template with its {names} replaced at once: a text that itself holds such a name is left as it is."""
+    """A template with all its {names} replaced in one go, so a {name} inside a replacement stays as it is."""
     return re.sub(r"\{(\w+)\}", lambda match: texts.get(match[1], match[0]), template)
