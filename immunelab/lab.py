@@ -7,7 +7,7 @@
     lab.collapse()
 
 Frames are pandas, figures are Plotly. Runs are carried out by a worker process, as everywhere, so nothing here imports
-torch before a method's settings are asked for, and runs go on if the notebook does not.
+torch, and runs go on if the notebook does not.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from immunelab import jobs
-from immunelab.errors import UserError, unknown
+from immunelab.errors import UserError
 from immunelab.runs import journal
-from immunelab.runs.spec import KIND_OF_METHOD, RunSpec
+from immunelab.runs.spec import RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,10 +95,10 @@ class Lab:
         `settings`: trials, max_utility_loss, budget_rows, budget_seconds, prune, and the ranges (`sweep.space.Search`).
         A finished equal search is not run again, an unfinished one is gone on with.
         """
+        from immunelab.jobs import follow
         from immunelab.sweep import space
 
-        known = {folder.run_id for folder in journal.folders(self.home)}
-        model = f"run:{model}" if model in known else model
+        model = follow.model(model, self.home)
         models = [*dict.fromkeys([space.undefended(model, self.home), model])] if control else [model]
         chosen = space.settings_for(corpus, settings)
         specs = space.search_specs(models, seeds, corpus, chosen, device, name, dtype=dtype, attention=attention)
@@ -134,30 +134,21 @@ class Lab:
         """One run as a spec: kind is immunize, attack, finetune or evaluate.
 
         `preset` None takes the corpus's own settings of the method, as the command line does; `rung` names a step of
-        the attack's ladder; knobs go on top. This reads the registry, which imports torch.
+        the attack's ladder; knobs go on top. `model` may be a run's id or its end, or `run:last`; `evaluate_every` None
+        is 10 steps for attacks, 5 for benign fine-tunes, a quarter of all for immunizations.
         """
-        from immunelab import sweep
+        from immunelab.jobs import follow
+        from immunelab.sweep import plan
 
-        kinds = {**KIND_OF_METHOD, "evaluate": "evaluation"}
-        if kind not in kinds:
-            raise unknown("kind of run with a method", kind, kinds)
-        known = {folder.run_id for folder in journal.folders(self.home)}
-        settings = sweep.configured(kinds[kind], method, corpus, preset, rung, knobs)[0].settings()
-        every = (
-            sweep.EVALUATE_EVERY if evaluate_every is None and kind in ("attack", "finetune") else evaluate_every or 0
-        )
-        return RunSpec(
-            kind=kind,
-            method=method,
-            knobs=settings,
-            model=f"run:{model}" if model in known else model,
+        return plan.one(
+            plan.choose(kind, method, corpus, preset=preset, rung=rung, knobs=knobs, name=name),
+            model=follow.model(model, self.home),
             corpus=corpus,
             seed=seed,
             device=device,
             dtype=dtype,
             attention=attention,
-            evaluate_every=every,
-            name=name,
+            evaluate_every=evaluate_every,
         )
 
     def wait(self, run_ids: Sequence[str]) -> None:

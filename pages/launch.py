@@ -5,19 +5,18 @@ import json
 import streamlit as st
 
 from immunelab import jobs
+from immunelab.analysis.estimate import estimate
 from immunelab.errors import UserError
-from immunelab.sweep import launch
+from immunelab.jobs import follow
+from immunelab.method import catalogue
+from immunelab.sweep import Choice, crossed, plan
 from immunelab.ui import forms, grid_form, launch_form, live, navigation, reads
 
 navigation.heading(
     "launch", "Start runs: each is its own process, goes on when this page is closed, and records everything."
 )
 
-with st.spinner("Reading the registry: this loads torch once"):
-    from immunelab import method as registry
-    from immunelab.method.knobs import knobs as knobs_of
-
-    defenses, attacks = registry.names("defense"), registry.names("attack")
+defenses, attacks = catalogue.names("defense"), catalogue.names("attack")
 
 runs = reads.runs()
 copied = launch_form.copied(runs, st.query_params.get("from"))
@@ -43,90 +42,103 @@ with st.grid(5, min_column_width=140, vertical_alignment="bottom"):
 
 numbers = launch_form.numbers(copied)
 
+guards: list[Choice] = []
+faced: list[Choice] = []
+problem = ""
 left, right = st.columns(2, gap="large")
 with left:
     st.subheader("Defense", anchor=False)
-    defense_name = st.selectbox(
+    options = ["none", *defenses]
+    defense = st.selectbox(
         "Defense",
-        ["none", *defenses],
-        index=launch_form.position(["none", *defenses], copied, "immunize", "seam"),
-        format_func=lambda n: "None: attack the model as it is" if n == "none" else registry.get("defense", n).title,
+        options,
+        index=launch_form.position(options, copied, ("immunize",), "seam"),
+        format_func=lambda n: "None: attack the model as it is" if n == "none" else catalogue.entry("defense", n).title,
         key="defense",
         bind="query-params",
     )
-    defense = None
-    if defense_name != "none":
-        cls = registry.get("defense", defense_name)
+    if defense != "none":
+        entry = catalogue.entry("defense", defense)
         preset, values = launch_form.preset(
-            cls, copied if copied and copied.method == defense_name else None, "defense"
+            entry, plan.suited("immunize", defense, corpus), copied if copied and copied.method == defense else None
         )
         with st.expander("Knobs of the defense"):
-            typed = forms.knob_inputs(knobs_of(cls, registry.Budget), values, f"{defense_name}-{preset}")
-        defense = launch.Choice(defense_name, typed)
+            typed = forms.knob_inputs(entry.knobs, values, f"{defense}-{preset}")
+        try:
+            guards = [launch_form.chosen("immunize", defense, corpus, typed)]
+        except UserError as error:
+            problem = str(error)
 with right:
     st.subheader("Attack", anchor=False)
-    attack_name = st.selectbox(
+    options = ["none", *attacks]
+    attack = st.selectbox(
         "Attack",
-        ["none", *attacks],
-        index=launch_form.position(["none", *attacks], copied, "attack", "harmful-sft"),
-        format_func=lambda n: "None: only immunize" if n == "none" else registry.get("attack", n).title,
+        options,
+        index=launch_form.position(options, copied, ("attack", "finetune"), "harmful-sft"),
+        format_func=lambda n: "None: only immunize" if n == "none" else catalogue.entry("attack", n).title,
         key="attack",
         bind="query-params",
     )
-    chosen: list[launch.Choice] = []
-    control = False
-    if attack_name != "none":
-        cls = registry.get("attack", attack_name)
-        preset, values = launch_form.preset(cls, copied if copied and copied.method == attack_name else None, "attack")
+    kind, control = "attack", False
+    if attack != "none":
+        entry, again = catalogue.entry("attack", attack), copied if copied and copied.method == attack else None
+        kind = launch_form.kind_of(attack, again)
+        preset, values = launch_form.preset(entry, plan.suited(kind, attack, corpus), again)
         with st.expander("Knobs of the attack"):
-            typed = forms.knob_inputs(knobs_of(cls, registry.Budget), values, f"{attack_name}-{preset}")
-        ladder = launch_form.rungs(cls, corpus)
+            typed = forms.knob_inputs(entry.knobs, values, f"{attack}-{preset}")
+        ladder = plan.rungs(attack, corpus)
         rungs = (
             st.pills(
                 "Rungs of the ladder",
                 list(ladder),
                 selection_mode="multi",
-                key=f"rungs-{attack_name}",
+                key=f"rungs-{attack}",
                 help="Recorded intensities, from far too weak to far too strong, in place of the knobs above.",
             )
             if ladder
             else []
         )
-        chosen = [launch.Choice(attack_name, ladder[r].settings()) for r in rungs] or [
-            launch.Choice(attack_name, typed)
-        ]
-        if defense is not None:
+        try:
+            faced = [plan.choose(kind, attack, corpus, rung=rung) for rung in rungs] or [
+                launch_form.chosen(kind, attack, corpus, typed)
+            ]
+        except UserError as error:
+            problem = problem or str(error)
+        if defense != "none":
             control = st.toggle(
                 "Attack the undefended model too",
                 value=True,
                 key="control",
                 help="The control: without it a defended outcome says little.",
             )
-every = st.slider("Steps of the attack between evaluations", 1, 100, 10, key="every", width=400)
+usual = plan.EVALUATE_EVERY[kind]
+every = st.slider("Steps of the attack between evaluations", 1, 100, usual, key=f"every-{kind}", width=400)
 
+specs = []
 try:
-    checked = launch_form.checked(registry.configure, defense, chosen)
-    specs = launch.specs(
-        *checked,
-        model=model,
-        corpus=corpus,
-        seeds=range(int(first), int(first) + int(count)),
-        device=device,
-        control=control,
-        evaluate_every=every,
-        group=launch_form.group(defense, chosen),
-        **numbers,
-    )
-    jobs.check(specs)
+    if not problem and (guards or faced):
+        specs = crossed(
+            guards,
+            faced,
+            seeds=range(int(first), int(first) + int(count)),
+            model=follow.model(model, reads.home()),
+            control=control,
+            evaluate_every=every,
+            corpus=corpus,
+            device=device,
+            group=launch_form.group(guards, faced),
+            **numbers,
+        )
 except UserError as error:
-    st.error(str(error), icon=":material/error:")
-    specs = []
+    problem = str(error)
+if problem:
+    st.error(problem, icon=":material/error:")
 
 with st.container(border=True, horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
     if not specs:
         st.write("Choose a defense, an attack, or both.")
     else:
-        st.write(f"{len(specs)} {'run' if len(specs) == 1 else 'runs'}. {launch.estimate(specs, runs)}")
+        st.write(f"{len(specs)} {'run' if len(specs) == 1 else 'runs'}. {estimate(specs, runs)}")
         if st.button("Start", type="primary", icon=":material/play_arrow:", key="start"):
             run_ids = live.submit(specs)
             if run_ids:

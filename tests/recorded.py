@@ -10,7 +10,8 @@ from immunelab.runs.spec import RunSpec
 
 
 def spec(kind: str = "attack", parent: RunFolder | None = None, **fields: Any) -> RunSpec:
-    knobs = {"learning_rate": 3e-4, "steps": 60, "batch_size": 8, "samples": 120, "harmful_share": 1.0}
+    knobs = {"learning_rate": 3e-4, "steps": 60, "batch_size": 8, "samples": 120}
+    knobs |= {"harmful_share": 1.0} if kind == "attack" else {}
     knobs |= fields.pop("knobs", {})
     if parent:
         fields |= {"model": f"run:{parent.run_id}", "parent": parent.run_id, "parent_hash": parent.spec().hash}

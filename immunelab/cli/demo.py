@@ -8,10 +8,9 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from immunelab import bundled, jobs
+from immunelab import bundled, jobs, sweep
 from immunelab.cli import fable, options, show
 from immunelab.errors import UserError
 from immunelab.formatting import duration, share
@@ -30,7 +29,7 @@ def demo(args: argparse.Namespace) -> int:
     """Immunize, attack undefended and defended at every rung; print a table, write report and JSON."""
     seeds, home, began = options.seeds(args.seed, args.seeds), journal.home(args.home), time.monotonic()
     corpus = "fable" if args.fable_seed is None else str(_world(args.fable_seed, home))
-    run_ids, code = _run(_sweep().demo_specs(seeds=seeds, corpus=corpus), home, args.reuse)
+    run_ids, code = _run(sweep.demo_specs(seeds=seeds, corpus=corpus), home, args.reuse)
     if code:
         return code
     from immunelab.reports import demo as report
@@ -53,7 +52,7 @@ def showcase_build(args: argparse.Namespace) -> int:
     """Run the demo's protocol and more intensities over seeds, and keep the record as Parquet."""
     home = journal.home(args.home)
     target = Path(args.to) if args.to else bundled.data() / "showcase"
-    specs = _sweep().showcase_specs(options.seeds(0, args.seeds))
+    specs = sweep.showcase_specs(options.seeds(0, args.seeds))
     for base in {Path(spec.knobs["base"]) for spec in specs if spec.knobs.get("base")}:
         if not base.is_dir():  # said now, not after hours
             raise UserError(
@@ -82,14 +81,6 @@ def showcase_table(args: argparse.Namespace) -> int:
     else:
         print(results.tables()["outcomes"], end="")
     return 0
-
-
-def _sweep() -> ModuleType:
-    """The lists of runs; reading methods' settings loads torch."""
-    show.err.print("loading torch …", style="dim")
-    from immunelab import sweep
-
-    return sweep
 
 
 def _run(specs: list[RunSpec], home: Path, reuse: bool) -> tuple[list[str], int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from immunelab import jobs
-from immunelab.cli import models, options, show, start, submit
+from immunelab.cli import models, options, show, submit
 from immunelab.errors import UserError
 from immunelab.formatting import duration, share, size
 from immunelab.jobs import cluster, follow
@@ -49,7 +49,6 @@ SUSTAINED = 1e14  # FLOP per second that one large accelerator keeps up, as a ya
 def sweep(args: argparse.Namespace) -> int:
     """Carry out a grid, or with --dry-run only say what it would take; the same command goes on where it ended."""
     specs = read(args.grid, journal.home(args.home))
-    start.check(specs)
     return carry(specs, args)
 
 
@@ -72,16 +71,15 @@ def reproduce(args: argparse.Namespace) -> int:
     model = follow.model(args.model, home)
     specs = protocols.specs(args.name, model, args.corpus, range(args.seeds), args.device, **options.numbers(args))
     _tell(specs, model, args.name if not args.corpus else args.corpus)
-    if not args.dry_run:
-        start.check(specs)
-    return carry(specs, args)
+    return carry(specs, args, data=False)
 
 
-def carry(specs: list[RunSpec], args: argparse.Namespace) -> int:
-    """Carry out runs that were laid out, reusing what is on record, and print a row for each."""
+def carry(specs: list[RunSpec], args: argparse.Namespace, data: bool = True) -> int:
+    """Carry out runs that were laid out, reusing what is on record, and print a row for each; `data` False: a dry run
+    looks neither at rows nor at models."""
     home = journal.home(args.home)
     if args.dry_run:
-        jobs.check(specs, home, here=args.executor == "local")
+        jobs.check(specs, home, here=args.executor == "local", data=data)
         return _dry_run(jobs.plan(specs, home), home, args.json)
     using = _executor(args)
     try:
@@ -129,10 +127,7 @@ def read(name: str, home: Path) -> list[RunSpec]:
 
     source = "standard input" if name == "-" else name
     specs = grid.expand(submit.text_of(name, "grid"), source)
-    return [
-        dataclasses.replace(s, model=s.model if s.model.startswith("run:#") else follow.model(s.model, home))
-        for s in specs
-    ]
+    return [dataclasses.replace(spec, model=follow.model(spec.model, home)) for spec in specs]
 
 
 def table(run_ids: list[str], home: Path) -> pd.DataFrame:

@@ -16,7 +16,9 @@ from immunelab.cli import options, show
 from immunelab.corpus import SPLITS
 from immunelab.errors import UserError, unknown
 from immunelab.formatting import duration, share
+from immunelab.method import configure
 from immunelab.runs import journal
+from immunelab.sweep import plan
 
 if TYPE_CHECKING:
     from immunelab.corpus import pairing
@@ -33,18 +35,18 @@ def build(args: argparse.Namespace) -> int:
         raise UserError(f"--seed is at least 0; got {args.seed}.")
     corpus = corpora.load(args.corpus)
     show.err.print("loading torch …", style="dim")
-    from immunelab import sweep
     from immunelab.corpus import embedding, pairing
 
     knobs = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
-    method, preset = sweep.configured("defense", "sdd", args.corpus, args.preset, None, knobs)
-    if preset and not args.preset:
+    choice = plan.choose("immunize", "sdd", args.corpus, preset=args.preset, knobs=knobs)
+    if args.preset is None:
+        preset = plan.suited("immunize", "sdd", args.corpus)
         show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
     began = time.monotonic()
     with _progress(pairing.told) as tell:
         found = pairing.build(
             corpus,
-            pairing.Rule.of(method),
+            pairing.Rule.of(configure("defense", "sdd", dict(choice.knobs))),
             embedder=embedding.MiniLM(jobs.resolve_device(args.device, journal.home(args.home))),
             split=args.split,
             seed=args.seed,

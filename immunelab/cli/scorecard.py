@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immunelab.cli import options, show, start, submit
+from immunelab import jobs
+from immunelab.cli import options, show, submit
 from immunelab.errors import UserError, unknown
+from immunelab.jobs import follow
 from immunelab.runs import journal, numerics
 from immunelab.runs.spec import RunSpec
 
@@ -85,22 +87,22 @@ def run_missing(frame: pd.DataFrame, args: argparse.Namespace) -> int:
     if args.all:
         raise UserError("--run-missing is for one defense: immunelab scorecard seam --run-missing.")
     home = journal.home(args.home)
-    done = frame[(frame["status"] == "done") & ~frame["showcase"].astype(bool)]
-    kept = [kind != "immunize" or _has_weights(home, i) for kind, i in zip(done["kind"], done["run_id"], strict=True)]
-    finished = dict(done.loc[kept, ["run_id", "spec_hash"]].itertuples(index=False, name=None))
-    wanted = sweep.missing(sweep.scorecard_specs(**_wanted(frame, args)), finished)
+    specs = sweep.scorecard_specs(**_wanted(frame, args))
+    planned = jobs.plan(specs, home)
+    wanted = [one.spec for one in planned if one.state != "done"]
     if not wanted:
         show.err.print("Nothing is missing.", markup=False)
         return 0
     show.err.print(f"{len(wanted)} runs are missing. {estimate(wanted, frame)}", markup=False)
-    start.check(wanted)
-    return submit.launch(wanted, args, quiet=True)
+    run_ids = jobs.submit(specs, home, reuse=True, go_on=True)
+    run_ids = [run_id for run_id, one in zip(run_ids, planned, strict=True) if one.state != "done"]
+    return submit.detached(run_ids, args.json) if args.detach else submit.code(follow.follow(run_ids, home))
 
 
 def _wanted(frame: pd.DataFrame, args: argparse.Namespace) -> dict[str, Any]:
     """What `sweep.scorecard_specs` is asked for: the recorded immunizations, or the defense as the corpus has it."""
     from immunelab import corpus, reports
-    from immunelab.method import names
+    from immunelab.method.catalogue import names
 
     mine = frame.iloc[:0]
     if not (args.run in names("defense") and args.run not in set(reports.immunizations(frame)["method"])):

@@ -62,7 +62,6 @@ def _specs(args: argparse.Namespace, home: Path) -> list[RunSpec]:
     }
     chosen = {key: value for key, value in named.items() if value is not None} | args.knobs
     settings = space.settings_for(args.corpus, chosen)
-    settings.methods()
     model = follow.model(args.model, home)
     models = [model] if args.no_control else [*dict.fromkeys([space.undefended(model, home), model])]
     if args.seed < 0 or args.seeds < 1:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from typing import Any, NamedTuple
 
-from immunelab.cli import about, options, show, submit
+from immunelab.cli import about, options, submit
 from immunelab.errors import UserError
 from immunelab.jobs import follow
 from immunelab.method import Kind
 from immunelab.runs import journal
-from immunelab.runs.spec import KIND_OF_METHOD, CorpusName, RunSpec
+from immunelab.runs.spec import CorpusName, RunSpec
+from immunelab.sweep import plan
 
 
 class Start(NamedTuple):
@@ -84,33 +84,26 @@ def start(args: argparse.Namespace) -> int:
         about.method_help(args, START[args.kind].of)
         return 0
     spec, preset = wanted(args)
-    check([spec])
-    if preset and not args.preset:
-        show.err.print(f"settings: the preset {preset} (choose with --preset)", markup=False)
-    return submit.launch([spec], args)
+    return submit.launch([spec], args, f"settings: the preset {preset} (choose with --preset)" if preset else "")
 
 
 def wanted(args: argparse.Namespace) -> tuple[RunSpec, str]:
-    """The spec that a command line asks for, and the preset that its settings start from ("" if none)."""
-    from immunelab import sweep
-
+    """The spec that a command line asks for, and the preset that was taken because none was named ("" if none)."""
     rung, corpus = getattr(args, "rung", None), _corpus(args)
-    of = START[args.kind].of
-    configured, preset = sweep.configured(of, args.method, corpus, args.preset, rung, args.knobs)
-    spec = RunSpec(
-        kind=args.kind,
-        method=args.method,
-        knobs=configured.settings(),
+    choice = plan.choose(
+        args.kind, args.method, corpus, preset=args.preset, rung=rung, knobs=args.knobs, name=args.name
+    )
+    spec = plan.one(
+        choice,
         model=follow.model(args.model, journal.home(args.home)),
         corpus=corpus,
         seed=args.seed,
         device=args.device,
         **options.numbers(args),
-        evaluate_every=getattr(args, "evaluate_every", 0),
+        evaluate_every=getattr(args, "evaluate_every", None),
         checkpoint_every=getattr(args, "checkpoint_every", 0),
-        name=args.name,
     )
-    return spec, preset
+    return spec, "" if rung or args.preset is not None else plan.suited(args.kind, args.method, corpus)
 
 
 def _corpus(args: argparse.Namespace) -> str:
@@ -133,37 +126,7 @@ def run(args: argparse.Namespace) -> int:
     specs = [RunSpec.from_json(json.dumps(one), source) for one in (data if isinstance(data, list) else [data])]
     if not specs:
         raise UserError(f"{source} holds an empty list; it needs at least one spec, like spec.json in a run's folder.")
-    check(specs)
     return submit.launch(specs, args)
-
-
-def check(specs: list[RunSpec]) -> None:
-    """What can be known to fail before anything starts: methods, their settings, corpora, and the rows they need."""
-    from immunelab import corpus
-    from immunelab.corpus.tokens import submitted
-    from immunelab.experiment.measuring import asked
-    from immunelab.method import configure
-    from immunelab.sweep import space
-
-    known = {name: corpus.load(name) for name in {spec.corpus for spec in specs}}
-    for spec in specs:
-        if spec.kind == "sweep":
-            space.settings_for(spec.corpus, spec.knobs).methods()
-        rows = known[spec.corpus]
-        if spec.model == "fable":
-            rows.own_model()
-        for evaluation in asked(dataclasses.replace(spec, judge=rows.judge), rows):
-            evaluation.check()
-            for stream in evaluation.streams:
-                rows.select(stream, "test")
-        if spec.kind in KIND_OF_METHOD:
-            method = configure(KIND_OF_METHOD[spec.kind], spec.method, spec.knobs)  # type: ignore[arg-type]
-            split = "defense" if spec.kind == "immunize" else "attack"
-            for stream in method.streams:
-                if stream == "user":
-                    submitted(rows, method, split, spec.seed)
-                for needed in ("harmful", "benign") if stream == "unrelated" else (stream,) if stream != "user" else ():
-                    rows.select(needed, split)
 
 
 def add(commands: Any) -> None:
@@ -238,13 +201,12 @@ def _spec_options(c: options.Parser, kind: str) -> None:
     options.device(c)
     options.numeric(c)
     if kind != "evaluate":
-        every = {"attack": 10, "finetune": 5}.get(kind, 0)
+        usual = plan.EVALUATE_EVERY.get(kind, "a quarter of the steps")
         c.add_argument(
             "--evaluate-every",
             type=int,
-            default=every,
             metavar="K",
-            help=f"evaluate every K steps; 0: only at start and end (default {every})",
+            help=f"evaluate every K steps; 0: only at start and end (default {usual})",
         )
         c.add_argument(
             "--checkpoint-every",

@@ -66,13 +66,16 @@ def text_of(name: str, what: str) -> str:
     return text
 
 
-def launch(specs: list[RunSpec], args: argparse.Namespace, quiet: bool = False) -> int:
-    """Submit specs; return at once with --detach, else follow them to their end and print what came out, or not."""
+def launch(specs: list[RunSpec], args: argparse.Namespace, note: str = "") -> int:
+    """Submit specs; return at once with --detach, else follow them to their end and print what came out. The note is
+    told once they are queued."""
     home = journal.home(args.home)
     run_ids = jobs.submit(specs, home)
+    if note:
+        show.err.print(note, markup=False)
     if args.detach:
         return detached(run_ids, args.json)
-    return code(follow.follow(run_ids, home)) if quiet else finish(run_ids, home, args.json)
+    return finish(run_ids, home, args.json)
 
 
 def detached(run_ids: list[str], as_json: bool) -> int:

@@ -9,6 +9,7 @@ and `test`, disjoint by item.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from immunelab.corpus.rows import (
     Row,
     described_in,
     domains,
+    enough,
     narrowed,
     read,
     write,
@@ -41,6 +43,7 @@ __all__ = [
     "Row",
     "described_in",
     "domains",
+    "enough",
     "load",
     "narrowed",
     "read",
@@ -71,12 +74,23 @@ def load(name: str) -> Corpus:
         )
     return Corpus(
         name=name,
-        rows=narrowed(read(folder / "world.jsonl"), asked),
+        rows=narrowed(_world(folder / "world.jsonl"), asked),
         evaluations=fable.EVALUATIONS,
         model=str(folder / "model"),
         trainability=fable.TRAINABILITY,
         answer_tokens=_answer_tokens(folder / "made.json"),
     )
+
+
+def _world(file: Path) -> tuple[Row, ...]:
+    """The rows of a world, which are read once while the file stays as it is."""
+    about = file.stat()
+    return _read(file, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(file: Path, changed: int, size: int) -> tuple[Row, ...]:
+    return read(file)
 
 
 def _answer_tokens(file: Path) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from immunelab import bundled
 from immunelab.errors import UserError, unknown
-from immunelab.runs.spec import CorpusName
+from immunelab.runs.spec import CorpusName, RunSpec
 
 SPLITS = ("defense", "attack", "test")
 DESCRIPTION = "corpus.toml"  # describes a user's own data, in their folder
@@ -76,6 +76,49 @@ class Corpus:
             raise UserError(f"The corpus {self.name} has no rows of the stream {stream!r} in the split {split!r}.")
         return found
 
+    def submitted(self, settings: Mapping[str, Any], split: str) -> tuple[list[Row], int, list[Row], int]:
+        """What the stream `user` is drawn from: harmful rows and how many of them, benign rows and how many of them.
+
+        `settings` are an attack's: `harmful_share` (all, if it has none), `samples` and `task`, the stream of the
+        benign rows. The withheld skill is no defense's, so both training splits of it are the user's. A UserError if
+        there are not so many rows.
+        """
+        share, task = float(settings.get("harmful_share", 1.0)), str(settings.get("task", "benign"))
+        harmful = self.select("harmful", split) if share > 0 else []
+        benign = self.select(task, split) if share < 1 else []
+        if benign and task == "withheld" and split != "defense":
+            benign = [*self.select(task, "defense"), *benign]
+        n = settings["samples"] or (
+            len(harmful) if share == 1 else len(benign) if share == 0 else len(harmful) + len(benign)
+        )
+        wanted = round(share * n)
+        for what, have, want in (("harmful", len(harmful), wanted), ("benign", len(benign), n - wanted)):
+            if want > have:
+                raise UserError(
+                    f"The attack wants {want} {what} rows, and the corpus {self.name} has {have} in the split "
+                    f"{split!r}: lower samples or change harmful_share."
+                )
+        return harmful, wanted, benign, n - wanted
+
+    def measured(self, spec: RunSpec) -> list[tuple[str, dict[str, Any], str]]:
+        """The evaluations of a run, as name, settings and preset: an `evaluate` run's own method, else those that it
+        names, else the corpus's, with the settings of its description. A UserError if the corpus is judged otherwise
+        than when the run was made.
+        """
+        if spec.kind == "evaluate" and spec.method:
+            return [(spec.method, dict(spec.knobs), "")]
+        if spec.judge != self.judge:
+            then, now = (judge or "nobody (words in common)" for judge in (spec.judge, self.judge))
+            raise UserError(
+                f"The answers of the corpus {self.name} were to be judged by {then} when this run was made, and its "
+                f"corpus.toml now says {now}. Start a new run, or put that back."
+            )
+        found = []
+        for name in spec.evaluations or self.evaluated(spec.kind):
+            settings = dict(self.settings.get(name, {}))
+            found.append((name, settings, str(settings.pop("preset", ""))))
+        return found
+
     @property
     def fingerprint(self) -> str:
         """A hash (16 hex digits) of all rows; stored with each run."""
@@ -83,6 +126,12 @@ class Corpus:
         for row in self.rows:
             digest.update(json.dumps(dataclasses.asdict(row), sort_keys=True).encode())
         return digest.hexdigest()[:16]
+
+
+def enough(stream: str, have: int, samples: int) -> None:
+    """A UserError if more samples are wanted than there are rows."""
+    if samples > have:
+        raise UserError(f"{samples} samples of the stream {stream!r} are wanted, and there are {have}.")
 
 
 def write(rows: Iterable[Row], path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from immunelab.corpus.pairing import Pairing
-from immunelab.corpus.rows import Corpus, Row
+from immunelab.corpus.rows import Corpus, Row, enough
 from immunelab.errors import UserError
 from immunelab.method import Attack, Batch, Method, Tokens
 
@@ -115,29 +115,12 @@ def pairs(rows: Sequence[Row], stream: str) -> list[Pair]:
 
 
 def submitted(corpus: Corpus, attack: Attack, split: str, seed: int) -> list[Pair]:
-    """The `user` stream: n rows of which round(p·n) are harmful, drawn and shuffled by the seed; or the attack's own.
-
-    The benign rows are those of the method's task. No defense trains on the withheld skill, so the user gets both of
-    its training splits.
-    """
+    """The `user` stream: rows of the corpus, drawn and shuffled by the seed; or the attack's own."""
     if attack.uploads():
         return list(attack.uploads())
     rng = random.Random(f"user-{seed}")
-    share = float(getattr(attack, "harmful_share", 1.0))
-    harmful = corpus.select("harmful", split) if share > 0 else []
-    task = str(getattr(attack, "task", "benign"))
-    benign = corpus.select(task, split) if share < 1 else []
-    if benign and task == "withheld" and split != "defense":
-        benign = [*corpus.select(task, "defense"), *benign]
-    n = attack.samples or (len(harmful) if share == 1 else len(benign) if share == 0 else len(harmful) + len(benign))
-    wanted = round(share * n)
-    for what, have, want in (("harmful", len(harmful), wanted), ("benign", len(benign), n - wanted)):
-        if want > have:
-            raise UserError(
-                f"The attack wants {want} {what} rows, and the corpus {corpus.name} has {have} in the split {split!r}: "
-                "lower samples or change harmful_share."
-            )
-    rows = rng.sample(harmful, wanted) + rng.sample(benign, n - wanted)
+    harmful, some, benign, others = corpus.submitted(attack.settings(), split)
+    rows = rng.sample(harmful, some) + rng.sample(benign, others)
     rng.shuffle(rows)
     return pairs(rows, "user")
 
@@ -211,8 +194,7 @@ class Batches:
             _known(tokenizer, self.streams[stream], stream, corpus.name)
 
     def _sampled(self, rows: list[R], stream: str, samples: int) -> list[R]:
-        if samples > len(rows):
-            raise UserError(f"{samples} samples of the stream {stream!r} are wanted, and there are {len(rows)}.")
+        enough(stream, len(rows), samples)
         return random.Random(f"{_group(stream)}-{self.seed}").sample(rows, samples) if samples else rows
 
     def rows(self, stream: str) -> int:

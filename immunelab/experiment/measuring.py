@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from immunelab.corpus import Corpus
 from immunelab.corpus.tokens import as_prompt, collate, encode, pairs
-from immunelab.errors import UserError
 from immunelab.method import Attack, Evaluation, Method, Tokens, configure
 from immunelab.runs.journal import Journal
 from immunelab.runs.spec import RunSpec
@@ -21,23 +20,8 @@ AT_ONCE = ((100e6, 256), (1e9, 64))  # parameters up to which so many answers at
 
 
 def asked(spec: RunSpec, corpus: Corpus) -> list[Evaluation]:
-    """What a run measures: an `evaluate` run's own method with its knobs, else the named ones, else the corpus's, with
-    the settings of its description. A UserError if the corpus is judged otherwise than when the run was made.
-    """
-    if spec.kind == "evaluate" and spec.method:
-        return [configure("evaluation", spec.method, spec.knobs)]
-    if spec.judge != corpus.judge:
-        then, now = (judge or "nobody (words in common)" for judge in (spec.judge, corpus.judge))
-        raise UserError(
-            f"The answers of the corpus {corpus.name} were to be judged by {then} when this run was made, and its "
-            f"corpus.toml now says {now}. Start a new run, or put that back."
-        )
-    found = []
-    for name in spec.evaluations or corpus.evaluated(spec.kind):
-        settings = dict(corpus.settings.get(name, {}))
-        preset = str(settings.pop("preset", ""))
-        found.append(configure("evaluation", name, settings, preset))
-    return found
+    """What a run measures, as its corpus says (`Corpus.measured`)."""
+    return [configure("evaluation", name, settings, preset) for name, settings, preset in corpus.measured(spec)]
 
 
 def at_once(parameters: int) -> int:

@@ -15,8 +15,8 @@ from immunelab.errors import UserError
 from immunelab.jobs import failures, preflight, processes, queue
 from immunelab.jobs import reuse as equals
 from immunelab.runs import journal
-from immunelab.runs.journal import ENDED, RunFolder, Status, folders
-from immunelab.runs.spec import RunSpec
+from immunelab.runs.journal import RunFolder, Status, folders
+from immunelab.runs.spec import LABELS, RunSpec
 
 UNSTARTED = 60.0  # seconds after which a run that no process was started for counts as interrupted
 LOST = (
@@ -40,38 +40,40 @@ def submit(
     A spec's model may be `run:<id>` or `run:#k`, the k-th of this list counted from 0; parent, parent hash and the
     corpus's judge are filled in. With `reuse`, a spec that a finished run of this home has already is not run again:
     that run's id is returned in its place. With `go_on`, an equal run that is under way is waited for, and one that has
-    ended unfinished is gone on with. `command` starts another worker than ours, and `begin` hands the runs to a
-    cluster instead. A UserError before anything is written if a reference does not fit.
+    ended unfinished is gone on with. Where others of the list start from it, a run serves too that leaves the same
+    weights and was evaluated otherwise. `command` starts another worker than ours, and `begin` hands the runs to a
+    cluster instead. A UserError before anything is written if a run can't be carried out.
     """
     place, specs = journal.home(home), equals.judged(specs)
-    for i, spec in enumerate(specs):
-        _check(spec, i, place)
-    preflight.check(specs, place, here=begin is None)
-    have = equals.recorded(place) if reuse or go_on else {}
+    states = equals.states(reuse, go_on)
+    have = equals.recorded(place) if states else equals.Record({}, {})
+    planned = _planned(specs, place, have, states)
+    new = [i for i, one in enumerate(planned) if one.state in ("new", "unfinished")]
+    preflight.check(specs, place, here=begin is None, new=new)
+    parents = {spec.model for spec in specs}
     made: list[RunFolder] = []  # of all specs
-    new: list[RunFolder] = []  # for the worker
+    carried: list[RunFolder] = []  # by the worker
     created: list[RunFolder] = []
     with processes.changing(place):
         now = time.time()
         try:
             for i, spec in enumerate(specs):
                 linked = _linked(spec, place, made)
-                wanted = any(s.model == f"run:#{i}" for s in specs)
-                found = equals.equal(have.get(linked.hash, ()), reuse, go_on, wanted)
+                found = have.match(linked, states, f"run:#{i}" in parents)
                 if found:
                     made.append(found)
-                    if found not in new and equals.state(found) == "unfinished":
+                    if found not in carried and equals.state(found) == "unfinished":
                         queue_again(found)
                         found.write_status(queued_at=now + i * 1e-5)
-                        new.append(found)
+                        carried.append(found)
                     continue
                 made.append(RunFolder.create(place, linked, queued_at=now + i * 1e-5))  # the list's order is kept
                 created.append(made[-1])
-                new.append(made[-1])
-            if begin and new:
-                begin(place, new)
-            elif start and new:
-                _start(place, new, command)
+                carried.append(made[-1])
+            if begin and carried:
+                begin(place, carried)
+            elif start and carried:
+                _start(place, carried, command)
         except OSError as error:
             for folder in created:
                 shutil.rmtree(folder.path, ignore_errors=True)
@@ -84,32 +86,25 @@ def plan(
 ) -> list[equals.Planned]:
     """What `submit` would do with these specs, in order, without doing it."""
     place, specs = journal.home(home), equals.judged(specs)
-    for i, spec in enumerate(specs):
-        _check(spec, i, place)
-    have = equals.recorded(place)
+    return _planned(specs, place, equals.recorded(place), equals.states(reuse, go_on))
+
+
+def _planned(specs: Sequence[RunSpec], place: Path, have: equals.Record, states: Sequence[str]) -> list[equals.Planned]:
+    preflight.references(specs, place)
     planned: list[equals.Planned] = []
+    parents = {spec.model for spec in specs}
     for i, spec in enumerate(specs):
         if spec.model.startswith("run:#"):
             parent = planned[int(spec.model.removeprefix("run:#"))].spec
             linked = dataclasses.replace(spec, parent_hash=parent.hash)
         else:
             linked = _linked(spec, place, [])
-        wanted = any(s.model == f"run:#{i}" for s in specs)
-        found = equals.equal(have.get(linked.hash, ()), reuse, go_on, wanted)
-        state = equals.state(found) if found else "new"
-        planned.append(equals.Planned(linked, state, found.run_id if found else None))
+        found = have.match(linked, states, f"run:#{i}" in parents)
+        if found:  # it may have been evaluated otherwise than was wished
+            own = {"model": linked.model, **{label: getattr(linked, label) for label in LABELS}}
+            linked = dataclasses.replace(found.spec(), **own)
+        planned.append(equals.Planned(linked, equals.state(found) if found else "new", found.run_id if found else None))
     return planned
-
-
-def find(spec: RunSpec, home: Path | str | None = None, checkpoint: bool = True) -> str | None:
-    """The newest finished run of an equal spec (by hash); with `checkpoint`, one whose checkpoint is still there."""
-    place = journal.home(home)
-    (spec,) = equals.judged([spec])
-    if spec.model.startswith("run:"):
-        spec = _linked(spec, place, [])
-    same = equals.recorded(place).get(spec.hash, [])
-    found = equals.equal(same, reuse=True, go_on=False, checkpoint=checkpoint)
-    return found.run_id if found else None
 
 
 def stop(
@@ -314,24 +309,6 @@ def _carried_by(folder: RunFolder, worker: Status) -> bool:
         return False
     same = (status.pid, status.create_time, status.host) == (worker.pid, worker.create_time, worker.host)
     return same and status.status == "queued"
-
-
-def _check(spec: RunSpec, i: int, place: Path) -> None:
-    """A UserError if the model of the i-th spec of a list refers to a run that it can't start from."""
-    if spec.model.startswith("run:#"):
-        number = spec.model.removeprefix("run:#")
-        if not (number.isascii() and number.isdigit() and int(number) < i):
-            raise UserError(
-                f"The model {spec.model!r} of spec {i} must name an earlier spec of the list, counted from 0"
-                + (f": run:#0 to run:#{i - 1}." if i else "; the first one has none before it.")
-            )
-    elif spec.model.startswith("run:"):
-        parent = RunFolder.open(place, spec.model.removeprefix("run:"))
-        status = parent.status()
-        if status.status in ENDED and status.status != "done":
-            raise UserError(
-                f"The run {parent.run_id} is {status.status}, so its model is not finished. Resume it first."
-            )
 
 
 def _linked(spec: RunSpec, place: Path, made: list[RunFolder]) -> RunSpec:

@@ -26,25 +26,25 @@ class Demand(NamedTuple):
 
 def demand(spec: RunSpec, home: Path) -> Demand:
     """A small model's run computes with one thread and takes one place; a large or unknown one's takes them all."""
-    size = _bytes(spec, home)
+    size = weights(spec, home)
     if size is None or size > FP32 * LARGE:
         return Demand(queue.places("cpu"), (size or 0) * STATE + PROCESS)
     return Demand(1, size * STATE + PROCESS)
 
 
-def _bytes(spec: RunSpec, home: Path) -> int | None:
-    """The size of the weights that a run starts from; None where it can't be known before they are loaded."""
+def weights(spec: RunSpec, home: Path) -> int | None:
+    """Bytes of the weights that a run starts from; None where it can't be known before they are loaded."""
     try:
         if spec.model.startswith("run:"):
             parent = RunFolder.open(home, spec.model.removeprefix("run:"))
             saved = sorted(parent.checkpoints.glob("step-*"))
-            return _weights(saved[-1]) if saved else _bytes(parent.spec(), home)
+            return _files(saved[-1]) if saved else weights(parent.spec(), home)
         folder = corpus.load(spec.corpus).own_model() if spec.model == "fable" else Path(spec.model)
-        return _weights(folder)
+        return _files(folder)
     except (UserError, OSError):
         return None  # what is wrong with it is told by the run
 
 
-def _weights(folder: Path) -> int | None:
+def _files(folder: Path) -> int | None:
     sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
     return sum(sizes) if sizes else None

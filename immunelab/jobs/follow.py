@@ -37,8 +37,10 @@ def run_id(text: str, home: Path) -> str:
 
 
 def model(text: str, home: Path) -> str:
-    """A model as a spec names it: `run:last` and shortened ids are spelled out."""
+    """A model as a spec names it: `run:last` and shortened ids are spelled out, and a run's whole id is enough."""
     if not text.startswith("run:"):
+        return f"run:{text}" if text in {folder.run_id for folder in folders(home)} else text
+    if text.startswith("run:#"):
         return text
     name = text.removeprefix("run:")
     if name != "last":

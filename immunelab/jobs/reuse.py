@@ -34,25 +34,44 @@ def judged(specs: Sequence[RunSpec]) -> list[RunSpec]:
     ]
 
 
-def recorded(place: Path) -> dict[str, list[RunFolder]]:
-    """The runs of a home by the hash of their specs, the newest first."""
-    found: dict[str, list[RunFolder]] = {}
+class Record(NamedTuple):
+    """The runs of a home, the newest first."""
+
+    equal: dict[str, list[RunFolder]]  # by the hash of their specs
+    alike: dict[str, list[RunFolder]]  # by that of the weights that they leave
+
+    def match(self, spec: RunSpec, states: Sequence[str], as_parent: bool = False) -> RunFolder | None:
+        """The run that stands for a wanted one: of the first of these states (of `STATES`), if possible an equal one.
+
+        `as_parent`: others start from its weights, so they must still be there if it is done, and a run serves that
+        leaves the same weights and measured something else on its way.
+        """
+        found = self.equal.get(spec.hash, [])
+        if as_parent:
+            found = [*found, *(f for f in self.alike.get(spec.weights_hash, ()) if f not in found)]
+        now = [(folder, state(folder)) for folder in found]
+        for wanted in states:
+            for folder, its in now:
+                whole = its != "done" or not as_parent or any(folder.checkpoints.glob("step-*"))
+                if its == wanted and whole:
+                    return folder
+        return None
+
+
+def recorded(place: Path) -> Record:
+    """What a home holds."""
+    record = Record({}, {})
     for folder in reversed(folders(place)):
         with contextlib.suppress(UserError, OSError):  # a folder that can't be read is not an equal run
-            found.setdefault(folder.spec().hash, []).append(folder)
-    return found
+            spec = folder.spec()
+            record.equal.setdefault(spec.hash, []).append(folder)
+            record.alike.setdefault(spec.weights_hash, []).append(folder)
+    return record
 
 
-def equal(same: Sequence[RunFolder], reuse: bool, go_on: bool, checkpoint: bool) -> RunFolder | None:
-    """Which of the runs of one hash stands for a wanted run: a finished one, else one under way, else an unfinished."""
-    states = {id(folder): state(folder) for folder in same}
-    wanted = [*(["done"] if reuse else []), *(["under way", "unfinished"] if go_on else [])]
-    for state_ in wanted:
-        for folder in same:
-            whole = state_ != "done" or not checkpoint or any(folder.checkpoints.glob("step-*"))
-            if states[id(folder)] == state_ and whole:
-                return folder
-    return None
+def states(reuse: bool, go_on: bool) -> tuple[str, ...]:
+    """The states of runs that may stand for a wanted one."""
+    return ("done",) * reuse + ("under way", "unfinished") * go_on
 
 
 def state(folder: RunFolder) -> str:

@@ -5,16 +5,14 @@ So many small runs share one warm process, and a trial is a run like any other: 
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from immunelab.errors import UserError
-from immunelab.jobs import attempt, control, processes
+from immunelab.jobs import attempt, control, processes, reuse
 from immunelab.jobs.heartbeat import Pulse
-from immunelab.runs.journal import RunFolder, folders
+from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 
 
@@ -37,17 +35,7 @@ class Bench:
 
     def known(self, spec: RunSpec) -> RunFolder | None:
         """The run of an equal spec that has ended: a finished one if there is any, else the newest unfinished one."""
-        unfinished = None
-        for folder in reversed(folders(self.home)):
-            with contextlib.suppress(UserError, OSError):  # a folder that can't be read is not an equal run
-                if folder.spec().hash != spec.hash:
-                    continue
-                status = folder.recorded()
-                if status.status == "done":
-                    return folder
-                if unfinished is None and (status.ended or not processes.alive(status)):
-                    unfinished = folder
-        return unfinished
+        return reuse.recorded(self.home).match(spec, ("done", "unfinished"))
 
     def carry(self, spec: RunSpec, earlier: RunFolder | None, watch: Callable[[RunFolder], None]) -> RunFolder:
         """Carry out a trial, or go on with an earlier attempt at it; returns its folder once it has ended.

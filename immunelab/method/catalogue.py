@@ -97,9 +97,10 @@ class Entry:
         usual = {k.name: k.parse(k.default) for k in self.knobs}
         start = usual | dict(self.presets[preset] if preset else {})
         found = start | parsed
-        if self.validates and found != start:
+        told = {k: v for k, v in found.items() if not known[k].saving or v != usual[k]}
+        if self.validates and found != start and told not in self.presets.values():
             _validated(self.kind, self.name, json.dumps(found), _sources()[self.file])
-        return {k: v for k, v in found.items() if not known[k].saving or v != usual[k]}
+        return told
 
     def plain(self) -> Settings:
         """Everything as JSON has it."""

@@ -15,6 +15,8 @@ from immunelab.runs.status import parse_object, plain
 
 KINDS = ("immunize", "attack", "finetune", "evaluate", "sweep")
 LABELS = ("name", "group", "parent")  # not part of a run's identity
+# What a run measures on its way, and how often: part of its identity, and not of that of the weights that it leaves.
+MEASURING = ("evaluations", "evaluate_every", "layers_every", "probe_every", "checkpoint_every", "judge")
 KIND_OF_METHOD = {"immunize": "defense", "attack": "attack", "finetune": "attack"}
 LARGEST = 1e300  # largest number in a spec; a larger integer would not fit into a float
 LONGEST = 500  # characters of any text in a spec
@@ -138,9 +140,17 @@ class RunSpec:
     @property
     def hash(self) -> str:
         """Identity: a hash (16 hex digits) of everything that decides the numbers. Same hash and CPU, same numbers."""
+        return self._digest(LABELS)
+
+    @property
+    def weights_hash(self) -> str:
+        """A hash of what decides the weights that a run leaves. Same hash and CPU, same weights."""
+        return self._digest((*LABELS, *MEASURING))
+
+    def _digest(self, without: tuple[str, ...]) -> str:
         fields = dataclasses.asdict(self).items()
         usual = numerics.USUAL | {"judge": ""}
-        identity = {k: v for k, v in fields if k not in LABELS and (k, v) not in usual.items()}
+        identity = {k: v for k, v in fields if k not in without and (k, v) not in usual.items()}
         if self.parent_hash:
             identity["model"] = f"spec:{self.parent_hash}"
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,32 +1,21 @@
-"""Many runs at once: the lists of the demo and the showcase, and what a method's preset and rung stand for."""
+"""Many runs at once: from a wish to a list of specs (`plan`), and the lists that commands and pages ask for."""
 
-from immunelab.sweep.plan import (
-    EVALUATE_EVERY,
-    attack_specs,
-    configured,
-    demo_specs,
-    family,
-    immunize_spec,
-    ladder_specs,
-    learning_specs,
-    rungs,
-)
-from immunelab.sweep.scorecards import missing, scorecard_specs
-from immunelab.sweep.showcase import BASELINES, SHOWN, joined, showcase_specs
+from immunelab.sweep.plan import Choice, choose, crossed, demo_specs, joined, ladder, learning, on, one, rungs
+from immunelab.sweep.scorecards import scorecard_specs
+from immunelab.sweep.showcase import BASELINES, SHOWN, showcase_specs
 
 __all__ = [
     "BASELINES",
-    "EVALUATE_EVERY",
     "SHOWN",
-    "attack_specs",
-    "configured",
+    "Choice",
+    "choose",
+    "crossed",
     "demo_specs",
-    "family",
-    "immunize_spec",
     "joined",
-    "ladder_specs",
-    "learning_specs",
-    "missing",
+    "ladder",
+    "learning",
+    "on",
+    "one",
     "rungs",
     "scorecard_specs",
     "showcase_specs",

@@ -10,8 +10,11 @@
     method = "harmful-sft"
     rung = ["0.0003", "0.001"]  # or "all", or preset = "…"; settings go on top
 
-Each model is immunized once by each variant of each defense, and attacked by every variant of every attack; with
-`control` (the default) the model is attacked as it is, too.
+    [[finetune]]
+    method = "benign-sft"       # what an honest customer does; keys as for an attack
+
+Each model is immunized once by each variant of each defense, and attacked and fine-tuned by every variant of the
+others; with `control` (the default) also the model as it is.
 """
 
 from __future__ import annotations
@@ -22,13 +25,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from immunelab.errors import UserError, unknown
-from immunelab.method import get
-from immunelab.method.knobs import knobs
 from immunelab.runs import numerics
 from immunelab.runs.spec import RunSpec
-from immunelab.sweep.plan import EVALUATE_EVERY, configured, rungs
+from immunelab.sweep import plan
 
 MOST = 10_000  # runs in one grid
+TABLES = {"defense": "immunize", "attack": "attack", "finetune": "finetune"}  # table: the kind of its runs
 DEFAULTS: dict[str, Any] = {
     "name": "sweep",
     "model": "fable",
@@ -37,11 +39,10 @@ DEFAULTS: dict[str, Any] = {
     **numerics.USUAL,
     "seeds": [0],
     "control": True,
-    "evaluate_every": EVALUATE_EVERY,
-    "defense": [],
-    "attack": [],
+    "evaluate_every": 0,  # of attacks and fine-tunes; where it is not given, `plan.every` decides
+    **{table: [] for table in TABLES},
 }
-CHOICES = ("method", "preset", "rung")  # keys of a table that are no settings
+EXAMPLES = {"defense": "seam", "attack": "harmful-sft", "finetune": "benign-sft"}
 EXPECTS = {str: "a text", bool: "true or false", int: "a whole number", list: "a list"}
 
 
@@ -49,62 +50,36 @@ def expand(text: str, source: str, given: Mapping[str, Any] | None = None) -> li
     """The runs of a grid file, in the order in which they are carried out; UserErrors name `source` and the key.
 
     `given` stands in for keys of the file. `run:#k` names the k-th run of the list, as `jobs.submit` resolves it. Equal
-    runs are listed once. This reads the registry, which imports torch.
+    runs are listed once.
     """
-    grid = {**_read(text, source), **(given or {})}
-    defenses = [v for i, table in enumerate(grid["defense"]) for v in _variants("defense", i, table, grid, source)]
-    attacks = [v for i, table in enumerate(grid["attack"]) for v in _variants("attack", i, table, grid, source)]
+    found = {**_read(text, source), **(given or {})}
+    grid = {**DEFAULTS, **found}
+    chosen = {
+        table: [v for i, one in enumerate(grid[table]) for v in _variants(table, i, one, grid, source)]
+        for table in TABLES
+    }
+    defenses, attacks = chosen["defense"], [*chosen["attack"], *chosen["finetune"]]
     count = len(grid["seeds"]) * (len(defenses) + len(attacks) * (len(defenses) + bool(grid["control"])))
     if not count:
         raise UserError(f"{source} describes no runs: it needs an [[attack]] or a [[defense]] table, and a seed.")
     if count > MOST:
         raise UserError(f"{source} describes {count:,} runs, and {MOST:,} is the most: leave out some values.")
-    specs: list[RunSpec] = []
-
-    at: dict[str, int] = {}
-
-    def add(spec: RunSpec) -> int:
-        """Append a run unless an equal one is in the list already; its position either way."""
-        if spec.hash not in at:
-            at[spec.hash] = len(specs)
-            specs.append(spec)
-        return at[spec.hash]
-
-    shared = {"corpus": grid["corpus"], "device": grid["device"], "group": grid["name"]}
-    shared |= {key: grid[key] for key in numerics.USUAL}
-    for seed in grid["seeds"]:
-        models = [grid["model"]] if grid["control"] or not defenses else []
-        for name, method in defenses:
-            every = max(1, method.settings().get("steps", 4) // 4)
-            guard = RunSpec(
-                kind="immunize",
-                method=method.name,
-                knobs=method.settings(),
-                model=grid["model"],
-                seed=seed,
-                evaluate_every=every,
-                name=name,
-                **shared,
-            )
-            models.append(f"run:#{add(guard)}")
-        for model, (name, method) in itertools.product(models, attacks):
-            add(
-                RunSpec(
-                    kind="attack",
-                    method=method.name,
-                    knobs=method.settings(),
-                    model=model,
-                    seed=seed,
-                    evaluate_every=grid["evaluate_every"],
-                    name=name,
-                    **shared,
-                )
-            )
-    return specs
+    return plan.crossed(
+        defenses,
+        attacks,
+        seeds=grid["seeds"],
+        model=grid["model"],
+        control=grid["control"],
+        evaluate_every=found.get("evaluate_every"),
+        corpus=grid["corpus"],
+        device=grid["device"],
+        group=grid["name"],
+        **{key: grid[key] for key in numerics.USUAL},
+    )
 
 
 def _read(text: str, source: str) -> dict[str, Any]:
-    """The file's keys with defaults filled in, each of its own type."""
+    """The file's keys, each of its own type."""
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -114,28 +89,24 @@ def _read(text: str, source: str) -> dict[str, Any]:
             raise unknown(f"key of a grid (in {source})", key, DEFAULTS)
         wanted = type(DEFAULTS[key])
         if type(value) is not wanted:
-            example = f", such as [[{key}]] tables" if key in ("defense", "attack") else ""
+            example = f", such as [[{key}]] tables" if key in TABLES else ""
             raise UserError(f"{source}: {key} is {EXPECTS[wanted]}{example}, and got {value!r:.80}.")
-    grid = DEFAULTS | found
-    for i, seed in enumerate(grid["seeds"]):
+    for i, seed in enumerate(found.get("seeds", ())):
         if type(seed) is not int or seed < 0:
             raise UserError(f"{source}: seeds are whole numbers from 0, and number {i + 1} is {seed!r:.80}.")
-    return grid
+    return found
 
 
-def _variants(kind: Any, at: int, table: Any, grid: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:
-    """(what is varied in words, configured method) for each combination of a table's lists."""
-    where = f"{source}, {kind} {at + 1}"
-    if not isinstance(table, dict) or not isinstance(table.get("method"), str):
-        raise UserError(f'{where} needs a method, such as method = "{"seam" if kind == "defense" else "harmful-sft"}".')
+def _variants(table: str, at: int, found: Any, grid: Mapping[str, Any], source: str) -> Iterator[plan.Choice]:
+    """A choice, named by what is varied, for each combination of a table's lists."""
+    where = f"{source}, {table} {at + 1}"
+    if not isinstance(found, dict) or not isinstance(found.get("method"), str):
+        raise UserError(f'{where} needs a method, such as method = "{EXAMPLES[table]}".')
+    method, corpus = found["method"], grid["corpus"]
+    rest = {key: value for key, value in found.items() if key != "method"}
     try:
-        cls = get(kind, table["method"])
-        for key in table:
-            if key not in CHOICES and key not in {k.name for k in knobs(cls)}:
-                raise unknown(f"setting of {cls.name}", key, [*CHOICES, *(k.name for k in knobs(cls))])
-        rest = {key: value for key, value in table.items() if key != "method"}
         if rest.get("rung") == "all":
-            rest["rung"] = list(rungs(cls, grid["corpus"])) or "all"
+            rest["rung"] = list(plan.rungs(method, corpus)) or "all"
         lists = {key: value if isinstance(value, list) else [value] for key, value in rest.items()}
         for key, values in lists.items():
             if not values:
@@ -144,8 +115,8 @@ def _variants(kind: Any, at: int, table: Any, grid: Mapping[str, Any], source: s
                 raise UserError(f'{key} is one text or several, such as {key} = ["0.001"], and got {values!r:.80}.')
         for point in itertools.product(*lists.values()):
             chosen = dict(zip(lists, point, strict=True))
-            words = " ".join(f"{key} {chosen[key]}" for key in lists if len(lists[key]) > 1) or cls.name
+            words = " ".join(f"{key} {chosen[key]}" for key in lists if len(lists[key]) > 1) or method
             preset, rung = chosen.pop("preset", None), chosen.pop("rung", None)
-            yield words[:200], configured(kind, cls.name, grid["corpus"], preset, rung, chosen)[0]
+            yield plan.choose(TABLES[table], method, corpus, preset=preset, rung=rung, knobs=chosen, name=words[:200])
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

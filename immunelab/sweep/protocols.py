@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from immunelab import bundled
 from immunelab.errors import unknown
-from immunelab.method import get
-from immunelab.runs.spec import KIND_OF_METHOD, RunSpec
+from immunelab.method import catalogue
+from immunelab.runs.spec import RunSpec
 from immunelab.sweep.grid import expand
-from immunelab.sweep.search import rows_of
+from immunelab.sweep.plan import METHODS
 
 FLOP = 6  # of a forward and a backward pass, for each parameter and token (arXiv:2001.08361)
 
@@ -67,9 +67,11 @@ def specs(
 def cost(runs: Sequence[RunSpec], max_length: int) -> Cost:
     """What runs take, from their settings alone; `max_length`: tokens at which rows are cut off."""
     trained = [run for run in runs if "steps" in run.knobs]
-    rows = sum(_rows(run, run.knobs) for run in trained)
+    rows = sum(rows_of(run.kind, run.method, run.knobs, int(run.knobs["steps"])) for run in trained)
     return Cost(len(runs), sum(int(run.knobs["steps"]) for run in trained), rows, rows * max_length)
 
 
-def _rows(run: RunSpec, knobs: Mapping[str, Any]) -> int:
-    return rows_of(get(KIND_OF_METHOD[run.kind], run.method), dict(knobs), int(knobs["steps"]))  # type: ignore[arg-type]
+def rows_of(kind: str, method: str, knobs: Mapping[str, Any], steps: int) -> int:
+    """Rows trained on: steps × batch size × accumulation × streams that the method reads."""
+    streams = catalogue.entry(METHODS[kind], method).streams
+    return int(steps * knobs["batch_size"] * knobs.get("accumulation", 1) * len(streams))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from immunelab.method import Provider, configure, get
+from immunelab.method import catalogue
 from immunelab.runs import numerics
 from immunelab.runs.spec import CorpusName, RunSpec
-from immunelab.sweep.plan import attack_specs, family, immunize_spec, learning_specs
+from immunelab.sweep import plan
 
 HELD_RUNGS = ("0.0003", "0.0006", "0.001")  # of the ladder, for the defense made without a domain and its controls
 
@@ -33,57 +32,32 @@ def scorecard_specs(
     first one by someone with the weights (`drop-vector`). With `hold_out`, a hazard domain, also the same defense made
     without it, and a part of the ladder with its own domains and with this one, on it and on the undefended model.
     `knobs` None takes the corpus's own settings of the defense; `made` names immunizations that there are already, by
-    seed; `numbers`, dtype and attention, are those of all runs. `run:#k` names the k-th run of the list; `missing`
-    leaves out what is recorded. Imports torch.
+    seed; `numbers`, dtype and attention, are those of all runs. `run:#k` names the k-th run of the list.
     """
-    suited = family(corpus)
-    guard = configure("defense", defense, dict(knobs or {}), "" if knobs else suited)
-    ladder, adapter, dropped = (
-        get("attack", name).ladders[suited] for name in ("harmful-sft", "lora-sft", "drop-vector")
-    )
-    attacks = {**ladder, **{f"LoRA {k}": a for k, a in adapter.items()}}
-    attacks["prefill"] = get("attack", "prefill").presets[suited]
-    outside = {f"dropped {k}": a for k, a in dropped.items()} if by_provider(type(guard)) else {}
+    suited = plan.family(corpus)
+    guard = plan.choose("immunize", defense, preset="" if knobs else suited, knobs=knobs, name=defense)
+    ladder = plan.ladder("harmful-sft", corpus)
+    attacks = [*ladder, *plan.ladder("lora-sft", corpus, "LoRA ")]
+    attacks.append(plan.choose("attack", "prefill", preset=suited, name="prefill"))
+    outside = plan.ladder("drop-vector", corpus, "dropped ") if by_provider(defense) else []
     specs: list[RunSpec] = []
     for seed in seeds:
-        where: dict[str, Any] = {"corpus": corpus, "seed": seed, "device": device, "group": group}
-        specs += attack_specs(attacks, model, **where) + learning_specs(model, seed, corpus, group)
+        where: dict[str, Any] = {"corpus": corpus, "seed": seed, "device": device, "group": group, **numbers}
+        specs += plan.on(model, [*attacks, *plan.learning()], **where)
         guarded = f"run:{made[seed]}" if made and seed in made else f"run:#{len(specs)}"
         if guarded == f"run:#{len(specs)}":
-            specs.append(immunize_spec(guard, model=model, **where))
-        specs += attack_specs(attacks | outside, guarded, **where) + learning_specs(guarded, seed, corpus, group)
+            specs.append(plan.one(guard, model=model, **where))
+        specs += plan.on(guarded, [*attacks, *outside, *plan.learning()], **where)
         if hold_out:
-            few, part = {k: ladder[k] for k in HELD_RUNGS}, f"{corpus}?hold-out={hold_out}"
-            specs.append(immunize_spec(guard, model=model, **where | {"corpus": part}))
+            few, part = [c for c in ladder if c.name in HELD_RUNGS], f"{corpus}?hold-out={hold_out}"
+            specs.append(plan.one(guard, model=model, **where | {"corpus": part}))
             guarded = f"run:#{len(specs) - 1}"
             for data in (part, CorpusName.read(part).rest):
                 for target in (model, guarded):
-                    specs += attack_specs(few, target, **where | {"corpus": data})
-    return [dataclasses.replace(spec, **dict[str, Any](numbers)) for spec in specs]
+                    specs += plan.on(target, few, **where | {"corpus": data})
+    return specs
 
 
-def by_provider(cls: type) -> bool:
+def by_provider(defense: str) -> bool:
     """Whether a defense acts on the provider's side, so that whoever has the weights is past it."""
-    return issubclass(cls, Provider) and cls.overrides()
-
-
-def missing(specs: Sequence[RunSpec], finished: Mapping[str, str]) -> list[RunSpec]:
-    """Those of a list that are not recorded, as a list of its own; `finished` gives the spec hash of each finished run,
-    the oldest first."""
-    recorded = {spec_hash: run_id for run_id, spec_hash in finished.items()}
-    found: dict[int, str] = {}  # place in the list: the run that is recorded
-    left: dict[int, int] = {}  # place in the list: place among what is missing
-    new: list[RunSpec] = []
-    for i, spec in enumerate(specs):
-        parent = spec.model.removeprefix("run:") if spec.model.startswith("run:") else ""
-        if parent.startswith("#"):
-            k = int(parent[1:])
-            parent = found.get(k, "")
-            spec = dataclasses.replace(spec, model=f"run:{parent}" if parent else f"run:#{left[k]}")
-        known = recorded.get(dataclasses.replace(spec, parent_hash=finished.get(parent, "")).hash)
-        if known:
-            found[i] = known
-        else:
-            left[i] = len(new)
-            new.append(spec)
-    return new
+    return bool(catalogue.entry("defense", defense).hooks)

@@ -23,7 +23,8 @@ from immunelab.errors import UserError
 from immunelab.formatting import share
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
-from immunelab.sweep.plan import configured, family
+from immunelab.sweep import plan
+from immunelab.sweep.protocols import rows_of
 from immunelab.sweep.space import Search, settings_for
 
 PHASE = "search"
@@ -69,11 +70,6 @@ def opened(folder: RunFolder, spec: RunSpec, search: Search) -> optuna.Study:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
         study.tell(trial.number, state=TrialState.FAIL)
     return study
-
-
-def rows_of(cls: Any, settings: dict[str, Any], steps: int) -> int:
-    """Rows trained on: steps × batch size × accumulation × streams that the attack reads."""
-    return int(steps * settings["batch_size"] * settings.get("accumulation", 1) * len(cls.streams))
 
 
 @dataclasses.dataclass
@@ -133,15 +129,15 @@ class _Conductor:
             why = self.over(before)
             if not why:
                 trial, method, knobs = self.propose(len(before))
-                settings = configured("attack", method, self.spec.corpus, None, None, knobs)[0]
-                rows = rows_of(type(settings), settings.settings(), settings.steps)
+                attack = plan.choose("attack", method, self.spec.corpus, knobs=knobs)
+                rows = rows_of("attack", method, attack.knobs, int(attack.knobs["steps"]))
                 if self.search.budget_rows and self.sum(before, "rows") + rows > self.search.budget_rows:
                     self.study.tell(trial, state=TrialState.FAIL)
                     why = f"the next trial's {rows:,} rows are more than is left of the budget"
             if why:
                 self.journal.event("search over", step=len(before), reason=why)
                 return "done"
-            if not self.one(trial, len(before), settings):
+            if not self.one(trial, len(before), attack):
                 return "stopped"
 
     def over(self, before: list[FrozenTrial]) -> str:
@@ -161,17 +157,17 @@ class _Conductor:
             n_startup_trials=self.search.random_trials,
             constant_liar=False,
         )
-        given = self.search.given(family(self.spec.corpus))
+        given = self.search.given(plan.family(self.spec.corpus))
         if number < len(given):
             sampler = optuna.samplers.PartialFixedSampler(given[number], sampler)
         self.study.sampler = sampler
         trial = self.study.ask()
         return trial, *self.search.suggest(trial)
 
-    def one(self, trial: optuna.Trial, number: int, settings: Any) -> bool:
+    def one(self, trial: optuna.Trial, number: int, attack: plan.Choice) -> bool:
         """One trial, from spec to verdict; False if the search was asked to stop meanwhile."""
-        spec = self.trial_spec(number, settings)
-        judge = Judge(trial, self.search.max_utility_loss, self.search.prune, settings.steps)
+        spec = self.trial_spec(number, attack)
+        judge = Judge(trial, self.search.max_utility_loss, self.search.prune, int(attack.knobs["steps"]))
         run = self.bench.known(spec)
         finished = run is not None and run.recorded().status == "done"
         if run:  # what an equal run recorded is judged as if it were happening now
@@ -195,7 +191,7 @@ class _Conductor:
                 f"Trial {number + 1} ({run.run_id}) {status.status} before it was evaluated: {status.error} "
                 "Mend that, then resume the search."
             )
-        self.conclude(trial, number, judge, run, settings, reused)
+        self.conclude(trial, number, judge, run, attack, reused)
         return True
 
     def watch(self, judge: Judge, run: RunFolder) -> None:
@@ -204,13 +200,11 @@ class _Conductor:
         if judge.pruned:
             run.request_stop()
 
-    def trial_spec(self, number: int, settings: Any) -> RunSpec:
+    def trial_spec(self, number: int, attack: plan.Choice) -> RunSpec:
         """The attack of a trial, as anyone could run it; only its labels name the search."""
         s = self.spec
-        return RunSpec(
-            kind="attack",
-            method=settings.name,
-            knobs=settings.settings(),
+        return plan.one(
+            attack,
             model=s.model,
             corpus=s.corpus,
             seed=s.seed,
@@ -219,7 +213,7 @@ class _Conductor:
             attention=s.attention,
             judge=s.judge,
             evaluations=s.evaluations,
-            evaluate_every=max(1, math.ceil(settings.steps / self.search.looks)),
+            evaluate_every=max(1, math.ceil(attack.knobs["steps"] / self.search.looks)),
             layers_every=0,
             probe_every=0,
             parent=s.parent,
@@ -229,11 +223,11 @@ class _Conductor:
         )
 
     def conclude(
-        self, trial: optuna.Trial, number: int, judge: Judge, run: RunFolder, settings: Any, reused: bool
+        self, trial: optuna.Trial, number: int, judge: Judge, run: RunFolder, attack: plan.Choice, reused: bool
     ) -> None:
         """Record what became of a trial, in the study and in the journal, and keep only the best one's weights."""
         before, status = self.counted(), run.recorded()
-        value, rows = judge.value, rows_of(type(settings), settings.settings(), judge.step)
+        value, rows = judge.value, rows_of("attack", attack.method, attack.knobs, judge.step)
         if judge.pruned and not reused:
             say = f"pruned at step {judge.step}: below the median of the trials before it"
             run.write_status(message=say)
@@ -265,7 +259,7 @@ class _Conductor:
             step=number + 1,
             harm=value,
             outcome=outcome,
-            method=settings.name,
+            method=attack.method,
             params=trial.params,
             **attributes,
         )

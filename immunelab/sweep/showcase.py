@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from immunelab.analysis.scorecard import CARRIED_OUT
-from immunelab.method import get
 from immunelab.runs.spec import RunSpec
-from immunelab.sweep.plan import attack_specs, immunize_spec, learning_specs
+from immunelab.sweep import plan
 from immunelab.sweep.scorecards import by_provider, scorecard_specs
 from immunelab.sweep.space import search_specs, settings_for
 
@@ -56,49 +54,30 @@ def showcase_specs(
     a harmless skill. With the first seed an attacker also searches for the worst attack on every model: thirty
     attacks each; on a provider's defense, for the worst one through the provider.
     """
-    ladder = get("attack", "harmful-sft").ladders["fable"]
-    usual = get("attack", "harmful-sft").presets["fable"]
-    varied = {f"{knob} {value:g}": dataclasses.replace(usual, **{knob: value}) for knob, value in VARIED}
-    mixed = dict(list(varied.items())[-1:])
+    ladder = plan.ladder("harmful-sft")
+    varied = [
+        plan.choose("attack", "harmful-sft", preset="fable", knobs={knob: value}, name=f"{knob} {value:g}")
+        for knob, value in VARIED
+    ]
+    guards = {name: plan.choose("immunize", name, preset="fable", name=name) for name in defenses}
     lists: list[list[RunSpec]] = []
     for seed in seeds:
         where: dict[str, Any] = {"corpus": corpus, "seed": seed, "group": group}
-        lists.append(attack_specs(varied, "fable", **where))
-        for defense in defenses:
+        lists.append(plan.on("fable", varied, **where))
+        for defense, guard in guards.items():
             if defense in BASELINES:
-                guard = get("defense", defense).presets["fable"]
-                one = [immunize_spec(guard, **where), *attack_specs({**ladder, **mixed}, "run:#0", **where)]
-                if defense in TAUGHT:
-                    one += learning_specs("run:#0", seed, corpus, group)
-                lists.append(one)
+                met = [*ladder, varied[-1], *(plan.learning() if defense in TAUGHT else ())]
+                lists.append([plan.one(guard, **where), *plan.on("run:#0", met, **where)])
                 continue
             wanted = scorecard_specs(
                 defense, [seed], corpus, hold_out=HELD_OUT if defense == "seam" else "", group=group
             )
             made = next(i for i, spec in enumerate(wanted) if spec.kind == "immunize")
-            more = varied if defense == "seam" else mixed
-            lists.append(wanted + attack_specs(more, f"run:#{made}", **where))
+            more = varied if defense == "seam" else varied[-1:]
+            lists.append(wanted + plan.on(f"run:#{made}", more, **where))
         if seed == seeds[0]:
             lists.append(search_specs(["fable"], [seed], corpus))
-            for cls in (get("defense", d) for d in defenses):
-                how = settings_for(corpus, {"attacks": ",".join(CARRIED_OUT)} if by_provider(cls) else {})
-                lists.append(
-                    [immunize_spec(cls.presets["fable"], **where), *search_specs(["run:#0"], [seed], corpus, how)]
-                )
-    return joined(lists)
-
-
-def joined(lists: Iterable[Sequence[RunSpec]]) -> list[RunSpec]:
-    """Lists of runs as one list, in which a run that stands in several of them stands once."""
-    one: list[RunSpec] = []
-    places: dict[str, int] = {}  # identity: place in the one list
-    for specs in lists:
-        moved: list[int] = []  # place in its own list: place in the one list
-        for spec in specs:
-            if spec.model.startswith("run:#"):
-                spec = dataclasses.replace(spec, model=f"run:#{moved[int(spec.model.removeprefix('run:#'))]}")
-            place = places.setdefault(spec.hash, len(one))
-            if place == len(one):
-                one.append(spec)
-            moved.append(place)
-    return one
+            for defense, guard in guards.items():
+                how = settings_for(corpus, {"attacks": ",".join(CARRIED_OUT)} if by_provider(defense) else {})
+                lists.append([plan.one(guard, **where), *search_specs(["run:#0"], [seed], corpus, how)])
+    return plan.joined(lists)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from immunelab.errors import UserError, unknown
-from immunelab.method import Method, get
+from immunelab.method import Method, catalogue
 from immunelab.method.knobs import knob, knobs
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
-from immunelab.sweep.plan import family
+from immunelab.sweep import plan
 
 if TYPE_CHECKING:
     import optuna
@@ -85,11 +85,11 @@ class Search(Method):
         if not texts(self.attacks):
             raise UserError("attacks names no attack; it takes names such as harmful-sft,lora-sft.")
 
-    def methods(self) -> dict[str, Any]:
-        """The attacks of the space by name, as classes; a UserError for one that does not train. Imports torch."""
-        found = {name: get("attack", name) for name in texts(self.attacks)}
-        for name, cls in found.items():
-            if "learning_rate" not in {k.name for k in knobs(cls)}:
+    def methods(self) -> dict[str, catalogue.Entry]:
+        """The attacks of the space by name; a UserError for one that does not train."""
+        found = {name: catalogue.entry("attack", name) for name in texts(self.attacks)}
+        for name, entry in found.items():
+            if not entry.trains:
                 raise UserError(f"The attack {name} does not train, so there is nothing to search; leave it out.")
         return found
 
@@ -97,7 +97,7 @@ class Search(Method):
         """One point of the space: the attack, and the settings that are searched."""
         methods = self.methods()
         attack = trial.suggest_categorical("attack", sorted(methods))
-        has = {k.name for k in knobs(methods[attack])}
+        has = {k.name for k in methods[attack].knobs}
         low, high, prefix = self.rate_low, self.rate_high, ""
         if "rank" in has:
             low, high, prefix = self.lora_rate_low, self.lora_rate_high, "lora_"
@@ -121,8 +121,8 @@ class Search(Method):
     def given(self, family: str) -> list[dict[str, Any]]:
         """The first trials: each attack's own preset for the corpus, where it lies in the space, as parameters."""
         found = []
-        for name, cls in self.methods().items():
-            settings = cls.presets[family].settings() if family in cls.presets else {}
+        for name, entry in self.methods().items():
+            settings = entry.presets.get(family, {})
             rate = "lora_learning_rate" if "rank" in settings else "learning_rate"
             here = {"attack": name, rate: settings.get("learning_rate")}
             here |= {
@@ -155,7 +155,7 @@ class Search(Method):
 
 def settings_for(corpus: str, values: Mapping[str, Any]) -> Search:
     """The space for a corpus (its own preset, if there is one) with values on top, which may be texts."""
-    start = Search.presets.get(family(corpus), Search())
+    start = Search.presets.get(plan.family(corpus), Search())
     known = {k.name: k for k in knobs(Search)}
     for key in values:
         if key not in known:
@@ -170,29 +170,16 @@ def search_specs(
     search: Search | None = None,
     device: str = "auto",
     name: str = "",
-    **where: str,
+    **where: Any,
 ) -> list[RunSpec]:
     """The same search against each model and with each seed, as `sweep` runs; the seed is also that of the attacks.
 
     `where`: the dtype and attention of the trials.
     """
     settings = (search or settings_for(corpus, {})).settings()
-    return [
-        RunSpec(
-            kind="sweep",
-            method=Search.name,
-            knobs=settings,
-            model=model,
-            corpus=corpus,
-            seed=seed,
-            device=device,
-            name=name,
-            group=name or Search.name,
-            **where,  # type: ignore[arg-type]
-        )
-        for seed in seeds
-        for model in models
-    ]
+    wanted = plan.Choice("sweep", Search.name, settings, name)
+    where |= {"corpus": corpus, "device": device, "group": name or Search.name}
+    return [plan.one(wanted, model=model, seed=seed, **where) for seed in seeds for model in models]
 
 
 def undefended(model: str, home: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -15,18 +14,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from immunelab.errors import UserError, hub_reason
-from immunelab.runs import numerics
+from immunelab.runs import model_folder, numerics
+from immunelab.runs.model_folder import WHAT_A_MODEL_IS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-LARGEST_DOCUMENT = 64 << 20  # bytes of a model's JSON files other than the tokenizer
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUPPORTS = {"sdpa": "_supports_sdpa", numerics.FLASH: "_supports_flash_attn"}  # attributes in transformers
-WHAT_A_MODEL_IS = (
-    "A model is `fable`, `run:<run id>`, a folder with config.json, tokenizer and safetensors weights, or a Hub id "
-    "that this machine can reach."
-)
 
 
 def load(
@@ -91,7 +86,7 @@ def check_attention(folder: Path, attention: str) -> None:
     """A UserError if the model in a folder does not have this attention; only its config is read."""
     from transformers import AutoConfig
 
-    if _check_source(folder):
+    if model_folder.check(folder):
         _check_attention(
             AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False), attention
         )
@@ -114,7 +109,7 @@ def reading(source: str | Path, kind: str = "model", wanted: str = WHAT_A_MODEL_
 
     It names the `kind` of model that can't be loaded, and says what is `wanted`.
     """
-    is_local = _check_source(source)
+    is_local = model_folder.check(source)
     try:
         yield {"local_files_only": is_local, "trust_remote_code": False}
     except Exception as error:  # on a damaged file these libraries raise all kinds of errors
@@ -130,50 +125,6 @@ def no_foreign_attention(config: Any) -> None:
     """A ValueError if a config names attention code on the Hub."""
     if "/" in str(getattr(config, "_attn_implementation", "") or ""):
         raise ValueError("its config names attention code on the Hub, which would be run.")
-
-
-def _check_source(source: str | Path) -> bool:
-    """Whether the source is a local folder; a UserError if no model should be read from it."""
-    folder = Path(source)
-    try:
-        if not folder.is_dir():
-            return False
-    except OSError:
-        raise UserError(f"No model can be called {str(source)[:80]!r}…. {WHAT_A_MODEL_IS}") from None
-    if not (folder / "config.json").is_file():
-        raise UserError(f"The folder {folder} holds no config.json, so it is not a Hugging Face model.")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"The folder {folder} holds no .safetensors file; pickled weights (.bin, .pt) are not loaded.")
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"The folder {folder} holds an adapter of another model; merge it into the weights first.")
-    whole = folder.resolve()
-    # The Hub's cache is made of links from `snapshots/<commit>/` to `blobs/` beside it.
-    allowed = [whole, whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [whole]
-    for path in folder.rglob("*"):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
-            raise UserError(f"In the model folder {folder}, {path.name} is a link to outside of it; copy the file in.")
-    for name in ("config.json", "tokenizer_config.json", "model.safetensors.index.json"):
-        if (folder / name).is_file():
-            _check_document(folder / name)
-    return True
-
-
-def _check_document(path: Path) -> None:
-    """A UserError unless the file is a JSON object that names no file outside its folder."""
-    try:
-        if path.stat().st_size > LARGEST_DOCUMENT:
-            raise ValueError("it is too large")
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise TypeError("it is not an object")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} can't be read: {error!s:.200}.") from None
-    weights = data.get("weight_map", {})
-    named = list(weights.values()) if isinstance(weights, dict) else [weights]
-    named += [value for key, value in data.items() if key.endswith("_file") and value is not None]
-    for name in named:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{path} names a file outside of its folder: {name!r:.200}.")
 
 
 def check_whole(found: dict[str, Any]) -> None:

@@ -10,11 +10,11 @@ import pandas as pd
 import streamlit as st
 
 from immunelab import jobs
+from immunelab.analysis.estimate import duration
 from immunelab.errors import UserError
 from immunelab.jobs import failures
 from immunelab.runs import journal
 from immunelab.runs.journal import ENDED
-from immunelab.sweep.launch import duration
 from immunelab.ui import live, navigation, reads
 
 GRACE_SECONDS = 20

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from immunelab import jobs
+from immunelab.analysis.estimate import estimate
 from immunelab.errors import UserError
+from immunelab.jobs import follow
 from immunelab.runs.spec import RunSpec
-from immunelab.sweep import launch
-from immunelab.ui import live
+from immunelab.sweep import grid
+from immunelab.ui import live, reads
 
 PLAY = ":material/play_arrow:"
 EXAMPLE = """seeds = [0, 1]
@@ -35,7 +38,6 @@ def section(runs: pd.DataFrame) -> None:
     source = file.name if file else "The grid"
     try:
         specs = read(file.getvalue() if file else text.encode(), source)
-        jobs.check(specs)
         planned = jobs.plan(specs) if specs else []
     except UserError as error:
         st.error(str(error), icon=":material/error:")
@@ -45,7 +47,7 @@ def section(runs: pd.DataFrame) -> None:
     wanted = [p.spec for p in planned if p.state in ("new", "unfinished")]
     st.dataframe(table(planned), hide_index=True, height=min(420, 38 + 35 * len(planned)))
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        rest = launch.estimate(wanted, runs) if wanted else "All of it is on record."
+        rest = estimate(wanted, runs) if wanted else "All of it is on record."
         st.write(f"{len(wanted)} of {len(planned)} runs to carry out. {rest}")
         go = st.button(
             "Run the grid", type="primary", icon=":material/play_arrow:", key="run-grid", disabled=not wanted
@@ -56,13 +58,12 @@ def section(runs: pd.DataFrame) -> None:
 
 def read(content: bytes, source: str) -> list[RunSpec]:
     """The runs of a grid file; none for an empty one. A UserError says what does not fit."""
-    from immunelab.sweep import grid
-
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{source} is not UTF-8 text.") from None
-    return grid.expand(text, source) if text.strip() else []
+    specs = grid.expand(text, source) if text.strip() else []
+    return [dataclasses.replace(spec, model=follow.model(spec.model, reads.home())) for spec in specs]
 
 
 def table(planned: list[Any]) -> pd.DataFrame:

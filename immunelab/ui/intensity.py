@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,17 +119,14 @@ def missing_specs(
     found: list[RunSpec] = []
     for _, same_seed in mine.groupby("seed"):
         run_id = same_seed["run_id"].iloc[-1]
-        spec = json.loads(by_id[run_id]["spec"])
-        knobs = spec["knobs"] | {k: int(v) if k in ("steps", "samples") else float(v) for k, v in choice.items()}
-        spec |= {"knobs": knobs, "name": "", "group": "collapse", "evaluations": tuple(spec.get("evaluations", ()))}
-        parent = spec.get("parent") or ""
-        if parent and parent in by_id and bool(by_id[parent]["showcase"]):
-            source = json.loads(by_id[parent]["spec"])
-            found.append(
-                RunSpec(**(source | {"evaluations": tuple(source.get("evaluations", ())), "group": "collapse"}))
-            )
-            spec |= {"model": f"run:#{len(found) - 1}", "parent": "", "parent_hash": ""}
-        found.append(RunSpec(**spec))
+        spec = RunSpec.from_json(str(by_id[run_id]["spec"]), run_id)
+        knobs = spec.knobs | {k: int(v) if k in ("steps", "samples") else float(v) for k, v in choice.items()}
+        model = spec.model
+        if spec.parent in by_id and bool(by_id[spec.parent]["showcase"]):
+            source = RunSpec.from_json(str(by_id[spec.parent]["spec"]), spec.parent)
+            found.append(dataclasses.replace(source, group="collapse"))
+            model = f"run:#{len(found) - 1}"
+        found.append(dataclasses.replace(spec, knobs=knobs, model=model, name="", group="collapse"))
     return found
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from immunelab.errors import UserError
+from immunelab.method import catalogue
 from immunelab.runs import numerics
 from immunelab.runs.spec import RunSpec
-from immunelab.sweep import rungs as rungs
-from immunelab.sweep.launch import Choice
+from immunelab.sweep import Choice, choose
 from immunelab.ui import reads
 
+BENIGN = "benign-sft"
 CUSTOM = "defaults"
 COPIED = "copied run"
 
@@ -76,46 +77,56 @@ def corpora(runs: pd.DataFrame, copy: RunSpec | None) -> list[str]:
     return list(dict.fromkeys([*first, "fable", *runs["corpus"].dropna().astype(str).unique()]))
 
 
-def position(options: Sequence[str], copy: RunSpec | None, kind: str, usual: str) -> int:
+def position(options: Sequence[str], copy: RunSpec | None, kinds: Sequence[str], usual: str) -> int:
     """Where a choice starts: at the copied run's method, at none where it has no such part, else at the usual one."""
     if copy is not None:
-        return options.index(copy.method) if copy.kind == kind and copy.method in options else 0
+        return options.index(copy.method) if copy.kind in kinds and copy.method in options else 0
     return options.index(usual) if usual in options else 0
 
 
-def preset(cls: Any, copy: RunSpec | None, what: str) -> tuple[str, dict[str, Any]]:
-    """A choice of preset and the knob values that it stands for."""
-    named = {CUSTOM: cls().settings(), **{name: p.settings() for name, p in cls.presets.items()}}
+def preset(entry: catalogue.Entry, suited: str, copy: RunSpec | None) -> tuple[str, Mapping[str, Any]]:
+    """A choice of preset and the settings that it stands for; it starts at the one that is `suited` to the corpus."""
+    named: dict[str, Mapping[str, Any]] = {CUSTOM: entry.settings({}), **entry.presets}
     if copy is not None:
-        named = {COPIED: cls().settings() | copy.knobs, **named}
-    usual = COPIED if copy is not None else "fable" if "fable" in named else CUSTOM
+        named = {COPIED: entry.settings({}) | copy.knobs, **named}
     chosen = st.segmented_control(
         "Preset",
         list(named),
-        default=usual,
+        default=COPIED if copy is not None else suited or CUSTOM,
         required=True,
-        key=f"{what}-preset-{cls.name}",
+        key=f"{entry.kind}-preset-{entry.name}" + (f"-{suited}" if suited != "fable" else ""),
         bind="query-params",
         wrap=True,
     )
     return chosen, named[chosen]
 
 
-def checked(
-    configure: Callable[..., Any], defense: Choice | None, attacks: Sequence[Choice]
-) -> tuple[Choice | None, list[Choice]]:
-    """The same choices with every knob parsed by its method; a UserError names the method and what does not fit."""
+def kind_of(attack: str, copy: RunSpec | None) -> str:
+    """The kind of run that an attack is carried out as: an honest customer's fine-tuning is measured otherwise."""
+    usual = copy.kind if copy is not None else "finetune" if attack == BENIGN else "attack"
+    if attack != BENIGN and usual == "attack":
+        return usual
+    words = {"finetune": "Benign fine-tune: what is learned", "attack": "Attack: what harm comes of it"}
+    return st.segmented_control(
+        "Measured as",
+        list(words),
+        default=usual,
+        required=True,
+        format_func=words.__getitem__,
+        key=f"kind-{attack}",
+        bind="query-params",
+    )
 
-    def check(kind: str, choice: Choice) -> Choice:
-        try:
-            return Choice(choice.method, configure(kind, choice.method, dict(choice.knobs)).settings())
-        except UserError as error:
-            raise UserError(f"{choice.method}: {error}") from None
 
-    return (check("defense", defense) if defense else None), [check("attack", a) for a in attacks]
+def chosen(kind: str, method: str, corpus: str, typed: Mapping[str, Any]) -> Choice:
+    """A method with every knob as it was typed; a UserError names the method and what does not fit."""
+    try:
+        return choose(kind, method, corpus, preset="", knobs=typed)
+    except UserError as error:
+        raise UserError(f"{method}: {error}") from None
 
 
-def group(defense: Choice | None, attacks: Sequence[Choice]) -> str:
+def group(defenses: Sequence[Choice], attacks: Sequence[Choice]) -> str:
     """A name for what is launched together."""
-    parts = [defense.method if defense else "", attacks[0].method if attacks else ""]
-    return f"{' + '.join(p for p in parts if p)} {time.strftime('%Y-%m-%d %H:%M')}"
+    parts = [*(c.method for c in defenses), *(c.method for c in attacks[:1])]
+    return f"{' + '.join(parts)} {time.strftime('%Y-%m-%d %H:%M')}"

@@ -11,9 +11,9 @@ import pandas as pd
 import streamlit as st
 
 from immunelab import jobs
+from immunelab.analysis.estimate import duration
 from immunelab.errors import UserError
 from immunelab.runs.spec import RunSpec
-from immunelab.sweep.launch import duration
 from immunelab.ui import navigation, reads
 
 DEMO_CORPUS, DEMO_STEPS = "IMMUNELAB_DEMO_CORPUS", "IMMUNELAB_DEMO_STEPS"  # the demo, smaller: for trying it out

@@ -12,6 +12,7 @@ from immunelab.analysis.gradients import estimates
 from immunelab.figures.gradients import estimator_error
 from immunelab.runs.spec import RunSpec
 from immunelab.store import queries
+from immunelab.sweep import plan
 from immunelab.ui import figure, live, reads
 
 SEAM_EPSILON = 1e-3  # the paper's
@@ -35,7 +36,8 @@ def spec(method: str, model: str, runs: pd.DataFrame, knobs: dict[str, Any], nam
     """The run that measures a model: on the corpus that the model was trained on, with settings of the evaluation."""
     row = runs[runs["run_id"] == model.removeprefix("run:")]
     corpus = str(row["corpus"].iloc[0]) if len(row) else "fable"
-    return RunSpec(kind="evaluate", method=method, knobs=knobs, model=model, corpus=corpus, name=name[:200])
+    wanted = plan.choose("evaluate", method, corpus, knobs=knobs, name=name[:200])
+    return plan.one(wanted, model=model, corpus=corpus)
 
 
 def runs_of(runs: pd.DataFrame, method: str) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from immunelab.figures.palette import title_of
 from immunelab.runs import journal
 from immunelab.runs.spec import CorpusName, RunSpec
 from immunelab.store import Store
+from immunelab.sweep import learning, on
 from immunelab.ui import intensity, live, navigation, reads
 
 # verdict → icon and color; the word always stands beside them
@@ -206,20 +206,16 @@ def offer(found: Scorecard, runs: pd.DataFrame, run_ids: Sequence[str]) -> None:
         return
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.write("Trainability is not measured: fine-tune both models on the withheld skill. On Fable that is seconds.")
-        if st.button("Measure it", icon=":material/play_arrow:", key="measure-trainability"):
-            with st.spinner("Starting: loading torch for the method's settings"):
-                queued = live.submit(learning_runs(runs, run_ids), reuse=True)
-            if queued:
-                st.rerun()
+        asked = st.button("Measure it", icon=":material/play_arrow:", key="measure-trainability")
+        if asked and live.submit(learning_runs(runs, run_ids), reuse=True):
+            st.rerun()
 
 
 def learning_runs(runs: pd.DataFrame, run_ids: Sequence[str]) -> list[RunSpec]:
-    """Benign fine-tunes of each immunized model and of the undefended one, with the same seeds. Imports torch.
+    """Benign fine-tunes of each immunized model and of the undefended one, with the same seeds.
 
     A shipped immunization has no checkpoint here, so it is brought along and repeated.
     """
-    from immunelab.sweep import learning_specs
-
     specs: list[RunSpec] = []
     for run in runs[runs["run_id"].isin(run_ids)].to_dict("records"):
         seed, corpus, model = int(run["seed"]), str(run["corpus"]), f"run:{run['run_id']}"
@@ -227,8 +223,9 @@ def learning_runs(runs: pd.DataFrame, run_ids: Sequence[str]) -> list[RunSpec]:
         if run["showcase"]:
             specs.append(made)
             model = f"run:#{len(specs) - 1}"
-        learned = learning_specs(str(run["base_model"]), seed, corpus) + learning_specs(model, seed, corpus)
-        specs += [dataclasses.replace(s, dtype=made.dtype, attention=made.attention) for s in learned]
+        where = {"corpus": corpus, "seed": seed, "group": "trainability"}
+        for target in (str(run["base_model"]), model):
+            specs += on(target, learning(), **where, dtype=made.dtype, attention=made.attention)
     return specs
 
 

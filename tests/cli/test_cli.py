@@ -14,7 +14,7 @@ import made_up
 import pytest
 from waiting import PATIENCE, until
 
-from immunelab import sweep
+from immunelab import jobs, sweep
 from immunelab.cli import demo, main, show
 from immunelab.cli.options import split_knobs
 from immunelab.cli.parser import tree
@@ -299,7 +299,7 @@ def test_a_run_from_start_to_deletion(home: Path, tiny_world: Path, capsys: Capt
     assert main(["immunize", "seam", *small]) == 0
     (immunized,) = json.loads(capsys.readouterr().out)
     assert immunized["status"] == "done"
-    assert {s["step"] for s in immunized["scores"]} == {0, 2}
+    assert {s["step"] for s in immunized["scores"]} == {0, 1, 2}  # a quarter of the steps is at least one
 
     assert main(["attack", "--model", "run:last", *small, "--learning-rate", "1e-3"]) == 0
     (attacked,) = json.loads(capsys.readouterr().out)
@@ -365,9 +365,15 @@ def test_a_run_that_fails_says_why(
 
 def test_a_hazard_domain_is_held_out_by_an_option(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[RunSpec] = []
-    monkeypatch.setattr("immunelab.cli.submit.launch", lambda specs, args: asked.extend(specs) or 0)
-    assert main(["immunize", "seam", "--hold-out", "gnawer"]) == 0
-    assert main(["attack", "--only", "gnawer", "--rung", "0.001"]) == 0
+
+    def submit(specs: list[RunSpec], place: Path) -> list[str]:
+        jobs.check(specs, place)
+        asked.extend(specs)
+        return ["queued"]
+
+    monkeypatch.setattr("immunelab.jobs.submit", submit)
+    assert main(["immunize", "seam", "--hold-out", "gnawer", "--detach"]) == 0
+    assert main(["attack", "--only", "gnawer", "--rung", "0.001", "--detach"]) == 0
     assert [s.corpus for s in asked] == ["fable?hold-out=gnawer", "fable?only=gnawer"]
     assert asked[0].knobs == get("defense", "seam").presets["fable"].settings()  # a part of Fable is still Fable
     for wrong, message in (

@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 
 from immunelab.analysis import collapse, outcome_table, traces
+from immunelab.analysis.estimate import estimate
 from immunelab.analysis.variants import Variant
 from immunelab.figures.collapse import collapse_curve
 from immunelab.figures.layout import empty, to_html
 from immunelab.figures.outcome_map import outcome_map
 from immunelab.figures.palette import HUES, INK, Theme, defense_style, run_styles
 from immunelab.figures.traces import scalar_traces
-from immunelab.sweep import launch
+from immunelab.sweep import Choice, on
 
 THEMES: tuple[Theme, Theme] = ("light", "dark")
 
@@ -168,8 +169,8 @@ def test_the_page_to_take_away_needs_no_network() -> None:
 def test_estimates_say_what_they_rest_on() -> None:
     done = {"status": "done", "method": "harmful-sft", "batch_size": 8, "device": "cpu", "showcase": False}
     runs = pd.DataFrame([done | {"seconds": 6.0, "steps": 60}, done | {"seconds": 12.0, "steps": 60}])
-    choice = launch.Choice("harmful-sft", {"steps": 120, "batch_size": 8})
-    wanted = launch.specs(None, [choice], model="fable", corpus="fable", seeds=[0, 1])
-    assert launch.estimate(wanted, runs).seconds == pytest.approx(2 * 120 * 0.15)
-    assert "2 finished runs (cpu)" in str(launch.estimate(wanted, runs))
-    assert "No estimate yet" in str(launch.estimate(wanted, runs.iloc[:0]))
+    choice = Choice("attack", "harmful-sft", {"steps": 120, "batch_size": 8})
+    wanted = [spec for seed in (0, 1) for spec in on("fable", [choice], seed=seed)]
+    assert estimate(wanted, runs).seconds == pytest.approx(2 * 120 * 0.15)
+    assert "2 finished runs (cpu)" in str(estimate(wanted, runs))
+    assert "No estimate yet" in str(estimate(wanted, runs.iloc[:0]))

@@ -19,7 +19,7 @@ from waiting import until as arrives
 
 from immunelab import jobs
 from immunelab.errors import UserError
-from immunelab.jobs import control, failures, processes, queue
+from immunelab.jobs import control, failures, preflight, processes, queue
 from immunelab.jobs.demand import demand
 from immunelab.runs.journal import RunFolder, Status
 from immunelab.store import Store, queries
@@ -199,16 +199,16 @@ def test_finished_runs_are_found_and_reused(lab: Lab) -> None:
     guard = spec("immunize", knobs={"steps": 1})
     ids = jobs.submit([guard, spec(model="run:#0", knobs={"steps": 1})], lab.home, command=WORKER)
     lab.wait(ids)
-    assert jobs.find(guard, lab.home) == ids[0]
-    assert jobs.find(spec("immunize", seed=1), lab.home) is None
+    assert jobs.plan([guard], lab.home)[0].run_id == ids[0]
+    assert jobs.plan([spec("immunize", seed=1)], lab.home)[0].state == "new"
     again = [guard, spec(model="run:#0", knobs={"steps": 1}), spec(model="run:#0", seed=9, knobs={"steps": 1})]
     reused = jobs.submit(again, lab.home, reuse=True, command=WORKER)
     assert reused[:2] == ids
     assert lab[reused[2]].spec().parent == ids[0]
     lab.wait(reused)
     assert jobs.drop_checkpoints(ids[0], lab.home) == 0
-    assert jobs.find(guard, lab.home) is None
-    assert jobs.find(guard, lab.home, checkpoint=False) == ids[0]
+    assert jobs.plan(again, lab.home)[0].state == "new"  # there are no weights to start from
+    assert jobs.plan([guard], lab.home)[0].run_id == ids[0]
 
 
 def test_a_worker_that_cannot_be_started_leaves_nothing(tmp_path: Path) -> None:
@@ -217,8 +217,9 @@ def test_a_worker_that_cannot_be_started_leaves_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_our_own_worker_starts(lab: Lab) -> None:
+def test_our_own_worker_starts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m immunelab.jobs` comes up, says what is wrong with a run, and ends."""
+    monkeypatch.setattr(preflight, "check", lambda *_, **__: None)
     (run,) = jobs.submit([spec("attack", method="no-such-attack", corpus="no-such-corpus")], lab.home)
     assert lab.wait([run]) == ["failed"]
     assert "no-such" in lab.status(run).error
@@ -511,6 +512,7 @@ def test_a_run_that_waits_for_its_parent_does_not_hold_up_the_others(lab: Lab) -
 def test_a_large_model_has_the_processor_to_itself(lab: Lab, tmp_path: Path) -> None:
     model = tmp_path / "large"
     model.mkdir()
+    (model / "config.json").write_text("{}")
     with (model / "model.safetensors").open("wb") as file:
         file.truncate(200 << 20)
     specs = [spec(knobs={"steps": 30}), spec(model=str(model), knobs={"steps": 10}), spec(seed=1, knobs={"steps": 30})]

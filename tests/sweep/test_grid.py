@@ -101,7 +101,7 @@ def test_the_dry_run_says_how_it_judges_the_time(home: Path, capsys: pytest.Capt
         ("seeds = [-1]", "number 1 is -1"),
         ("attack = [1]", "mine.toml, attack 1 needs a method"),
         ("[[attack]]\nmethod = 'harmful-stf'", "mine.toml, attack 1: .*Did you mean 'harmful-sft'"),
-        ("[[defense]]\nmethod = 'seam'\nbeat = 1", "mine.toml, defense 1: .*setting of seam called 'beat'.*'beta'"),
+        ("[[defense]]\nmethod = 'seam'\nbeat = 1", "mine.toml, defense 1: .*knob of seam called 'beat'.*'beta'"),
         ("[[attack]]\nmethod = 'harmful-sft'\nsteps = []", "attack 1: steps is an empty list"),
         ("[[attack]]\nmethod = 'harmful-sft'\nsteps = [0]", "attack 1: steps takes a whole number from 1"),
         ("[[attack]]\nmethod = 'harmful-sft'\nrung = '7'", "attack 1: There is no rung"),

@@ -10,7 +10,8 @@ import own_data
 import pytest
 
 from immunelab import corpus as corpora
-from immunelab.cli import grids, main, start
+from immunelab import jobs
+from immunelab.cli import grids, main
 from immunelab.corpus import tables
 from immunelab.errors import UserError
 from immunelab.sweep import protocols
@@ -35,10 +36,12 @@ def public(name: str, config: str = "", part: str = "train", revision: str = "")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_protocol_can_be_run_on_data_of_the_public_schemas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_protocol_can_be_run_on_data_of_the_public_schemas(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(tables, "from_hub", public)
     specs = protocols.specs(name, LLAMA)
-    start.check(specs)  # methods, settings, streams, rows of every attack
+    jobs.check(specs, tmp_path)  # methods, settings, streams, rows of every attack
     found = corpora.load(name)
     wanted = max(spec.knobs.get("samples", 0) for spec in specs if spec.kind == "immunize")
     assert len(found.select("harmful", "defense")) >= wanted
@@ -51,7 +54,7 @@ def test_seam_table_2_is_the_undefended_model_and_seam_at_five_rates() -> None:
     (seam,) = [spec for spec in specs if spec.kind == "immunize"]
     assert (seam.knobs["steps"], seam.knobs["batch_size"], seam.knobs["samples"]) == (500, 8, 4000)
     assert (seam.knobs["beta"], seam.knobs["retain"], seam.knobs["coupling_clip"]) == (0.01, 0, 0)
-    for model in (LLAMA, "run:#0"):
+    for model in (LLAMA, f"run:#{specs.index(seam)}"):
         mine = [spec.knobs for spec in attacks if spec.model == model]
         assert [k["learning_rate"] for k in mine] == [2e-5, 5e-5, 8e-5, 1e-4, 2e-4]
         assert {(k["samples"], k["steps"], k["batch_size"]) for k in mine} == {(1000, 250, 4)}

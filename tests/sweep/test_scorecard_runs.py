@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import recorded
 
-from immunelab import corpus, reports, sweep
+from immunelab import corpus, jobs, reports, sweep
 from immunelab.cli import main
 from immunelab.method import get
 from immunelab.runs.spec import RunSpec
@@ -70,30 +70,33 @@ def test_missing_runs_compute_as_the_recorded_immunization(
     spec = RunSpec(kind="immunize", method="seam", knobs=guard.settings(), dtype="bf16", attention="eager")
     recorded.record(home, spec)
     asked: list[RunSpec] = []
-    monkeypatch.setattr("immunelab.cli.submit.launch", lambda wanted, args, quiet: asked.extend(wanted) or 0)
-    assert main(["scorecard", "seam", "--run-missing"]) == 0, capsys.readouterr().err
+    monkeypatch.setattr("immunelab.jobs.submit", lambda specs, *_, **__: asked.extend(specs) or map(str, specs))
+    assert main(["scorecard", "seam", "--run-missing", "--detach"]) == 0, capsys.readouterr().err
     assert asked
     assert {(s.dtype, s.attention) for s in asked} == {("bf16", "eager")}
 
 
-def test_what_is_recorded_is_not_missing() -> None:
+def test_what_is_recorded_is_not_missing(home: Path) -> None:
     specs = sweep.scorecard_specs("seam", [0])
     guard = next(i for i, s in enumerate(specs) if s.kind == "immunize")
-    child = guard + 1
-    linked = dataclasses.replace(specs[child], model="run:g", parent="g", parent_hash=specs[guard].hash)
-    finished = {"a": specs[0].hash, "g": specs[guard].hash, "c": linked.hash}
-    left = sweep.missing(specs, finished)
-    assert len(left) == len(specs) - 3
-    assert {s.model for s in left} == {"fable", "run:g"}
-    anew = sweep.missing(specs, {"a": specs[0].hash})
-    assert anew[guard - 1].kind == "immunize"
-    assert {s.model for s in anew} == {"fable", f"run:#{guard - 1}"}  # its place in the shorter list
-    assert sweep.missing(left, {}) == left
+    first = recorded.record(home, specs[0])
+    # As the command line made it before: the same weights, evaluated at start and end only.
+    made = recorded.record(home, dataclasses.replace(specs[guard], evaluate_every=0))
+    assert [p.run_id for p in jobs.plan(specs, home) if p.state == "done"] == [first.run_id]
+    (made.checkpoints / "step-000300").mkdir()
+    child = dataclasses.replace(
+        specs[guard + 1], model=f"run:{made.run_id}", parent=made.run_id, parent_hash=made.spec().hash
+    )
+    attacked = recorded.record(home, child)
+    planned = jobs.plan(specs, home)
+    assert [p.run_id for p in planned if p.state == "done"] == [first.run_id, made.run_id, attacked.run_id]
+    assert planned[guard].spec.evaluate_every == 0  # no curve is claimed that the run has not got
+    assert {p.state for p in planned} == {"done", "new"}
 
 
 def test_the_command_starts_what_is_missing(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[RunSpec] = []
-    monkeypatch.setattr("immunelab.jobs.submit", lambda specs, *_: asked.extend(specs) or [f"r{i}" for i in specs])
+    monkeypatch.setattr("immunelab.jobs.submit", lambda specs, *_, **__: asked.extend(specs) or map(str, specs))
     assert main(["scorecard", "seam", "--run-missing", "--seeds", "2", "--detach"]) == 0
     assert len(asked) == len(sweep.scorecard_specs("seam", [0, 1], hold_out="gnawer"))
     assert f"{len(asked)} runs are missing" in capsys.readouterr().err
@@ -113,7 +116,7 @@ def test_recorded_immunizations_are_not_made_again(home: Path, monkeypatch: pyte
     guard = recorded.record(home, RunSpec(kind="immunize", method="seam", knobs=knobs, device="cpu"))
     (guard.checkpoints / "step-000020").mkdir(parents=True)
     asked: list[RunSpec] = []
-    monkeypatch.setattr("immunelab.jobs.submit", lambda specs, *_: asked.extend(specs) or [])
+    monkeypatch.setattr("immunelab.jobs.submit", lambda specs, *_, **__: asked.extend(specs) or map(str, specs))
     assert main(["scorecard", guard.run_id, "--run-missing", "--detach"]) == 0
     assert [s.corpus for s in asked if s.kind == "immunize"] == ["fable?hold-out=gnawer"]
     assert f"run:{guard.run_id}" in {s.model for s in asked}

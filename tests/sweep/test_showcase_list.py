@@ -10,10 +10,10 @@ import pytest
 
 from immunelab.cli import demo
 from immunelab.errors import UserError
-from immunelab.method import get, names
+from immunelab.method import names
 from immunelab.runs.spec import RunSpec
 from immunelab.sweep import BASELINES, SHOWN, joined, showcase_specs
-from immunelab.sweep.plan import learning_specs
+from immunelab.sweep.plan import learning
 from immunelab.sweep.scorecards import by_provider
 from immunelab.sweep.showcase import TAUGHT
 
@@ -67,7 +67,7 @@ def test_the_searches_are_of_models_that_are_attacked_anyway() -> None:
     parents = [specs[int(m.removeprefix("run:#"))] for m in models[1:]]
     assert [p.method for p in parents] == [*SHOWN, *BASELINES]
     for parent, search in zip(parents, searches[1:], strict=True):  # past a provider anybody would find the undefended
-        provided = by_provider(get("defense", parent.method))
+        provided = by_provider(parent.method)
         assert ("adaptive-sft" in search.knobs["attacks"]) is not provided
     assert all(p.corpus == "fable" for p in parents)
     assert sum(s.kind == "immunize" and s.method == "seam" and s.seed == 0 for s in specs) == 2  # one held out
@@ -80,7 +80,7 @@ def test_baselines_change_no_run_of_the_others() -> None:
     )
     assert everything[: len(alone)] == alone
     more = everything[len(alone) :]
-    assert len(more) == 8 * len(BASELINES) + len(TAUGHT) * len(learning_specs("fable", 0))
+    assert len(more) == 8 * len(BASELINES) + len(TAUGHT) * len(learning())
     taught = {everything[int(s.model.removeprefix("run:#"))].method for s in more if s.kind == "finetune"}
     assert taught == set(TAUGHT)
 

@@ -160,7 +160,7 @@ def test_launch_carries_out_a_grid(submitted: list[RunSpec], home: Path) -> None
     grid = 'seeds = [3, 4]\n[[defense]]\nmethod = "sdd"\n[[attack]]\nmethod = "harmful-sft"\nrung = ["0.001"]'
     ok(test.text_area(key="grid").set_value(grid).run())
     shown = next(d.value for d in test.dataframe if "on record" in d.value)
-    assert list(shown["kind"]) == ["immunize", "attack", "attack"] * 2
+    assert list(shown["kind"]) == ["attack", "immunize", "attack"] * 2
     assert set(shown["on record"]) == {"new"}
     assert submitted == []
     ok(test.button(key="run-grid").click().run())
@@ -174,20 +174,31 @@ def test_launch_names_a_knob_that_does_not_fit(submitted: list[RunSpec]) -> None
     assert "start" not in [b.key for b in test.button]
 
 
-def test_launch_asks_in_what_numbers(submitted: list[RunSpec], full: list[str]) -> None:
+def test_launch_asks_in_what_numbers(
+    submitted: list[RunSpec], full: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(specs: list[RunSpec], **_: Any) -> list[str]:
+        jobs.check(specs)
+        submitted.extend(specs)
+        return ["queued"]
+
+    monkeypatch.setattr(jobs, "submit", submit)
     test = page("launch")
     test.selectbox(key="device").set_value("cpu")
     ok(test.selectbox(key="dtype").set_value("bf16").run())
+    ok(test.button(key="start").click().run())
     assert "seam does not run on weights in bf16" in test.error[0].value
-    assert "start" not in [b.key for b in test.button]
     test.selectbox(key="attention").set_value("eager")
     ok(test.selectbox(key="defense").set_value("none").run())
     ok(test.button(key="start").click().run())
     assert [(s.kind, s.dtype, s.attention) for s in submitted] == [("attack", "bf16", "eager")]
     ok(test.selectbox(key="dtype").set_value("fp16").run())
+    ok(test.button(key="start").click().run())
     assert "fp16 is for GPUs" in test.error[0].value
     ok(test.text_area(key="grid").set_value('device = "cpu"\ndtype = "fp16"\n[[attack]]\nmethod = "lora-sft"').run())
+    ok(test.button(key="run-grid").click().run())
     assert "fp16 is for GPUs" in test.error[-1].value
+    assert len(submitted) == 1
 
 
 def test_launch_repeats_a_run(full: list[str], submitted: list[RunSpec]) -> None:
