@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from immunelab.analysis.scorecard import CARRIED_OUT
 from immunelab.runs.spec import RunSpec
 from immunelab.sweep import plan
 from immunelab.sweep.scorecards import by_provider, scorecard_specs
@@ -54,6 +53,8 @@ def showcase_specs(
     a harmless skill. With the first seed an attacker also searches for the worst attack on every model: thirty
     attacks each; on a provider's defense, for the worst one through the provider.
     """
+    from immunelab.analysis.scorecard import CARRIED_OUT  # pandas, which help has no use for
+
     ladder = plan.ladder("harmful-sft")
     varied = [
         plan.choose("attack", "harmful-sft", preset="fable", knobs={knob: value}, name=f"{knob} {value:g}")

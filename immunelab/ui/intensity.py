@@ -121,12 +121,12 @@ def missing_specs(
         run_id = same_seed["run_id"].iloc[-1]
         spec = RunSpec.from_json(str(by_id[run_id]["spec"]), run_id)
         knobs = spec.knobs | {k: int(v) if k in ("steps", "samples") else float(v) for k, v in choice.items()}
-        model = spec.model
+        source = spec.model
         if spec.parent in by_id and bool(by_id[spec.parent]["showcase"]):
-            source = RunSpec.from_json(str(by_id[spec.parent]["spec"]), spec.parent)
-            found.append(dataclasses.replace(source, group="collapse"))
-            model = f"run:#{len(found) - 1}"
-        found.append(dataclasses.replace(spec, knobs=knobs, model=model, name="", group="collapse"))
+            guard = RunSpec.from_json(str(by_id[spec.parent]["spec"]), spec.parent)
+            found.append(dataclasses.replace(guard, group="collapse"))
+            source = f"run:#{len(found) - 1}"
+        found.append(dataclasses.replace(spec, knobs=knobs, model=source, name="", group="collapse"))
     return found
 
 
