@@ -45,7 +45,7 @@ def describe(labels: Any) -> str:
 
 
 def recorded(curves: pd.DataFrame, setting: str, choice: Mapping[str, Any] | None = None) -> list[Any]:
-    """The values of a setting that recorded runs have, in order; with `choice`, among runs that match it."""
+    """The recorded values of a setting, in order; with `choice`, only of runs that match it."""
     rows = select(curves, choice or {})
     return sorted(rows[setting].dropna().unique().tolist())
 
@@ -61,8 +61,8 @@ def select(curves: pd.DataFrame, choice: Mapping[str, Any]) -> pd.DataFrame:
 def one_attack(curves: pd.DataFrame, x: str, chosen: Iterable[str] = ()) -> pd.DataFrame:
     """The rows of one attack along `x`, which is "step" or a setting: no band mixes attacks.
 
-    Each setting that is neither `x` nor among the `chosen` (those that a caller has selected) keeps its most frequent
-    value; of equally frequent ones, the middle one.
+    Every setting other than `x` and the `chosen` ones keeps its most frequent value; of equally frequent values, the
+    middle one.
     """
     rows = curves
     for setting in ATTACK:
@@ -74,8 +74,8 @@ def one_attack(curves: pd.DataFrame, x: str, chosen: Iterable[str] = ()) -> pd.D
 
 
 def subjects(curves: pd.DataFrame) -> list[str]:
-    """What was attacked, to choose from (`spec.subject`): first what this lab's own runs attacked, the newest first,
-    then what shipped runs did, that of most runs first."""
+    """The subjects (`spec.subject`) to choose from: first those of this lab's own runs, newest first, then those of
+    shipped runs, the most frequent first."""
     runs = curves.drop_duplicates("run_id")
     shipped = runs["showcase"].astype(bool)
     own = runs.loc[~shipped, "subject"].iloc[::-1]
@@ -83,11 +83,11 @@ def subjects(curves: pd.DataFrame) -> list[str]:
 
 
 def comparable(curves: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
-    """The finished and live attacks that may be drawn together: those on one subject (the first of `subjects` unless
-    told), defenses told apart by their settings, one run per variant, attack and seed; archived runs are left out.
+    """The finished and live attacks that may be drawn together: on one subject (by default the first of `subjects`),
+    with defenses told apart by their settings, one run per variant, attack and seed, and no archived runs.
 
-    Where attacks with all of a corpus's hazard domains are recorded, those with a part of them are left out: their
-    harmfulness is another quantity, and the scorecard reads them.
+    If attacks with all hazard domains of a corpus are recorded, those with a part of the domains are left out: their
+    harmfulness is another quantity, and only the scorecard reads them.
     """
     kept = curves[curves["status"].isin(USABLE) & ~curves["archived"].astype(bool)]
     kept = kept[kept["subject"].isin([subject] if subject is not None else subjects(kept)[:1])]
@@ -99,7 +99,7 @@ def comparable(curves: pd.DataFrame, subject: str | None = None) -> pd.DataFrame
 def without_repeats(curves: pd.DataFrame) -> pd.DataFrame:
     """One run per variant of a defense, attack and seed: a finished one before others, then the newest.
 
-    A repeated run would count twice in a band, and n would claim seeds that are not there.
+    Otherwise a repeated run would count twice in a band, and n would be larger than the number of seeds.
     """
     runs = curves.drop_duplicates("run_id").assign(unfinished=lambda f: f["status"] != "done")
     keys = [k for k in (*KEYS, *ATTACK, "seed") if k in runs.columns]
@@ -118,13 +118,13 @@ def marks(read: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def missing(curves: pd.DataFrame, choice: Mapping[str, Any], wanted: Sequence[Variant]) -> list[Variant]:
-    """The variants of which no recorded run has exactly this choice of settings."""
+    """The variants without a recorded run with exactly these settings."""
     rows = select(curves, choice)
     return [v for v in wanted if of(rows, v).empty]
 
 
 def nearest(values: Sequence[float], wanted: float) -> float:
-    """The recorded value nearest to a wanted one, for links to values that are not recorded (any more)."""
+    """The recorded value nearest to a wanted one, for links to values that are not (or no longer) recorded."""
     return min(values, key=lambda v: abs(v - wanted))
 
 
