@@ -8,7 +8,7 @@ from immunelab.analysis.outcomes import run_outcomes
 from immunelab.analysis.variants import Variant, among
 from immunelab.figures.collapse import collapse_curve
 from immunelab.figures.palette import title_of
-from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcome_text, outcomes, reads
+from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcomes, reads
 
 navigation.heading(
     "collapse", "Harmfulness (share of hazards given away) and utility (benign accuracy) while a model is attacked."
@@ -46,7 +46,7 @@ def draw() -> None:
     fresh = among(every, shown)
     done = fresh[fresh["status"] == "done"]
     if view == "All defenses":
-        outcomes.show(every, thresholds, "collapse")
+        outcomes.show_map(every, thresholds, "collapse")
     elif view == "Attack steps":
         along_steps(collapse.select(fresh, choice))
     else:
@@ -67,7 +67,7 @@ def along_steps(picked: pd.DataFrame) -> None:
             figure.theme(),
             marks=collapse.marks(read[read["status"] == "done"]),
         )
-        clicked = figure.show(drawn, "collapse-steps", alt=outcome_text.sentence(read))
+        clicked = figure.show(drawn, "collapse-steps", alt=outcomes.sentence(read))
         figure.downloads(
             drawn,
             lambda: picked,
@@ -75,8 +75,8 @@ def along_steps(picked: pd.DataFrame) -> None:
             "Collapse curve, by attack step",
             lambda: as_notebook("Collapse curve, by attack step", picked, {}),
         )
-        outcome_text.table(read, "steps-table")
-        outcome_text.open_behind(clicked, read)
+        outcomes.table(read, "steps-table")
+        outcomes.open_behind(clicked, read)
     for model in gaps:
         offer(model)
 
@@ -105,7 +105,7 @@ def along_intensity(done: pd.DataFrame) -> None:
     base = float(along["base_utility"].dropna().mean())
     drawn = collapse_curve(bands, x, thresholds, base, figure.theme(), at=choice.get(x))
     read = run_outcomes(along, thresholds)
-    clicked = figure.show(drawn, "collapse-intensity", alt=outcome_text.sentence(read))
+    clicked = figure.show(drawn, "collapse-intensity", alt=outcomes.sentence(read))
     figure.downloads(
         drawn,
         lambda: bands,
@@ -113,8 +113,8 @@ def along_intensity(done: pd.DataFrame) -> None:
         "Collapse curve, by intensity",
         lambda: as_notebook("Collapse curve, by intensity", along, {"x": x, "at": choice.get(x)}),
     )
-    outcome_text.table(read, "intensity-table")
-    outcome_text.open_behind(clicked, read, x)
+    outcomes.table(read, "intensity-table")
+    outcomes.open_behind(clicked, read, x)
 
 
 def as_notebook(title: str, rows: pd.DataFrame, more: dict[str, object]) -> bytes:

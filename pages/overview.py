@@ -6,7 +6,7 @@ from immunelab import jobs
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
 from immunelab.figures.collapse import collapse_curve
-from immunelab.ui import figure, headline, live, navigation, outcome_text, outcomes, reads
+from immunelab.ui import figure, headline, live, navigation, outcomes, reads
 
 navigation.heading(
     "overview",
@@ -58,5 +58,5 @@ live.runs_under_way(idle="Nothing is running.")
 
 if tale is not None:
     st.subheader("Every defense at every rung", anchor=False)
-    outcomes.show(comparable, Thresholds(), "overview")
-    outcome_text.open_behind(clicked, tale.curves)
+    outcomes.show_map(comparable, Thresholds(), "overview")
+    outcomes.open_behind(clicked, tale.curves)

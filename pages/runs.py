@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from immunelab.ui import actions, live, navigation, reads, run_picker, tables
+from immunelab.ui import actions, live, navigation, reads, run_picker, run_table
 
 navigation.heading("runs", "Every run under its own id, with the settings that ran, its state, log and record.")
 
@@ -26,13 +26,13 @@ with st.grid(min_column_width=190, vertical_alignment="bottom"):
     with st.container(horizontal=True):
         shipped = st.toggle("Showcase", value=True, key="shipped", bind="query-params")
         archived = st.toggle("Archived", key="archived", bind="query-params")
-found = tables.filtered(runs, words, text, kinds, states, defended, shipped, archived)
+found = run_table.filtered(runs, words, text, kinds, states, defended, shipped, archived)
 
 
 @st.fragment(run_every=live.tick(runs))
 def overview() -> None:
     fresh = reads.runs()
-    tables.runs_table(fresh[fresh["run_id"].isin(found["run_id"])], words)
+    run_table.draw(fresh[fresh["run_id"].isin(found["run_id"])], words)
     live.rerun_when_over()
 
 
@@ -85,16 +85,16 @@ tab = st.segmented_control(
     label_visibility="collapsed",
 )
 if tab == "Settings":
-    st.dataframe(tables.settings(run), hide_index=True, alt="The settings that ran")
+    st.dataframe(run_table.settings(run), hide_index=True, alt="The settings that ran")
 elif tab == "Log":
 
     @st.fragment(run_every=live.tick(rows))
     def log() -> None:
-        st.code(tables.log_tail(run) or "The log is empty.", language=None, height=420, wrap_lines=True)
+        st.code(run_table.log_tail(run) or "The log is empty.", language=None, height=420, wrap_lines=True)
 
     log()
 elif tab == "Scores":
-    tables.scores(run)
+    run_table.scores(run)
 elif tab == "Checkpoints":
     held = reads.checkpoints(run["run_id"])
     st.dataframe(held, hide_index=True, alt="Checkpoints") if len(held) else st.caption("No checkpoint is recorded.")

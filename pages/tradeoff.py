@@ -7,7 +7,7 @@ from immunelab.analysis import tradeoff
 from immunelab.analysis.variants import present
 from immunelab.figures.budget import budget_curves
 from immunelab.figures.tradeoff import harm_against_utility
-from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcome_text, reads, search_panel
+from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcomes, reads, search_panel
 
 navigation.heading(
     "tradeoff",
@@ -58,12 +58,12 @@ def draw() -> None:
         st.caption("No attack was made on every model shown. Switch off the equal budget, or show fewer models.")
         return
     cases = tradeoff.worst_cases(points, (tradeoff.EVERYTHING, loss / 100))
-    words = outcome_text.worst_sentence(cases)
+    words = outcomes.worst_sentence(cases)
     if view == "Harm against utility":
         against_utility(points, words)
     else:
         against_budget(points, words)
-    outcome_text.worst_table(cases, "worst-table")
+    outcomes.worst_table(cases, "worst-table")
     live.rerun_when_over()
 
 
@@ -76,7 +76,7 @@ def against_utility(points: pd.DataFrame, words: str) -> None:
         "The attacker wants the top right corner. Thick lines: the most harm with at least this utility. "
         "A click on a point opens its run; a box or lasso (buttons at the chart's top right) selects runs."
     )
-    outcome_text.selected(figure.brushed("tradeoff", points["run_id"]), chosen.read(), thresholds)
+    outcomes.selected(figure.brushed("tradeoff", points["run_id"]), chosen.read(), thresholds)
     options = {"thresholds": thresholds, "theme": figure.theme(), "paths": paths}
     figure.downloads(
         drawn,

@@ -25,7 +25,7 @@ from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.runs.status import Labels, Status
 from immunelab.store import Store, ingest, queries
-from immunelab.ui import tables
+from immunelab.ui import run_table
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "the-secret-of-another-place"
@@ -491,7 +491,7 @@ def test_links_in_run_folders_lead_nowhere(home: Path, outside: Path, monkeypatc
     for name in ("log.txt", "tags.json", "lineage.json"):
         (folder.path / name).unlink(missing_ok=True)
         (folder.path / name).symlink_to(secret)
-    assert SECRET not in tables.log_tail({"run_id": folder.run_id})
+    assert SECRET not in run_table.log_tail({"run_id": folder.run_id})
     refused(folder.labels)
     refused(folder.lineage)
     store = Store(home, home / "none")

@@ -1,4 +1,4 @@
-"""Tables of the Runs page."""
+"""The Runs page: the table of all runs, and of one run its settings, log and scores."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def filtered(
     return runs[keep]
 
 
-def runs_table(runs: pd.DataFrame, words: Mapping[str, str]) -> None:
+def draw(runs: pd.DataFrame, words: Mapping[str, str]) -> None:
     """The table of runs; selected rows go to the choice below it, which the link carries."""
     with st.popover("Columns", icon=":material/view_column:"):
         shown = st.pills(
