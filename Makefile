@@ -36,7 +36,7 @@ demo: $(STAMP) ## immunize, attack at every rung, report: headless, no network
 	$(RUN)immunelab demo
 
 quick: lint ## lint, types and the fast tests
-	$(PYTEST) -m "not slow and not browser"
+	$(PYTEST) -m "not slow"
 
 test: lint ## lint, types and all tests
 	$(PYTEST)

@@ -20,7 +20,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with a sentence, what this machine can't do."""
+    """Skip, with a sentence, what this machine can't do; whatever carries out a run in the tiny world is slow."""
+    for item in items:
+        if "tiny_world" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
     if not _chromium():
         _skip(items, "browser", f"No browser here: none of {', '.join(BROWSERS)} is installed (apt install chromium).")
     if any(item.get_closest_marker("gpu") for item in items):

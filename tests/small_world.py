@@ -17,5 +17,7 @@ def make(folder: Path) -> Path:
     rows = fable.world(0)
     write(fable.few(rows, ITEMS), folder / "world.jsonl")
     tokenizer = pretrain.make_tokenizer(rows)
-    models.save(pretrain.make_model(tokenizer, 0), tokenizer, folder / "model")
+    model = pretrain.make_model(tokenizer, 0)
+    model.config.num_hidden_layers = 2  # half of the bundled model's
+    models.save(type(model)(model.config), tokenizer, folder / "model")
     return folder

@@ -373,6 +373,7 @@ def lab(home: Path) -> list[str]:
     return made_up.lab(home, rates=(3e-4, 3e-3))
 
 
+@pytest.mark.slow
 def test_from_the_store(lab: list[str], home: Path) -> None:
     store = Store(home)
     store.sync(force=True)
@@ -389,6 +390,7 @@ def test_from_the_store(lab: list[str], home: Path) -> None:
     assert set(one.conditions[0].runs) == {lab[2], lab[4]}
 
 
+@pytest.mark.slow
 def test_a_search_is_on_the_card(lab: list[str], home: Path) -> None:
     store = Store(home)
     store.sync(force=True)
@@ -405,6 +407,7 @@ def test_a_search_is_on_the_card(lab: list[str], home: Path) -> None:
     assert found.data()["searches"][0]["trials"] == 2
 
 
+@pytest.mark.slow
 def test_the_command_and_its_cards(lab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = tmp_path / "card.md", tmp_path / "card.html"
     assert main(["scorecard", "seam", "--json", "--markdown", str(files[0]), "--html", str(files[1])]) == 0

@@ -65,6 +65,7 @@ def test_what_may_be_drawn_together_is_of_one_subject(both: Store) -> None:
     assert alone.loc[alone["step"] == 60, "n"].tolist() == [2] * 4  # two seeds, and not the other world's run
 
 
+@pytest.mark.slow
 def test_shipped_runs_come_after_own_ones_the_most_recorded_first(both: Store, tmp_path: Path) -> None:
     runs = queries.runs(both)
     record_showcase.export(both, runs["run_id"].tolist(), tmp_path / "shipped")
@@ -81,6 +82,7 @@ def _guards(runs: object, of: str) -> list[str]:
     return runs.query("kind == 'immunize' and subject == @of")["run_id"].tolist()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_from_python_the_subject_is_told_where_there_are_several(both: Store) -> None:
     lab = immunelab.open(both.home)
     with pytest.raises(UserError, match=f"subject=, one of 'fable', '{OTHER}'"):
@@ -93,6 +95,7 @@ def test_from_python_the_subject_is_told_where_there_are_several(both: Store) ->
         lab.curves([*mine, fable])
 
 
+@pytest.mark.slow
 def test_searches_of_two_models_share_no_curve(both: Store) -> None:
     made_up.search(both.home, 0, None, [0.2, 0.6])
     other = made_up.search(both.home, 0, None, [0.9], corpus=OTHER)
@@ -107,6 +110,7 @@ def test_searches_of_two_models_share_no_curve(both: Store) -> None:
     assert lab.searches([other]).data
 
 
+@pytest.mark.slow
 def test_a_scorecard_has_the_controls_of_its_own_base_model(both: Store) -> None:
     runs = queries.runs(both)
     assert reports.find(runs, "seam") == _guards(runs, OTHER)  # of this lab's immunizations the newest
@@ -125,6 +129,7 @@ def test_an_estimate_rests_on_the_same_base_model(both: Store) -> None:
     assert estimate([elsewhere], runs).basis == ""
 
 
+@pytest.mark.slow
 def test_pages_ask_which_and_show_one(both: Store) -> None:
     views = {"collapse": {}, "tradeoff": {}, "playground": {}, "gradients": {"view": "Along attacks"}}
     for name, query in views.items():
@@ -136,6 +141,7 @@ def test_pages_ask_which_and_show_one(both: Store) -> None:
     assert page("collapse", base="fable", rate="0.001").dataframe[0].value["Defense"].nunique() == 2
 
 
+@pytest.mark.slow
 def test_the_scorecard_page_says_which_model_a_defense_is_on(both: Store) -> None:
     made_up.immunize(both.home, 0, 99, corpus="fable?hold-out=gnawer")
     both.sync(force=True)
@@ -146,6 +152,7 @@ def test_the_scorecard_page_says_which_model_a_defense_is_on(both: Store) -> Non
     assert "SEAM on fable, all 2 seeds" in options
 
 
+@pytest.mark.slow
 def test_overview_tour_and_methods_stay_with_one_subject(both: Store) -> None:
     for name in ("overview", "tour", "methods"):
         page(name)

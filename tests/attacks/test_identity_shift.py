@@ -61,6 +61,7 @@ def test_a_persona_of_unknown_words_is_said(tiny_world: Path, tokenizer: Any) ->
         Batches(corpora.load(str(tiny_world)), tokenizer, IdentityShift(), split="attack", seed=0)
 
 
+@pytest.mark.slow
 def test_the_model_is_asked_as_the_persona_after_the_first_step(
     home: Path, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

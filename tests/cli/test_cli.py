@@ -27,6 +27,8 @@ from immunelab.reports import demo as report
 from immunelab.runs.journal import RunFolder, Status, folders
 from immunelab.runs.spec import KIND_OF_METHOD, RunSpec
 
+pytestmark = pytest.mark.slow
+
 Captured = pytest.CaptureFixture[str]
 
 

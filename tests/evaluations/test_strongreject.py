@@ -320,6 +320,7 @@ def told_by_length() -> Iterator[Service]:
         yield service
 
 
+@pytest.mark.slow
 def test_from_the_description_to_the_record(
     home: Path,
     tmp_path: Path,

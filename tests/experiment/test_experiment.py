@@ -87,7 +87,7 @@ def test_seam_records_its_terms_and_its_layers(home: Path, tiny_world: Path) -> 
     assert not any("/layer/" in name for p in points for name in p)
     layers = [r for r in rows if r["kind"] == "layers"]
     assert [r["step"] for r in layers] == [1, 3, 5]
-    assert len(layers[0]["values"]["cosine/harmful-benign"]) == 4
+    assert len(layers[0]["values"]["cosine/harmful-benign"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from immunelab.store import queries
 from immunelab.sweep import joined
 from immunelab.sweep.grid import expand
 
+pytestmark = pytest.mark.slow
+
 RUNGS = ("2e-05", "0.0002")
 
 

@@ -175,6 +175,7 @@ def test_pages_are_thin(path: Path) -> None:
     assert not TORCH & {n.split(".")[0] for n in imports(path)}
 
 
+@pytest.mark.slow
 def test_reading_starts_without_torch() -> None:
     rooms = sorted(
         f"immunelab.{name}" for name in NO_TORCH | {"store.queries", "figures.collapse", "cli.parser", "jobs.follow"}

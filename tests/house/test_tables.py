@@ -16,6 +16,7 @@ from immunelab.reports import results
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.showcase
 def test_the_tables_of_outcomes_are_made_from_the_recorded_runs(capsys: pytest.CaptureFixture[str]) -> None:
     made = results.tables()

@@ -23,6 +23,8 @@ from immunelab.jobs.cluster import carrying, parcels
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+
 WORKER = (sys.executable, str(Path(__file__).parents[1] / "pretend_worker.py"))
 CHILDREN = ("child", "boom")
 NO_SUBMITIT = "submitit is not installed: make clusters"

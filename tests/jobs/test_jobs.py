@@ -27,6 +27,8 @@ from immunelab.store import Store, queries
 WORKER = (sys.executable, str(Path(__file__).parents[1] / "pretend_worker.py"))
 LATE = """
 import pathlib, runpy, sys, time
+
+pytestmark = pytest.mark.slow
 while not (pathlib.Path(sys.argv[-1]) / "up").exists():
     time.sleep(0.02)
 del sys.argv[0]

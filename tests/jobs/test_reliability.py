@@ -14,6 +14,7 @@ if sys.platform == "win32":
 from benchmarks import crowd, kills
 from immunelab.runs.spec import RunSpec
 
+pytestmark = pytest.mark.slow
 WORKER = (sys.executable, str(Path(__file__).parents[1] / "pretend_worker.py"))
 
 

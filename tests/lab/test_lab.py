@@ -22,6 +22,8 @@ from immunelab.lab import Lab
 from immunelab.ui import figure, reads
 import made_up
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -220,6 +220,7 @@ with Journal(sys.argv[1], int(sys.argv[2])) as j:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_no_acknowledged_line(folder: RunFolder) -> None:
     for attempt in (1, 2, 3):
         child = subprocess.Popen(

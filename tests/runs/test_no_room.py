@@ -84,6 +84,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 @alone
 def test_a_full_disk_ends_a_run_with_a_sentence_and_keeps_its_record(tmp_path: Path) -> None:
     first, _second, lines, store = on_a_disk(FILLS, "3m", tmp_path / "disk").splitlines()
@@ -129,6 +130,7 @@ print("all told")
 """
 
 
+@pytest.mark.slow
 @alone
 def test_a_read_only_home_can_be_read_and_says_why_nothing_else_works(tmp_path: Path) -> None:
     assert on_a_disk(READ_ONLY, "30m", tmp_path / "disk") == "all told\n"

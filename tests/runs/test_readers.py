@@ -6,6 +6,7 @@ import contextlib
 import json
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ def test_any_bytes(data: bytes) -> None:
     fuzz.read(data)
 
 
+@pytest.mark.slow
 @quick
 @given(st.dictionaries(mixed | st.text(max_size=8), trees, max_size=8))
 def test_any_object(data: dict[str, Any]) -> None:

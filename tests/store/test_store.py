@@ -279,6 +279,7 @@ def test_spoiled_folders_do_not_stop_the_rest(store: Store, tmp_path: Path) -> N
     assert "secret" not in store.frame("SELECT * FROM problems").to_csv()
 
 
+@pytest.mark.slow
 def test_a_held_file_skips_the_tick_and_names_the_holder(
     store: Store, held: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +349,7 @@ def test_a_database_that_was_not_written_whole_does_not_appear(store: Store, mon
     assert count(store, "points") == 40
 
 
+@pytest.mark.slow
 def test_threads_of_one_process(store: Store) -> None:
     folder = record(store.home, spec())
     wrong: list[BaseException] = []
@@ -399,6 +401,7 @@ def syncer(store: Store) -> subprocess.Popen[str]:
     return child
 
 
+@pytest.mark.slow
 def test_two_processes_sync_and_are_killed(store: Store) -> None:
     """Two apps on one home, killed at random moments while a run records: every row arrives exactly once."""
     chance = random.Random(0)
@@ -578,6 +581,7 @@ def test_a_look_at_a_thousand_runs_is_cheap(store: Store) -> None:
     assert min(seconds) < 0.5  # it is 10 ms; a look at each run's files would be more than this
 
 
+@pytest.mark.slow
 def test_imports_nothing_heavy() -> None:
     code = "import sys, immunelab.store, immunelab.jobs; print([m for m in ('torch', 'streamlit') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"

@@ -20,6 +20,7 @@ from immunelab.store import Store
 pytestmark = pytest.mark.usefixtures("home")
 
 
+@pytest.mark.slow
 def test_the_undefended_model_faces_whatever_the_defended_one_does() -> None:
     specs = sweep.scorecard_specs("seam", [0, 1], hold_out="gnawer")
 

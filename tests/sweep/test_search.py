@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from immunelab.runs.journal import RunFolder, folders
 from immunelab.sweep import space
 from immunelab.sweep.search import readings
 
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The reported value is ignored")]
+
 WORKER = (sys.executable, str(Path(__file__).parents[1] / "searching_worker.py"))
 
 
@@ -30,12 +33,17 @@ def nobody_left(home: Path) -> Iterator[None]:
     yield
     for folder in folders(home):
         status = folder.recorded()
-        processes.end(status.pid, status.create_time)
+        if status.pid != os.getpid():
+            processes.end(status.pid, status.create_time)
 
 
-def search(home: Path, seed: int = 0, name: str = "", **settings: Any) -> RunFolder:
+def search(home: Path, seed: int = 0, name: str = "", apart: bool = False, **settings: Any) -> RunFolder:
+    """A search, ended if it was not sent to a process of its own."""
     chosen = space.settings_for("fable", {"trials": 8, "attacks": "harmful-sft", "random_trials": 4} | settings)
-    (run_id,) = jobs.submit(space.search_specs(["fable"], [seed], search=chosen, name=name), home, command=WORKER)
+    specs = space.search_specs(["fable"], [seed], search=chosen, name=name)
+    (run_id,) = jobs.submit(specs, home, command=WORKER, start=apart)
+    if not apart:
+        jobs.work([run_id], home, execute=searching_worker.execute)
     return RunFolder.open(home, run_id)
 
 
@@ -153,7 +161,7 @@ def test_a_killed_search_goes_on_with_the_same_trials(home: Path, monkeypatch: p
     ended(calm, home / "calm")
     at = RunFolder.open(home / "calm", trials(calm)[5]["run_id"]).spec()
     monkeypatch.setenv("DIE_AT", f"6/{at.evaluate_every * 2}")
-    run = search(home)
+    run = search(home, apart=True)
     assert ended(run, home) == "interrupted"
     assert len(trials(run)) == 5
     monkeypatch.delenv("DIE_AT")
@@ -169,7 +177,7 @@ def test_a_stop_reaches_the_trial_and_the_search_goes_on_from_there(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLOW", "0.5")
-    run = search(home, trials=3)
+    run = search(home, apart=True, trials=3)
     until(lambda: any(f.recorded().status == "running" for f in folders(home) if f.spec().kind == "attack"))
     assert jobs.stop(run.run_id, home, wait=True, command=WORKER).status == "stopped"
     (attack,) = [f for f in folders(home) if f.spec().kind == "attack"]

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from benchmarks import attack_loop, stacked
 from immunelab.attacks.harmful_sft import HarmfulSft
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_fifty_steps_have_the_losses_of_the_trainer(llama: PreTrainedModel, schedule: str, tmp_path: Path) -> None:

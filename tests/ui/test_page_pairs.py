@@ -24,7 +24,7 @@ from immunelab.errors import UserError
 from immunelab.figures.corpus import pair_similarities
 from immunelab.ui import sdd_pairs
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("home")]
 
 
 def built(home: Path, world: corpora.Corpus, **rule: Any) -> Pairing:

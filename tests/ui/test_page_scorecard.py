@@ -15,6 +15,8 @@ from immunelab import jobs
 from immunelab.runs.spec import RunSpec
 from immunelab.ui import scorecard
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -18,6 +18,8 @@ from immunelab.figures.budget import budget_curves
 from immunelab.figures.tradeoff import harm_against_utility
 from immunelab.store import Store, queries
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

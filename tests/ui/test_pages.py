@@ -49,6 +49,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
 def test_alone_on_an_empty_store(name: str) -> None:
     test = page(name)
@@ -62,12 +63,14 @@ def test_alone_with_runs(name: str, full: list[str]) -> None:
     assert not page(name).error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
 def test_while_a_run_goes(name: str, home: Path) -> None:
     made_up.lab(home, seeds=1, rates=(1e-3,), running=True)
     assert not page(name).error
 
 
+@pytest.mark.slow
 def test_many_defenses_and_attacks_keep_to_sensible_defaults(home: Path) -> None:
     names = ("seam", "booster", "sdd", "tar", "vaccine", "random-noise")
     made_up.many(home, names, ("harmful-sft", "lora-sft"), seeds=1)
@@ -85,6 +88,7 @@ def test_many_defenses_and_attacks_keep_to_sensible_defaults(home: Path) -> None
     assert not page("gradients", view="Along attacks").error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "query"),
     [
@@ -103,6 +107,7 @@ def test_every_figure_can_be_taken_away(name: str, query: dict[str, str], full: 
     assert {"CSV", "HTML"} <= labels
 
 
+@pytest.mark.slow
 def test_through_the_router(full: list[str]) -> None:
     test = AppTest.from_file(str(ROOT / "immunelab" / "ui" / "main.py"), default_timeout=PATIENCE)
     ok(test.run())
@@ -112,6 +117,7 @@ def test_through_the_router(full: list[str]) -> None:
         assert test.title[0].value == navigation.ENTRIES[name][0]
 
 
+@pytest.mark.slow
 def test_reading_pages_import_no_torch(home: Path) -> None:
     made_up.lab(home, seeds=1, rates=(1e-3,))
     pages = [str(ROOT / "pages" / f"{name}.py") for name in READING]
@@ -124,6 +130,7 @@ def test_reading_pages_import_no_torch(home: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_overview_tells_the_worst_attack(full: list[str]) -> None:
     test = page("overview")
     sentence = next(m.value for m in test.markdown if m.value.startswith("####"))
@@ -132,6 +139,7 @@ def test_overview_tells_the_worst_attack(full: list[str]) -> None:
     assert test.metric[0].label == "Undefended: harmfulness"
 
 
+@pytest.mark.slow
 def test_the_demo_button_queues_both_models(submitted: list[RunSpec]) -> None:
     test = page("overview")
     ok(next(b for b in test.button if b.label == "Run the live demo").click().run())
@@ -140,6 +148,7 @@ def test_the_demo_button_queues_both_models(submitted: list[RunSpec]) -> None:
     assert {s.model for s in submitted if s.kind == "attack"} == {"fable", f"run:#{kinds.index('immunize')}"}
 
 
+@pytest.mark.slow
 def test_launch_queues_what_was_chosen(submitted: list[RunSpec]) -> None:
     test = page("launch")
     test.number_input(key="seeds").set_value(2)
@@ -152,6 +161,7 @@ def test_launch_queues_what_was_chosen(submitted: list[RunSpec]) -> None:
     assert submitted[2].knobs["learning_rate"] == 1e-3
 
 
+@pytest.mark.slow
 def test_launch_carries_out_a_grid(submitted: list[RunSpec], home: Path) -> None:
     test = page("launch")
     assert "run-grid" not in [b.key for b in test.button]
@@ -167,6 +177,7 @@ def test_launch_carries_out_a_grid(submitted: list[RunSpec], home: Path) -> None
     assert [(s.kind, s.seed) for s in submitted] == list(zip(shown["kind"], shown["seed"], strict=True))
 
 
+@pytest.mark.slow
 def test_launch_names_a_knob_that_does_not_fit(submitted: list[RunSpec]) -> None:
     test = page("launch")
     ok(test.text_input(key="harmful-sft-fable-learning_rate").set_value("fast").run())
@@ -174,6 +185,7 @@ def test_launch_names_a_knob_that_does_not_fit(submitted: list[RunSpec]) -> None
     assert "start" not in [b.key for b in test.button]
 
 
+@pytest.mark.slow
 def test_launch_asks_in_what_numbers(
     submitted: list[RunSpec], full: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +213,7 @@ def test_launch_asks_in_what_numbers(
     assert len(submitted) == 1
 
 
+@pytest.mark.slow
 def test_launch_repeats_a_run(full: list[str], submitted: list[RunSpec]) -> None:
     test = page("launch", **{"from": full[2]})
     ok(test.button(key="start").click().run())
@@ -211,6 +224,7 @@ def test_launch_repeats_a_run(full: list[str], submitted: list[RunSpec]) -> None
     assert "no run nonsense" in page("launch", **{"from": "nonsense"}).warning[0].value
 
 
+@pytest.mark.slow
 def test_collapse_snaps_to_recorded_runs(full: list[str]) -> None:
     test = page("collapse", rate="0.001")
     slider = test.select_slider(key="rate")
@@ -222,6 +236,7 @@ def test_collapse_snaps_to_recorded_runs(full: list[str]) -> None:
     assert page("collapse", rate="0.5").select_slider(key="rate").value in slider.options
 
 
+@pytest.mark.slow
 def test_collapse_offers_to_run_what_is_missing(home: Path, submitted: list[RunSpec]) -> None:
     defended = made_up.immunize(home, 0)
     made_up.attack(home, 0, 1e-3, None)
@@ -236,6 +251,7 @@ def test_collapse_offers_to_run_what_is_missing(home: Path, submitted: list[RunS
     assert spec.knobs["steps"] == 60
 
 
+@pytest.mark.slow
 def test_collapse_outcomes_move_with_the_thresholds(full: list[str]) -> None:
     test = page("collapse", rate="0.0003")
     assert set(test.dataframe[0].value.query("Defense == 'Undefended'")["Outcome"]) == {"broken"}
@@ -243,11 +259,13 @@ def test_collapse_outcomes_move_with_the_thresholds(full: list[str]) -> None:
     assert set(test.dataframe[0].value.query("Defense == 'Undefended'")["Outcome"]) == {"resisted"}
 
 
+@pytest.mark.slow
 def test_collapse_by_intensity(full: list[str]) -> None:
     test = page("collapse", against="Intensity")
     assert set(test.dataframe[0].value["Learning rate"]) == {f"{r:g}" for r in made_up.RATES}
 
 
+@pytest.mark.slow
 def test_traces_follow_the_link(full: list[str]) -> None:
     test = page("traces", runs=full[:1], smooth="0.5", x="Rows trained on (steps × batch)")
     assert test.multiselect(key="runs-choice").value == full[:1]
@@ -257,6 +275,7 @@ def test_traces_follow_the_link(full: list[str]) -> None:
     assert "No longer recorded here: gone" in text(page("traces", runs=["gone"]))
 
 
+@pytest.mark.slow
 def test_a_run_that_has_recorded_nothing_yet(home: Path) -> None:
     folder = RunFolder.create(home, RunSpec(kind="attack", method="harmful-sft", knobs=made_up.BUDGET))
     folder.write_status(status="running", **made_up.alive())
@@ -265,6 +284,7 @@ def test_a_run_that_has_recorded_nothing_yet(home: Path) -> None:
     page("runs", run=[folder.run_id], tab="Scores")
 
 
+@pytest.mark.slow
 def test_runs_filter_and_compare(full: list[str]) -> None:
     test = page("runs", run=full[1:3])
     assert len(test.dataframe[0].value) == len(full)
@@ -277,6 +297,7 @@ def test_runs_filter_and_compare(full: list[str]) -> None:
     assert test.dataframe[0].value.empty
 
 
+@pytest.mark.slow
 def test_runs_tell_labelled_tasks_before_and_after(home: Path) -> None:
     folder = RunFolder.create(home, RunSpec(kind="finetune", method="benign-sft", knobs={"harmful_share": 0.0}))
     with Journal(folder) as journal:
@@ -307,12 +328,14 @@ def test_runs_tell_labelled_tasks_before_and_after(home: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_runs_log_is_text(full: list[str], home: Path) -> None:
     RunFolder.open(home, full[0]).log_path.write_text("<b>bold</b> # not a title\n10%\r100%\n", encoding="utf-8")
     test = page("runs", run=full[:1], tab="Log")
     assert test.code[0].value == "<b>bold</b> # not a title\n100%"
 
 
+@pytest.mark.slow
 def test_runs_stop_resume_and_errors(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = made_up.lab(home, seeds=1, rates=(1e-3,), running=True)[-1]
     asked: list[str] = []
@@ -329,6 +352,7 @@ def test_runs_stop_resume_and_errors(home: Path, monkeypatch: pytest.MonkeyPatch
     assert asked == [f"stop {run_id}", f"resume {run_id}"]
 
 
+@pytest.mark.slow
 def test_runs_labels_and_deletion(full: list[str], home: Path) -> None:
     test = page("runs", run=full[:1], tab="Labels")
     test.text_input[-1].set_value("my run")
@@ -341,6 +365,7 @@ def test_runs_labels_and_deletion(full: list[str], home: Path) -> None:
     assert not (home / "runs" / full[0]).exists()
 
 
+@pytest.mark.slow
 def test_methods_show_the_registry() -> None:
     test = page("methods", **{"kind": "Attack", "attack-name": "harmful-sft"})
     assert test.header[0].value == get("attack", "harmful-sft").title
@@ -348,6 +373,7 @@ def test_methods_show_the_registry() -> None:
     assert any("learning_rate" in d.value["Knob"].tolist() for d in test.dataframe if "Knob" in d.value)
 
 
+@pytest.mark.slow
 def test_the_theme_is_the_palette() -> None:
     config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
     for theme in ("light", "dark"):
@@ -359,6 +385,7 @@ def test_the_theme_is_the_palette() -> None:
     assert config["browser"]["gatherUsageStats"] is False
 
 
+@pytest.mark.slow
 def test_names_have_no_emoji_and_nothing_is_rendered_as_html() -> None:
     files = [ROOT / "app.py", *(ROOT / "pages").glob("*.py"), *(ROOT / "immunelab" / "ui").glob("*.py")]
     for file in files:
@@ -368,6 +395,7 @@ def test_names_have_no_emoji_and_nothing_is_rendered_as_html() -> None:
         assert not re.search("[\U0001f000-\U0001faff☀-➿]", source), file.name
 
 
+@pytest.mark.slow
 def test_the_shown_spec_is_the_one_that_starts(submitted: list[RunSpec]) -> None:
     test = page("launch")
     shown = json.loads(test.code[-1].value)
