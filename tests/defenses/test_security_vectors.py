@@ -37,6 +37,7 @@ def learned(model: PreTrainedModel) -> tuple[Vector, PreTrainedModel]:
     return Vector.of(kept), LEARN.after(prepared)
 
 
+@pytest.mark.slow
 def test_a_learned_vector_leaves_nothing_harmful_to_learn(llama: PreTrainedModel) -> None:
     llama.lm_head.weight.data.mul_(40)  # as made, its logits are too small to be sure of any token
     before = {name: p.detach().clone() for name, p in llama.named_parameters()}

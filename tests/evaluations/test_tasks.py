@@ -167,6 +167,7 @@ def labelled(to: Path, n: int = 60) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_zs_and_fs_of_a_fine_tuning(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus, model = labelled(tmp_path / "mine"), own_data.model("llama", tmp_path / "llama")
     assert corpora.load(str(corpus)).evaluations[-1] == "task-accuracy"
@@ -256,6 +257,7 @@ metric_list:
     return to
 
 
+@pytest.mark.slow
 @needs_harness
 def test_a_task_of_the_harness_is_what_it_should_be(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -297,6 +299,7 @@ def test_a_task_of_the_harness_is_what_it_should_be(
     assert "lm-eval" in folders(home)[0].status().versions
 
 
+@pytest.mark.slow
 @needs_harness
 def test_the_harness_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     place = own_data.model("gpt2", tmp_path / "gpt2")

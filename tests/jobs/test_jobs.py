@@ -24,11 +24,10 @@ from immunelab.jobs.demand import demand
 from immunelab.runs.journal import RunFolder, Status
 from immunelab.store import Store, queries
 
+pytestmark = pytest.mark.slow
 WORKER = (sys.executable, str(Path(__file__).parents[1] / "pretend_worker.py"))
 LATE = """
 import pathlib, runpy, sys, time
-
-pytestmark = pytest.mark.slow
 while not (pathlib.Path(sys.argv[-1]) / "up").exists():
     time.sleep(0.02)
 del sys.argv[0]
