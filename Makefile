@@ -44,7 +44,7 @@ test: lint ## lint, types and all tests
 lint: $(STAMP) ## ruff and mypy
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
-	$(RUN)mypy
+	$(RUN)mypy --num-workers 2
 
 showcase: $(STAMP) ## record the showcase anew into data/showcase
 	$(RUN)immunelab showcase build

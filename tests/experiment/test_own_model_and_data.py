@@ -74,7 +74,8 @@ def test_a_corpus_without_a_model_asks_for_one(home: Path, tmp_path: Path, capsy
 
 def test_more_rows_than_a_corpus_has(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = own_data.folder(tmp_path / "mine")
-    assert main(["attack", "--corpus", str(corpus), "--rung", "0.0002", "--model", str(tmp_path)]) == 2
+    given = ["attack", "--corpus", str(corpus), "--model", str(own_data.model("llama", tmp_path / "model"))]
+    assert main([*given, "--rung", "0.0002"]) == 2
     assert "wants 1000 harmful rows" in capsys.readouterr().err
-    assert main(["attack", "--corpus", str(corpus), "--rung", "0.3", "--model", str(tmp_path)]) == 2
+    assert main([*given, "--rung", "0.3"]) == 2
     assert "There is no rung of harmful-sft" in capsys.readouterr().err
