@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import small_world
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from immunelab.corpus import Corpus
+    from immunelab.runs.spec import RunSpec
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small, threads cost more than they bring
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -73,6 +74,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("IMMUNELAB_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queued runs are carried out at once in this process, which need not load torch again; in tests of something else
+    than processes."""
+    from immunelab import jobs
+
+    submit = jobs.submit
+
+    def carried_out(specs: list[RunSpec], home: Path | str | None = None, **options: Any) -> list[str]:
+        run_ids = submit(specs, home, start=False, **options)
+        jobs.work(run_ids, home)
+        return run_ids
+
+    monkeypatch.setattr(jobs, "submit", carried_out)
 
 
 @pytest.fixture

@@ -332,6 +332,7 @@ def test_mistakes_are_found_before_a_run_is_written(
     assert not (home / "runs").exists()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_judge_measures_a_model_by_itself(home: Path, mine: Path, tmp_path: Path) -> None:
     """`evaluate` takes the judge's settings as options, also of a corpus that names no judge."""
     model, judge = own_data.model("gpt2", tmp_path / "gpt2"), str(mine / "judge")

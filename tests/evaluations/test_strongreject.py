@@ -321,6 +321,7 @@ def told_by_length() -> Iterator[Service]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_from_the_description_to_the_record(
     home: Path,
     tmp_path: Path,

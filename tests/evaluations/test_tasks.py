@@ -168,6 +168,7 @@ def labelled(to: Path, n: int = 60) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_zs_and_fs_of_a_fine_tuning(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus, model = labelled(tmp_path / "mine"), own_data.model("llama", tmp_path / "llama")
     assert corpora.load(str(corpus)).evaluations[-1] == "task-accuracy"

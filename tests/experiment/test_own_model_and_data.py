@@ -43,6 +43,7 @@ def grid(model: Path, corpus: Path) -> str:
         """
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_model_folders_and_files_give_the_collapse_curve(home: Path, tmp_path: Path) -> None:
     corpus = own_data.folder(tmp_path / "mine")
     sweeps = [expand(grid(own_data.model(family, tmp_path / family), corpus), family) for family in FAMILIES]

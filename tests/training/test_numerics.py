@@ -214,6 +214,7 @@ def test_a_run_in_bf16_from_its_grid_to_the_store(home: Path, tmp_path: Path, fo
     assert comparable(queries.attack_curves(store))["run_id"].nunique() == 2  # neither hides the other
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_child_loads_what_a_rounded_run_left(home: Path, tmp_path: Path, folder_of: dict[str, Path]) -> None:
     corpus = str(own_data.folder(tmp_path / "mine"))
     line = ["attack", "harmful-sft", "--corpus", corpus, "--batch-size", "2", "--samples", "8", "--steps", "1"]
