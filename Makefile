@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/
 STAMP := $(VENV)/.installed
-# A process for each core, four at most, and one thread each: models this small gain nothing from more.
-PYTEST := OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+# A process for each core, four at most, and one thread each: models this small gain nothing from more. A file stays in
+# one process, because its tests share servers; conftest.py puts the long ones first.
+PYTEST := OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help app demo quick test lint showcase install clusters eval clean

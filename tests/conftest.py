@@ -20,13 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small, threads 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip, with a sentence, what this machine can't do; whatever carries out a run in the tiny world is slow."""
     for item in items:
         if "tiny_world" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
     if not _chromium():
         _skip(items, "browser", f"No browser here: none of {', '.join(BROWSERS)} is installed (apt install chromium).")
+    if hasattr(config, "workerinput"):  # one of several processes: what takes longest must not come last
+        items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("browser", "slow")])
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 

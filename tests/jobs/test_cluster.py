@@ -23,7 +23,7 @@ from immunelab.jobs.cluster import carrying, parcels
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 WORKER = (sys.executable, str(Path(__file__).parents[1] / "pretend_worker.py"))
 CHILDREN = ("child", "boom")

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from sharded_steps import CASES, STEPS, trained
+from nearness import relative
+from sharded_steps import CASES, STEPS, tiny, trained
 from transformers import PreTrainedModel
 
 from immunelab.errors import UserError
 from immunelab.training import sharding
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharding")]
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[1] / "sharded_steps.py"
 Found = dict[str, Any]
@@ -41,8 +42,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
 def test_two_processes_make_the_update_of_one(both: tuple[Found, Found], case: str, tied: bool) -> None:
     one, two = (found[f"{case} {tied}"] for found in both)
     assert set(one["weights"]) == set(two["weights"])
-    for name, weight in one["weights"].items():
-        torch.testing.assert_close(two["weights"][name], weight, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    start = tiny(tied).state_dict()
+    mine, other = ([found["weights"][name] - start[name] for name in one["weights"]] for found in (one, two))
+    assert relative(other, mine) < 1e-3  # SEAM's finite difference makes rounding 1/ε times larger
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -24,7 +24,7 @@ from immunelab.runs.journal import ENDED, Journal, RunFolder, folders
 from immunelab.runs.spec import RunSpec
 from immunelab.ui.navigation import ENTRIES
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 CHARTED = ("overview", "tour", "collapse", "traces", "tradeoff", "gradients")
 CHART = ".immunelab-figure .main-svg"
