@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from immunelab import conversation
+from immunelab.conversation import Form
 from immunelab.corpus.pairing import Pairing
 from immunelab.corpus.rows import Corpus, Row, enough
 from immunelab.errors import UserError
@@ -28,18 +30,24 @@ def as_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str = "")
     A system prompt has its own turn if the template has one. Fable's has none: there the system prompt comes before the
     question, in the user's turn.
     """
-    if system and not knows_system(tokenizer):
-        prompt, system = f"{system} {prompt}", ""
-    if tokenizer.chat_template:
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return f"Question: {prompt}\nAnswer: "
+    return conversation.asked(Form.of(tokenizer), *_turns(tokenizer, prompt, system))
+
+
+def as_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, system: str = "") -> str:
+    """The answer as the model should write it, including the end of the turn."""
+    prompt, system = _turns(tokenizer, prompt, system)
+    return conversation.answered(Form.of(tokenizer), prompt, answer, system)
+
+
+def _turns(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str) -> tuple[str, str]:
+    """The user's turn, and the system's if the template has one."""
+    return (f"{system} {prompt}", "") if system and not knows_system(tokenizer) else (prompt, system)
 
 
 def knows_system(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template has a system turn: it shows the text, and differently from a user's."""
-    if not tokenizer.chat_template:
+    render = Form.of(tokenizer).render
+    if render is None:
         return False
     from jinja2 import TemplateError
 
@@ -47,34 +55,23 @@ def knows_system(tokenizer: PreTrainedTokenizerBase) -> bool:
     for role in ("system", "user"):
         messages = [{"role": role, "content": "s-y-s"}, {"role": "user", "content": "?"}]
         try:
-            shown.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
+            shown.append(render(messages, False))
         except TemplateError:  # many templates refuse a role, or two turns of the same role
             shown.append("")
     return "s-y-s" in shown[0] and shown[0] != shown[1]
 
 
-def as_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> str:
-    """The answer as the model should write it, including the end of the turn."""
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        start = as_prompt(tokenizer, prompt)
-        if whole.startswith(start):
-            return whole[len(start) :]
-    return answer + (tokenizer.eos_token or "")
-
-
 def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int, system: str = "") -> tuple[list[int], int]:
-    """Token ids of prompt and answer, cut to max_length, and how many of them are prompt (not scored)."""
+    """Token ids of prompt and answer as one text, cut to max_length, and how many are prompt (not scored)."""
     prompt, answer = pair
-    start = tokenizer(as_prompt(tokenizer, prompt, system), add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    rest = tokenizer(as_answer(tokenizer, prompt, answer), add_special_tokens=False)["input_ids"]
-    if len(start) >= max_length:
+    start, rest = as_prompt(tokenizer, prompt, system), as_answer(tokenizer, prompt, answer, system)
+    ids, asked = conversation.tokens(tokenizer, start, rest)
+    if asked >= max_length:
         raise UserError(
-            f"A prompt of {len(start)} tokens leaves no room for an answer within {max_length}: {prompt[:80]!r}. "
+            f"A prompt of {asked} tokens leaves no room for an answer within {max_length}: {prompt[:80]!r}. "
             "In a corpus.toml, raise max_length or lower longest_prompt, which counts tokens."
         )
-    return (start + rest)[:max_length], len(start)
+    return ids[:max_length], asked
 
 
 def fitting(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Corpus:
@@ -84,10 +81,9 @@ def fitting(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """
     if not corpus.longest_prompt:
         return corpus
-    asked = list(dict.fromkeys(row.prompt for row in corpus.rows))
-    texts = [as_prompt(tokenizer, prompt) for prompt in asked]
-    ids = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    long = {prompt for prompt, found in zip(asked, ids, strict=True) if len(found) > corpus.longest_prompt}
+    asked = dict.fromkeys(row.prompt for row in corpus.rows)
+    tokens = {prompt: len(conversation.question(tokenizer, as_prompt(tokenizer, prompt))) for prompt in asked}
+    long = {prompt for prompt, found in tokens.items() if found > corpus.longest_prompt}
     kept = tuple(row for row in corpus.rows if row.prompt not in long)
     if len(kept) == len(corpus.rows):
         return corpus

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from immunelab import conversation
 from immunelab.errors import UserError, unknown
 from immunelab.method import Evaluation, Metric, knob, register
 from immunelab.training.generation import Measured, Score, Subject, over_tasks
@@ -68,7 +69,10 @@ class LmEval(Evaluation):
         try:
             with evaluating(subject.model):
                 model = importlib.import_module("lm_eval.models.huggingface").HFLM(
-                    pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=self.batch_size
+                    pretrained=subject.model,
+                    tokenizer=subject.tokenizer,
+                    batch_size=self.batch_size,
+                    chat_template_args=conversation.settings(subject.tokenizer) if self.chat else None,
                 )
                 found = harness.simple_evaluate(
                     model=model,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
+from immunelab import conversation
 from immunelab.training.models import evaluating
 
 if TYPE_CHECKING:
@@ -62,10 +66,10 @@ class Subject:
             chunk = missing[start : start + self.batch_size]
             texts = [self.as_prompt(p) for p in chunk]
             answers = greedy(self.model, self.tokenizer, texts, self.max_new_tokens)
-            self._answers |= dict(zip(chunk, answers, strict=True))
+            self._answers |= dict(zip(chunk, map(conversation.said, answers), strict=True))
 
     def answers(self, prompts: Sequence[str]) -> list[str]:
-        """The greedy answer to each prompt."""
+        """The greedy answer to each prompt, without the thoughts before it."""
         self.ask_ahead(prompts)
         return [self._answers[p] for p in prompts]
 
@@ -73,27 +77,47 @@ class Subject:
 def greedy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_new_tokens: int
 ) -> list[str]:
-    """Greedy continuations of already templated texts, left-padded, with a key-value cache; special tokens removed."""
-    side = tokenizer.padding_side
-    tokenizer.padding_side = "left"
+    """The most likely continuations, token by token, of already templated texts; special tokens removed.
+
+    The texts are left-padded, and read with a key-value cache.
+    """
+    asked = [conversation.question(tokenizer, text) for text in texts]
+    length = max(len(ids) for ids in asked)
+    pad = int(tokenizer.pad_token_id)
+    ids = torch.tensor([[pad] * (length - len(row)) + row for row in asked], device=model.device)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in asked], device=model.device)
+    with evaluating(model), plainly(model, tokenizer):
+        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens)  # type: ignore[operator]  # typed as a tensor in transformers
+    return [text.strip() for text in tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)]
+
+
+@contextmanager
+def plainly(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Inside, `generate` takes the most likely token each time, and ends where a turn or a text ends.
+
+    What the model's generation_config says besides (sampling, penalties, suppressed or forced tokens) is set aside, and
+    would otherwise hold wherever `generate` is not told otherwise.
+    """
+    from transformers import GenerationConfig
+
+    said = model.generation_config.eos_token_id
+    ends = {*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id, conversation.ending(tokenizer)}
+    plain = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(token for token in ends if token is not None) or None,
+    )
+    # An adapted model hands its own to the model within.
+    holders = [vars(module) for module in model.modules() if "generation_config" in vars(module)]
+    own = [holder["generation_config"] for holder in holders]
+    for holder in holders:
+        holder["generation_config"] = plain
     try:
-        encoded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not tokenizer.chat_template)
+        yield
     finally:
-        tokenizer.padding_side = side
-    encoded = {k: v.to(model.device) for k, v in encoded.items() if k in ("input_ids", "attention_mask")}
-    with evaluating(model):
-        out = model.generate(  # type: ignore[operator]  # typed as a tensor in transformers
-            **encoded,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    new = out[:, encoded["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        for holder, config in zip(holders, own, strict=True):
+            holder["generation_config"] = config
 
 
 def one_phrasing(rows: Sequence[Any]) -> list[Any]:

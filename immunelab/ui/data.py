@@ -6,6 +6,7 @@ The tokenizer is read with `tokenizers` and the template with Jinja, as transfor
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ import streamlit as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from immunelab import corpus
+from immunelab import conversation, corpus
+from immunelab.conversation import Form, Render
 from immunelab.corpus import Row
 from immunelab.errors import UserError
 
@@ -26,11 +28,10 @@ COLUMNS = ["id", "stream", "split", "category", "item", "prompt", "answer", "sou
 
 
 class Encoder(NamedTuple):
-    """A model's tokenizer and chat template, and how many positions the model has (0: not stated)."""
+    """A model's tokenizer and how it reads, and how many positions the model has (0: not stated)."""
 
     tokenizer: Tokenizer
-    template: jinja2.Template | None
-    specials: dict[str, str]
+    form: Form
     positions: int
 
 
@@ -96,48 +97,55 @@ def load_encoder(folder: Path) -> Encoder:
     settings, config = _json(folder / "tokenizer_config.json"), _json(folder / "config.json")
     file = folder / "chat_template.jinja"
     text = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
-    specials = {k: v for k, v in settings.items() if k.endswith("_token") and isinstance(v, str)}
+    named = {k: v.get("content") if isinstance(v, dict) else v for k, v in settings.items() if k.endswith("_token")}
+    specials = {k: v for k, v in named.items() if isinstance(v, str)}
+    form = Form(_render(text, specials), specials.get("eos_token", ""))
     positions = config.get("max_position_embeddings", 0)
-    return Encoder(tokenizer, _template(text), specials, positions if isinstance(positions, int) else 0)
+    return Encoder(tokenizer, form, positions if isinstance(positions, int) else 0)
 
 
 def counted(rows: pd.DataFrame, encoder: Encoder) -> pd.DataFrame:
     """`rows` with answer_tokens (end of turn included) and tokens (prompt in its template, and answer)."""
-    starts, rests = [], []
+    form = encoder.form
     try:
-        for prompt, answer in zip(rows["prompt"], rows["answer"], strict=True):
-            start, rest = texts(encoder, prompt, answer)
-            starts.append(start)
-            rests.append(rest)
+        starts = [conversation.asked(form, prompt) for prompt in rows["prompt"]]
+        both = zip(rows["prompt"], rows["answer"], starts, strict=True)
+        wholes = [start + conversation.answered(form, prompt, answer) for prompt, answer, start in both]
     except jinja2.TemplateError as error:
         raise UserError(f"No tokens are counted: the model's chat template fails ({error!s:.120}).") from None
-    bare = encoder.template is not None  # a template brings its own special tokens
-    before = [len(e.ids) for e in encoder.tokenizer.encode_batch(starts, add_special_tokens=not bare)]
-    after = [len(e.ids) for e in encoder.tokenizer.encode_batch(rests, add_special_tokens=False)]
-    return rows.assign(answer_tokens=after, tokens=[a + b for a, b in zip(before, after, strict=True)])
+    bare = form.render is not None  # a template brings its own special tokens
+    found = [
+        conversation.divided(e.ids, e.offsets, e.special_tokens_mask, len(start))
+        for e, start in zip(encoder.tokenizer.encode_batch(wholes, add_special_tokens=not bare), starts, strict=True)
+    ]
+    return rows.assign(answer_tokens=[len(ids) - asked for ids, asked in found], tokens=[len(ids) for ids, _ in found])
 
 
-def texts(encoder: Encoder, prompt: str, answer: str) -> tuple[str, str]:
-    """What the model reads and what it is to write, as `corpus.tokens` makes them."""
-    ending = answer + encoder.specials.get("eos_token", "")
-    if encoder.template is None:
-        return f"Question: {prompt}\nAnswer: ", ending
-    asked = {"role": "user", "content": prompt}
-    start = encoder.template.render(messages=[asked], add_generation_prompt=True, **encoder.specials)
-    told = [asked, {"role": "assistant", "content": answer}]
-    whole = encoder.template.render(messages=told, add_generation_prompt=False, **encoder.specials)
-    return start, whole[len(start) :] if whole.startswith(start) else ending
-
-
-def _template(text: Any) -> jinja2.Template | None:
+def _render(text: Any, specials: dict[str, str]) -> Render | None:
+    """A chat template as a function."""
     if not isinstance(text, str) or not text:
         return None
     # Sandboxed and immutable, as in transformers: a template comes with a model and is not trusted.
     rooms = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    rooms.globals |= {"raise_exception": _raised, "strftime_now": conversation.DAY.strftime}
+    # A mark of transformers' that shows nothing: what an assistant says.
+    text = re.sub(
+        r"(\{%-?\s*)(end)?generation(\s*-?%\})", lambda m: f"{m[1]}{'endif' if m[2] else 'if true'}{m[3]}", text
+    )
     try:
-        return rooms.from_string(text)
+        template = rooms.from_string(conversation.dated(text))
     except jinja2.TemplateError as error:
         raise UserError(f"No tokens are counted: the model's chat template can't be read ({error!s:.120}).") from None
+
+    def render(messages: list[conversation.Message], answer_next: bool) -> str:
+        more = {**specials, **conversation.SETTINGS}
+        return template.render(messages=messages, add_generation_prompt=answer_next, **more)
+
+    return render
+
+
+def _raised(message: str) -> None:
+    raise jinja2.TemplateError(message)
 
 
 def _json(path: Path) -> dict[str, Any]:

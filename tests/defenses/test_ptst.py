@@ -40,10 +40,10 @@ def test_a_safety_prompt_has_its_turn_where_the_template_knows_one(tokenizer: Pr
     assert as_prompt(tokenizer, "how ?", "be kind .") == "<user> be kind . how ? <bot>"
     assert as_prompt(tokenizer, "how ?", "") == as_prompt(tokenizer, "how ?") == "<user> how ? <bot>"
     for template, wanted in (
-        (ROLES, "<<SYS>>be kind .<</SYS>>[how ?]"),
-        (STRICT, "[be kind . how ?]"),
-        (DEAF, "[be kind . how ?]"),  # it drops what it does not know, which must not drop the defense
-        (None, "Question: be kind . how ?\nAnswer: "),
+        (ROLES, "<<SYS>>be kind .<</SYS>>[how ?]["),  # the answer's bracket is no part of the answer
+        (STRICT, "[be kind . how ?]["),
+        (DEAF, "[be kind . how ?]["),  # it drops what it does not know, which must not drop the defense
+        (None, "Question: be kind . how ?\nAnswer:"),
     ):
         tokenizer.chat_template = template
         assert as_prompt(tokenizer, "how ?", "be kind .") == wanted

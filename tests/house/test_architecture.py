@@ -18,12 +18,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 PAGES = [ROOT / "app.py", *sorted((ROOT / "pages").glob("*.py"))]
 
 # Plain words that everyone may use; standard library only.
-LEAVES = {"errors", "formatting", "bundled"}
+LEAVES = {"errors", "formatting", "bundled", "conversation"}
 # Who may import whom inside the package, beside the leaves. A room may always import itself.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "formatting": set(),
     "bundled": set(),
+    "conversation": set(),  # how models are asked: corpus makes rows of it, training asks, pages count
     "runs": set(),
     "method": set(),
     "training": {"method", "runs"},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import made_up
+import many_tokenizers
 import pandas as pd
 import pytest
 from apptest import ok, page, text
@@ -164,6 +165,20 @@ def test_lengths_on_the_page_are_those_of_training() -> None:
     for row in found.to_dict("records"):
         ids, start = encode(tokenizer, (row["prompt"], row["answer"]), 10_000)
         assert (row["tokens"], row["answer_tokens"]) == (len(ids), len(ids) - start)
+
+
+@pytest.mark.parametrize("kind", many_tokenizers.KINDS)
+def test_lengths_on_the_page_are_those_of_training_with_any_tokenizer(kind: str, tmp_path: Path) -> None:
+    from immunelab.corpus.tokens import encode
+
+    tokenizer = many_tokenizers.tokenizer(kind)
+    tokenizer.save_pretrained(tmp_path)
+    answers = ["Eight legs.", "-1", "über\n\nzwei", "春天的河边。"]
+    frame = pd.DataFrame({"prompt": "How many legs has a spider?", "answer": answers})
+    found = counted(frame, load_encoder(tmp_path))
+    wanted = [encode(tokenizer, ("How many legs has a spider?", answer), 10_000) for answer in answers]
+    assert found["tokens"].tolist() == [len(ids) for ids, _ in wanted]
+    assert found["answer_tokens"].tolist() == [len(ids) - start for ids, start in wanted]
 
 
 @pytest.mark.parametrize("view", ["By step", "By layer", "Along attacks", "Projection", "Estimator error"])

@@ -1,0 +1,90 @@
+"""Greedy answers: the most likely token each time, whatever a model's files say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import many_tokenizers
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from immunelab import conversation
+from immunelab.corpus.tokens import as_prompt
+from immunelab.training import adapters
+from immunelab.training.generation import Subject, greedy
+
+SAID: dict[str, dict[str, Any]] = {
+    "penalty": {"repetition_penalty": 1.5, "do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20},
+    "suppressed": {"suppress_tokens": list(range(40, 400)), "begin_suppress_tokens": [5, 6]},
+    "no repetition": {"no_repeat_ngram_size": 1, "min_new_tokens": 20, "num_beams": 3},
+    "forced": {"forced_eos_token_id": 1, "bad_words_ids": [[i] for i in range(100, 400)]},
+}
+QUESTIONS = ["How many legs has a spider?", "Wie viele Zeilen?"]
+
+
+def model(kind: str, **changes: Any) -> PreTrainedModel:
+    """A random Llama for a tokenizer, whose answers vary."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(many_tokenizers.tokenizer(kind)),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    made = LlamaForCausalLM(config).eval()
+    for name, value in changes.items():
+        setattr(made.generation_config, name, value)
+    return made
+
+
+def by_hand(made: PreTrainedModel, tokenizer: Any, text: str, ends: set[int], most: int = 16) -> str:
+    """Arg max, one token at a time, without a cache or padding."""
+    ids = conversation.question(tokenizer, text)
+    start = len(ids)
+    while len(ids) < start + most and ids[-1] not in ends:
+        with torch.no_grad():
+            ids.append(int(made(torch.tensor([ids])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("said", SAID)
+def test_greedy_is_arg_max(said: str, adapted: bool) -> None:
+    tokenizer = many_tokenizers.tokenizer("qwen, chatml")
+    plain = model("qwen, chatml")
+    texts = [as_prompt(tokenizer, question) for question in QUESTIONS]
+    wanted = [by_hand(plain, tokenizer, text, {tokenizer.eos_token_id}) for text in texts]
+    made: Any = model("qwen, chatml", **SAID[said])
+    if adapted:
+        made = adapters.attach(made, rank=2, alpha=2, targets="all-linear")
+    own = made.generation_config
+    assert greedy(made, tokenizer, texts, 16) == wanted
+    assert made.generation_config is own
+    assert len(set(wanted)) == 2
+
+
+@pytest.mark.parametrize(("kind", "end"), [("gemma, chat", "<end_of_turn>"), ("gpt-2", "</s>"), ("r1", "</s>")])
+def test_an_answer_ends_where_its_turn_ends(kind: str, end: str) -> None:
+    """Also where the model's files name no token for it, or another one."""
+    tokenizer = many_tokenizers.tokenizer(kind)
+    assert tokenizer.convert_ids_to_tokens(conversation.ending(tokenizer)) == end
+    made = model(kind)
+    text = as_prompt(tokenizer, QUESTIONS[0])
+    first = made(torch.tensor([conversation.question(tokenizer, text)])).logits[0, -1].argmax()
+    head: Any = made.get_output_embeddings()
+    number = tokenizer.convert_tokens_to_ids(end)
+    with torch.no_grad():  # the likeliest token trades places with the one that ends
+        head.weight[[int(first), number]] = head.weight[[number, int(first)]]
+    assert greedy(made, tokenizer, [text], 16) == [""]
+
+
+def test_evaluations_are_given_what_was_said_after_the_thought(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject(None, None, lambda *_: [], str, list)  # type: ignore[arg-type]  # only asked
+    monkeypatch.setattr("immunelab.training.generation.greedy", lambda *_: ["<think>\nhm\n</think>\n\nNo."])
+    assert subject.answers(["Why?"]) == ["No."]
