@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 from immunelab import jobs
@@ -22,15 +23,11 @@ def runs(args: argparse.Namespace) -> int:
     from immunelab.store import queries
 
     store = submit.store_of(args)
-    frame = queries.runs(store, showcase=args.showcase)
-    if not args.archived:
-        frame = frame[~frame["archived"].fillna(False).astype(bool)]
-    frame = frame.iloc[::-1]  # the store has them oldest first
-    if args.limit:
-        frame = frame.head(args.limit)
-    rows = show.records(frame)
+    rows = queries.newest(store, args.showcase, args.archived, args.limit)
     if args.json:
-        show.emit([row | {key: json.loads(row[key] or "null") for key in ("spec", "versions")} for row in rows])
+        frame = queries.runs(store, showcase=args.showcase).set_index("run_id", drop=False)
+        full = show.records(frame.loc[[row["run_id"] for row in rows]])
+        show.emit([row | {key: json.loads(row[key] or "null") for key in ("spec", "versions")} for row in full])
     elif not rows:
         home = journal.home(args.home)
         show.out.print(f"No runs in {home} yet. Start with: immunelab demo", markup=False)
@@ -142,7 +139,7 @@ def _run_row(row: dict[str, Any]) -> tuple[Any, ...]:
         row["status"],
         progress,
         duration(row["seconds"]),
-        str(row["started_at"] or "")[:16],
+        "" if row["started_at"] is None else f"{datetime.fromtimestamp(row['started_at'], UTC):%Y-%m-%dT%H:%M}",
         row["name"] or "",
     )
 

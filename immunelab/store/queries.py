@@ -10,12 +10,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from immunelab.errors import UserError
 from immunelab.runs.spec import subject
 from immunelab.store.sync import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TIMES = ("queued_at", "started_at", "ended_at", "heartbeat")
 METRICS = ("harmfulness", "utility", "refusal_rate", "perplexity", "repetition")
@@ -29,6 +31,8 @@ def runs(store: Store, showcase: bool | None = None) -> pd.DataFrame:
     Times are UTC timestamps, `tags` and `ancestors` lists, `spec` and `versions` JSON texts. `subject`: the base model
     with the corpus, as `spec.subject` writes them. `settings`: what the defense behind the run was made with (JSON).
     """
+    import pandas as pd
+
     frame = store.frame(
         """SELECT runs.*, variant AS settings FROM runs JOIN variants USING (run_id)
            WHERE $showcase IS NULL OR showcase = $showcase
@@ -40,6 +44,16 @@ def runs(store: Store, showcase: bool | None = None) -> pd.DataFrame:
     for name in ("tags", "ancestors"):
         frame[name] = [list(value) if value is not None else [] for value in frame[name]]
     return _with_subject(frame)
+
+
+def newest(store: Store, showcase: bool = False, archived: bool = False, limit: int = 0) -> list[dict[str, Any]]:
+    """What a list of runs shows, newest first, without pandas; `limit` 0: all. Times are Unix seconds."""
+    return store.rows(
+        """SELECT run_id, kind, method, model, defense, seed, status, progress, seconds, started_at, name FROM runs
+           WHERE showcase = $showcase AND ($archived OR archived IS NOT TRUE)
+           ORDER BY queued_at DESC NULLS LAST, run_id DESC LIMIT $limit""",
+        {"showcase": showcase, "archived": archived, "limit": limit or None},
+    )
 
 
 def names(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
@@ -285,6 +299,8 @@ def trials(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
 
     `params` are dictionaries; `rows` and `seconds` are the trial's own.
     """
+    import pandas as pd
+
     frame = store.frame(
         f"""SELECT run_id AS search, step AS trial, data FROM events
             WHERE event = 'trial' AND list_contains(?, run_id) {_LATEST.format(keys="run_id, step")}
@@ -308,6 +324,8 @@ def problems(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame
 
 def disk(store: Store) -> pd.DataFrame:
     """Bytes that each run folder takes, largest first: run_id, checkpoints, records, total. Looks at the disk."""
+    import pandas as pd
+
     rows = []
     for folder in (store.home / "runs").glob("*"):
         sizes = {"checkpoints": 0, "records": 0}
@@ -320,6 +338,8 @@ def disk(store: Store) -> pd.DataFrame:
 
 
 def _with_subject(frame: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
     pairs = frame[["base_model", "corpus"]].drop_duplicates()
     names = {(m, c): subject(str(m), str(c)) for m, c in pairs.itertuples(index=False, name=None)}
     subjects = [names[pair] for pair in zip(frame["base_model"], frame["corpus"], strict=True)]

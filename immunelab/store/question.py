@@ -7,12 +7,15 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import duckdb
-import pandas as pd
 import pyarrow as pa
 
 from immunelab.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MEMORY = "1 GB"  # of main memory that one question may take; nothing is written to disk instead
 VECTOR = 2048  # rows that DuckDB hands out at once
@@ -97,7 +100,7 @@ def answer(
             result = connection.execute(sql)
             if result is None:
                 raise UserError("The query is empty. A query begins with SELECT, WITH, DESCRIBE or SHOW.")
-            return _rows(result, most) if result.description else pd.DataFrame()
+            return _rows(result, most)
         except (duckdb.Error, pa.ArrowException) as error:
             if why:
                 raise UserError(why[0]) from None
@@ -110,6 +113,10 @@ def answer(
 
 def _rows(result: duckdb.DuckDBPyConnection, most: int | None) -> pd.DataFrame:
     """All rows, or the first most + 1; the rest is never computed."""
+    import pandas as pd
+
+    if not result.description:
+        return pd.DataFrame()
     if most is None:
         return result.df()
     parts: list[pd.DataFrame] = []

@@ -9,17 +9,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import filelock
-import pandas as pd
 import pyarrow as pa
 
 from immunelab.errors import UserError
 from immunelab.runs import journal
 from immunelab.store import door, folders, migrations, question, showcase, tables
 from immunelab.store.ingest import Rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EVERY = 1.0  # seconds between two looks of one process
 TICK_BYTES, CHUNK_BYTES = 4 << 20, 1 << 20  # journal bytes taken in by one tick, and of one run in it
@@ -103,6 +105,13 @@ class Store:
         """A query's rows. Waits at most 2 s for the file, then a UserError names the process that holds it."""
         with self._reading() as connection:
             return connection.execute(sql, params).df()
+
+    def rows(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
+        """As `frame`, as dictionaries: for commands that start without pandas."""
+        with self._reading() as connection:
+            found = connection.execute(sql, params)
+            names = [column[0] for column in found.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
     def arrow(self, sql: str, params: list[Any]) -> pa.Table:
         """As `frame`, as an Arrow table: NaN stays NaN and lists stay lists."""

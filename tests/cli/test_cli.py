@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -112,10 +113,17 @@ def test_help_needs_neither_torch_nor_the_database(line: str, shown: str) -> Non
     assert done.stdout.endswith("set()\n")
 
 
-def test_listing_runs_needs_no_torch(home: Path) -> None:
-    code = "import sys; from immunelab.cli import main; main(['runs']); sys.exit('torch' in sys.modules)"
+def test_listing_runs_loads_nothing_large(home: Path, capsys: Captured) -> None:
+    code = (
+        "import sys; from immunelab.cli import main; main(['runs'])\n"
+        "print({'torch', 'pandas', 'plotly', 'streamlit'} & set(sys.modules))"
+    )
+    ids = made_up.lab(home, seeds=1, rates=(1e-3,))
+    for run in folders(home):  # what changed just now would be read again
+        os.utime(home / "runs" / run.run_id, (1e9, 1e9))
+    assert main(["runs"]) == 0  # takes the runs into the database
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "No runs" in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["run", *ids[::-1], "set()"]
 
 
 @pytest.mark.parametrize("kind", START)
