@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from immunelab import jobs
 from immunelab.cli import options, show, submit
-from immunelab.errors import UserError
 from immunelab.formatting import duration, share
 from immunelab.jobs import follow
 from immunelab.runs import journal
@@ -64,9 +63,7 @@ def _specs(args: argparse.Namespace, home: Path) -> list[RunSpec]:
     settings = space.settings_for(args.corpus, chosen)
     model = follow.model(args.model, home)
     models = [model] if args.no_control else [*dict.fromkeys([space.undefended(model, home), model])]
-    if args.seed < 0 or args.seeds < 1:
-        raise UserError(f"Seeds start at 0 and there is at least one; got --seed {args.seed} --seeds {args.seeds}.")
-    seeds = range(args.seed, args.seed + args.seeds)
+    seeds = options.seeds(args.seed, args.seeds)
     return space.search_specs(models, seeds, args.corpus, settings, args.device, args.name, **options.numbers(args))
 
 
