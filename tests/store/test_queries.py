@@ -33,7 +33,8 @@ def test_runs_have_their_settings_labels_and_times(store: Store) -> None:
     assert rows["tags"].tolist() == [[], ["x"]]
     assert rows["grp"].tolist() == ["demo", ""]
     assert rows["spec_hash"].tolist() == [first.spec().hash, second.spec().hash]
-    assert rows["harmful_share"].tolist() == [1.0, 1.0]
+    assert rows["harmful_share"].isna().tolist() == [True, False]  # an immunization has no such setting
+    assert rows["harmful_share"].iloc[1] == 1.0
     assert str(rows["queued_at"].dt.tz) == "UTC"
     assert abs((rows["queued_at"].iloc[0] - pd.Timestamp.now(tz="UTC")).total_seconds()) < 60
     assert queries.runs(store, showcase=True).empty

