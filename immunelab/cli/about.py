@@ -159,7 +159,7 @@ def _home(home: Path) -> Iterator[Finding]:
             "runs",
             "note",
             f"{len(gone)} runs lost their process and are now marked interrupted",
-            f"Go on with one: immunelab resume {gone[0]}",
+            f"Continue one with: immunelab resume {gone[0]}",
         )
 
 
@@ -228,7 +228,7 @@ def _device() -> Iterator[Finding]:
         yield Finding(
             "device",
             "ok",
-            f"CPU, {threads} thread{'s' * (threads != '1')}; all of Fable runs here, 7B models want a GPU",
+            f"CPU, {threads} thread{'s' * (threads != '1')}; enough for all of Fable; models of 7B parameters need a GPU",
         )
 
 

@@ -88,7 +88,7 @@ def _run(specs: list[RunSpec], home: Path, reuse: bool) -> tuple[list[str], int]
     run_ids = jobs.submit(specs, home, reuse=reuse)
     kept = sum(journal.RunFolder.open(home, i).status().status == "done" for i in run_ids)
     if kept:
-        show.err.print(f"{kept} of {len(run_ids)} runs are on record and are not run again.")
+        show.err.print(f"{kept} of {len(run_ids)} runs are already done and are not run again.")
     ended = follow.follow(run_ids, home)
     unfinished = [i for i, s in ended.items() if s.status != "done"]
     if not unfinished:
@@ -97,7 +97,7 @@ def _run(specs: list[RunSpec], home: Path, reuse: bool) -> tuple[list[str], int]
     show.err.print(
         f"{len(unfinished)} of {len(ended)} runs did not finish; the first, {first}, is {ended[first].status}. "
         f"Log: {home / 'runs' / first / 'log.txt'}\n"
-        "Finished runs are kept: add --reuse to go on from them.",
+        "Finished runs are kept: add --reuse to use them.",
         markup=False,
         soft_wrap=True,
     )

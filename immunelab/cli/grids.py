@@ -47,7 +47,7 @@ SUSTAINED = 1e14  # FLOP per second that one large accelerator keeps up, as a ya
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Carry out a grid, or with --dry-run only say what it would take; the same command goes on where it ended."""
+    """Run a grid, or with --dry-run list its runs; the same command continues a grid that was stopped."""
     specs = read(args.grid, journal.home(args.home))
     return carry(specs, args)
 
@@ -195,7 +195,7 @@ def _dry_run(planned: list[Any], home: Path, as_json: bool) -> int:
 
 def _announce(planned: list[Any]) -> None:
     states = [p.state for p in planned]
-    kept = {"done": "on record and not run again", "under way": "under way already", "unfinished": "gone on with"}
+    kept = {"done": "already done, not run again", "under way": "already running", "unfinished": "continued"}
     for state, words in kept.items():
         if state in states:
             show.err.print(f"{states.count(state)} of {len(states)} runs: {words}.")

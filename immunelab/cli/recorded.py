@@ -123,7 +123,7 @@ def rebuild(args: argparse.Namespace) -> int:
 
     store = Store(journal.home(args.home))
     store.rebuild()
-    print(f"The database was made anew from the journals of {len(queries.runs(store, showcase=False))} runs.")
+    print(f"The database was rebuilt from the journals of {len(queries.runs(store, showcase=False))} runs.")
     return 0
 
 

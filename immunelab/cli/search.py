@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def search(args: argparse.Namespace) -> int:
-    """Search for the worst attack; the same command goes on with a search that was stopped or killed."""
+    """Search for the worst attack; the same command continues a search that was stopped or killed."""
     home = journal.home(args.home)
     specs = _specs(args, home)
     found = jobs.plan(specs, home)
     for planned in found:
         if planned.state != "new":
             show.err.print(
-                f"{planned.run_id}: {planned.state}, and gone on with"
+                f"{planned.run_id}: {planned.state}, continued"
                 if planned.state != "done"
-                else f"{planned.run_id}: on record, and not run again",
+                else f"{planned.run_id}: already done, not run again",
                 markup=False,
             )
     run_ids = jobs.submit(specs, home, reuse=True, go_on=True)
@@ -46,7 +46,7 @@ def search(args: argparse.Namespace) -> int:
         _print(results)
     code = submit.code(ended)
     if code == 130:
-        show.err.print("Stopped. The same command goes on from here.")
+        show.err.print("Stopped. Repeat the command to continue.")
     return code
 
 

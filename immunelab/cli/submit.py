@@ -136,7 +136,7 @@ def _print_scores(run_id: str, status: journal.Status, scores: Any) -> None:
         ]
         show.table(("step", *kinds), rows, right=("step", *kinds))
     if status.status in ("stopped", "interrupted"):
-        show.out.print(f"Go on with: immunelab resume {run_id}", markup=False)
+        show.out.print(f"Continue with: immunelab resume {run_id}", markup=False)
 
 
 def _print_tasks(learned: Any) -> None:

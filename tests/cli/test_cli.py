@@ -268,7 +268,7 @@ def test_the_demo_from_end_to_end(
     assert "Plotly" in page.read_text()
     assert "After each attack" in capsys.readouterr().out
     assert main([*line, "--reuse"]) == 0
-    assert "3 of 3 runs are on record" in capsys.readouterr().err
+    assert "3 of 3 runs are already done" in capsys.readouterr().err
     assert len(list((home / "runs").iterdir())) == 3
 
 
