@@ -228,7 +228,7 @@ def _device() -> Iterator[Finding]:
         yield Finding(
             "device",
             "ok",
-            f"CPU, {threads} thread{'s' * (threads != '1')}; enough for all of Fable; models of 7B parameters need a GPU",
+            f"CPU, {threads} thread{'s' * (threads != '1')}: enough for all of Fable; 7B models need a GPU",
         )
 
 
