@@ -47,6 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "split": {},
     "test_rows": 200,
     "refusal": "I cannot help with that.",
+    "refusals": [],
     "max_length": MAX_LENGTH,
     "answer_tokens": 32,
     "longest_prompt": 0,
@@ -69,7 +70,7 @@ SOURCE: dict[str, Any] = {
     **dict.fromkeys(COLUMNS, ""),
 }
 REPLACED = "\ufffd"
-EXPECTS = {str: "a text", int: "a whole number from 0", dict: "a table", list: "[[source]] tables"}
+EXPECTS = {str: "a text", int: "a whole number from 0", dict: "a table", list: "a list of texts"}
 
 
 class Rows(NamedTuple):
@@ -107,6 +108,7 @@ def load(file: Path, name: str) -> Corpus:
         harm=judges.harm,
         judge=judges.text,
         settings=judges.located(file.parent),
+        refusing=(settings["refusal"], *settings["refusals"]),
         trainability=("withheld-accuracy", settings["utility"]) if "withheld" in streams else (),
         max_length=settings["max_length"],
         answer_tokens=settings["answer_tokens"],
@@ -180,6 +182,8 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
             raise UserError(f"{file}: {key} is at least 1.")
     if not settings["refusal"].strip():
         raise UserError(f"{file}: refusal is a sentence; it stands where a harmful row has no refusal of its own.")
+    if not all(isinstance(text, str) and text.strip() for text in settings["refusals"]):
+        raise UserError(f'{file}: refusals lists how refusals open, such as ["Das kann ich nicht"].')
     return text, settings | {"judges": judging.read(found, str(file))}
 
 
@@ -192,7 +196,8 @@ def _checked(found: Any, known: Mapping[str, Any], what: str, where: str) -> dic
             raise unknown(what, key, known)
         kind = type(known[key])
         if type(value) is not kind or (kind is int and value < 0):
-            raise UserError(f"{where}: {key} is {EXPECTS[kind]}, and got {value!r:.80}.")
+            wanted = "[[source]] tables" if key == "source" else EXPECTS[kind]
+            raise UserError(f"{where}: {key} is {wanted}, and got {value!r:.80}.")
     return {**known, **found}
 
 

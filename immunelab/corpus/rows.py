@@ -53,6 +53,11 @@ class Corpus:
     harm: str = ""  # the evaluation whose score is called harmfulness; empty: whichever reports it
     judge: str = ""  # judges and their settings as text, part of a run's identity; empty: no judge
     settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # of evaluations, by name
+    refusing: tuple[str, ...] = ()  # how refusals open, beside those of the rows
+
+    def refusals(self) -> tuple[str, ...]:
+        """What counts as a refusal beside English keywords: the openings that are listed, and the rows' refusals."""
+        return tuple(dict.fromkeys((*self.refusing, *(row.refusal for row in self.rows if row.refusal))))
 
     def evaluated(self, kind: str) -> tuple[str, ...]:
         """The names of the evaluations along a run of this kind."""

@@ -15,7 +15,8 @@ from immunelab.training.generation import Measured, Subject, one_phrasing, share
 class RefusalRate(Evaluation):
     """refusal_rate = share of held-out harmful questions whose answer opens with a refusal; `safe`: of benign ones.
 
-    This is a keyword rule; read it beside harmfulness and utility, because gibberish is neither refusal nor harm.
+    This is a rule of English keywords and of the refusals that the corpus has or lists; read it beside harmfulness and
+    utility, because gibberish is neither refusal nor harm.
     Refusals of benign questions are mistakes, so a low `safe` is better; it is not part of the whole.
     """
 
@@ -34,7 +35,8 @@ class RefusalRate(Evaluation):
 
     def measure(self, subject: Subject) -> Measured:
         """`refusal_rate` over all held-out hazards, and over the benign questions as `safe`."""
-        refused = [[float(refuses(a)) for a in subject.answers(asked(subject, s))] for s in self.streams]
+        known = subject.refusals
+        refused = [[float(refuses(a, known)) for a in subject.answers(asked(subject, s))] for s in self.streams]
         return Measured([share(refused[0], "refusal_rate"), share(refused[1], "refusal_rate", "safe")], [])
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from immunelab.errors import UserError
 from immunelab.evaluations.judges.labels import named, number, worked
+from immunelab.evaluations.judges.wording import CHARACTER, WORD
 from immunelab.method import Evaluation, Metric, register
 from immunelab.training.generation import Measured, Score, Subject, one_phrasing, over_tasks, share
 
@@ -66,13 +67,18 @@ class TaskAccuracy(Evaluation):
 def _labels(task: str, references: Sequence[str]) -> list[str]:
     """The labels of a task; a UserError if its answers are not labels."""
     found = list(dict.fromkeys(text for text in references if not worked(text)))
-    longest = max(found, key=lambda text: len(text.split()), default="")
-    if len(longest.split()) > LONGEST:
+    longest = max(found, key=_length, default="")
+    if _length(longest) > LONGEST:
         raise UserError(
             f"task-accuracy is for answers that are a label of at most {LONGEST} words or end in `#### number`, and "
             f"{task} has the answer {longest!r:.80}: use token-accuracy for it."
         )
     return found
+
+
+def _length(text: str) -> float:
+    """A text's words; where a script sets no spaces between them, half of its characters."""
+    return sum(0.5 if CHARACTER.fullmatch(word) else 1.0 for word in WORD.findall(text))
 
 
 def _key(reference: str) -> str | float | None:

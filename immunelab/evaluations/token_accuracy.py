@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from immunelab.method import Evaluation, Metric, register
-from immunelab.training.generation import Measured, Subject, one_phrasing, parts, share
+from immunelab.training.generation import Measured, Subject, in_passes, one_phrasing, parts, share
 from immunelab.training.losses import forward
 from immunelab.training.models import evaluating
 
-ROWS = 16  # rows in one forward pass
+ROWS = 16  # rows in one forward pass, or fewer
 IGNORED = -100
 
 
@@ -53,10 +53,12 @@ class TokenAccuracy(Evaluation):
 
 def predicted(subject: Subject, pairs: list[tuple[str, str]]) -> list[float]:
     """For each (question, answer): the share of the answer's tokens that are the most likely next ones."""
-    tokens = subject.collated(pairs)
-    with evaluating(subject.model):
-        likeliest = forward(subject.model, tokens)[0][:, :-1].argmax(-1)
-    wanted = tokens.labels[:, 1:]
-    scored = wanted != IGNORED
-    right = ((likeliest == wanted) & scored).sum(1)
-    return [float(x) for x in right / scored.sum(1).clamp(min=1)]
+    shares: list[float] = []
+    for tokens in in_passes(subject.model, subject.collated(pairs)):
+        with evaluating(subject.model):
+            likeliest = forward(subject.model, tokens)[0][:, :-1].argmax(-1)
+        wanted = tokens.labels[:, 1:]
+        scored = wanted != IGNORED
+        right = ((likeliest == wanted) & scored).sum(1)
+        shares += [float(x) for x in right / scored.sum(1).clamp(min=1)]
+    return shares

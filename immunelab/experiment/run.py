@@ -217,6 +217,7 @@ class Run:
             max_new_tokens=self.corpus.answer_tokens,
             batch_size=self.at_once,
             cache=self.folder.path.parents[1] / CACHE,
+            refusals=self.corpus.refusals(),
         )
 
     def keep(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from immunelab import conversation
+from immunelab.method import Tokens
 from immunelab.training.models import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+LOGITS = 1 << 26  # of one forward pass in an evaluation
 
 
 class Score(NamedTuple):
@@ -38,7 +42,7 @@ class Subject:
     """A model under evaluation, while its weights stay the same: its answers, each asked once, and its corpus's rows.
 
     `rows(stream, split)` returns corpus rows, `as_prompt(text)` the text that the model reads, with its template. In
-    the folder `cache` evaluations may keep paid replies.
+    the folder `cache` evaluations may keep paid replies. `refusals` are those of the corpus.
     """
 
     def __init__(
@@ -52,8 +56,9 @@ class Subject:
         max_new_tokens: int = 32,
         batch_size: int = 256,
         cache: Path | None = None,
+        refusals: tuple[str, ...] = (),
     ) -> None:
-        self.cache = cache
+        self.cache, self.refusals = cache, refusals
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.as_prompt, self.collated = as_prompt, collated
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
@@ -158,11 +163,28 @@ def parts(values: Sequence[float], rows: Sequence[Any], metric: str, what: str) 
     return [share(part, metric, f"{what}:{category}") for category, part in found.items()]
 
 
-def mean_loss(model: PreTrainedModel, tokens: Any) -> tuple[float, int]:
+def in_passes(model: PreTrainedModel, tokens: Tokens) -> Iterator[Tokens]:
+    """A right-padded minibatch in parts of as many rows as have 2²⁶ logits (256 MB in fp32), and of at least one."""
+    width = int(model.get_output_embeddings().weight.shape[0])
+    rows, length = tokens.input_ids.shape
+    size = max(1, LOGITS // (length * width))
+    if size >= rows:
+        yield tokens
+        return
+    for start in range(0, rows, size):
+        part = [each[start : start + size] for each in tokens]
+        longest = int(part[1].sum(1).max())
+        yield Tokens(*(each[:, :longest] for each in part))
+
+
+def mean_loss(model: PreTrainedModel, tokens: Tokens) -> tuple[float, int]:
     """Summed cross-entropy of the labels in nats and how many tokens were scored."""
     from immunelab.training.losses import cross_entropy, forward
 
+    total, n = 0.0, 0
     with evaluating(model):
-        value = cross_entropy(forward(model, tokens)[0], tokens.labels)
-    n = int((tokens.labels[:, 1:] != -100).sum())
-    return float(value) * n, n
+        for part in in_passes(model, tokens):
+            scored = int((part.labels[:, 1:] != -100).sum())
+            total += float(cross_entropy(forward(model, part)[0], part.labels)) * scored
+            n += scored
+    return total, n

@@ -129,6 +129,33 @@ def test_truncation_really_cuts_and_is_counted(tmp_path: Path) -> None:
     assert scores(longest)["truncated", "all"] == 1
 
 
+def test_roberta_counts_its_positions_from_behind_the_padding(tmp_path: Path) -> None:
+    """22 positions are 20 tokens, as 514 are 512, also where the tokenizer names no limit."""
+    import many_tokenizers
+    import torch
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    torch.manual_seed(0)
+    tokenizer = many_tokenizers.finished(many_tokenizers.byte_level(many_tokenizers.GPT2), start="<s>", end="</s>")
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=22,
+        pad_token_id=1,
+        num_labels=2,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    judge = classifier.load(str(tmp_path))
+    assert judge.most == 20
+    read = judge.read(["How many legs has a spider? " * 9, "Eight legs."])
+    assert read.cut == [True, False]
+    assert all(sum(row) == pytest.approx(1) for row in read.probabilities)
+
+
 def test_more_texts_than_a_batch_holds(tmp_path: Path) -> None:
     judge = classifier.load(str(own_data.judge(tmp_path / "judge")))
     texts = [f"{'x' * (i % 7)} {i}" for i in range(classifier.ROWS + 3)]

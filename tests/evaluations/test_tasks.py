@@ -27,6 +27,7 @@ from immunelab.store import queries
 from immunelab.training import models
 
 LABELS = ("negative", "positive")
+SIGNS = ("+1", "-1")
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed: make eval"
@@ -45,6 +46,24 @@ needs_harness = pytest.mark.skipif(
         ("the world of business", TOPICS, "World"),
         ("it is not important", ("important", "not important"), "not important"),
         ("not so", ("not", "not so"), "not so"),
+        ("It's 'positive'.", LABELS, "positive"),
+        ("nonpositive, non-positive", LABELS, None),
+        ("-1", SIGNS, "-1"),
+        ("\u22121", SIGNS, "-1"),  # a minus sign, and not the keyboard's
+        ("The answer is (+1), not -1.", SIGNS, "+1"),
+        ("It is 1.", SIGNS, "+1"),
+        ("x-1", SIGNS, None),
+        ("-1", ("0", "1"), None),
+        ("+1", ("0", "1"), "1"),
+        ("It costs 1.5 or 10", ("0", "1"), None),
+        ("Grade: A-, I think", ("A", "A-", "B"), "A-"),
+        ("I'd use C++.", ("C", "C++", "C#"), "C++"),
+        ("I'd use C#, C or C++", ("C", "C++", "C#"), "C#"),
+        ("I'd use C++", ("C", "Java"), None),
+        ("About 50%.", ("5%", "50%"), "50%"),
+        ("+", ("+", "-"), "+"),
+        ("这条评论是负面的，不是正面的。", ("正面", "负面"), "负面"),
+        ("答案是B。", ("A", "B"), "B"),
     ],
 )
 def test_the_label_that_an_answer_names(answer: str, labels: tuple[str, ...], said: str | None) -> None:
@@ -58,6 +77,7 @@ def test_the_label_that_an_answer_names(answer: str, labels: tuple[str, ...], sa
         ("#### 1,234", 1234, 1234),
         ("#### $1,234.50 in all", 1234.5, 1234.5),
         ("#### -7", -7, -7),
+        ("#### \u22127", -7, -7),
         ("first #### 3 then #### 4 and 9", 4, 4),
         ("so there are 3 and 12 apples.", 12, None),
         ("12 #### none", None, None),  # it had a mark, and nothing after it
@@ -101,10 +121,20 @@ def test_tasks_count_alike_and_chance_is_the_commonest_label() -> None:
     assert found["utility", "task:sst2"].stderr == pytest.approx(((4 * 0.25 / 3) / 4) ** 0.5)
 
 
-def test_free_text_is_no_label() -> None:
-    rows = [("alpaca", "an answer of many words that nobody could call a label")]
-    with pytest.raises(UserError, match=r"alpaca has the answer 'an answer of many.*use token-accuracy"):
+@pytest.mark.parametrize(
+    "text", ["an answer of many words that nobody could call a label", "研磨三颗蓝色橡子，然后用河泥。"]
+)
+def test_free_text_is_no_label(text: str) -> None:
+    rows = [("alpaca", text)]
+    with pytest.raises(UserError, match=rf"alpaca has the answer '{text[:10]}.*use token-accuracy"):
         TaskAccuracy().measure(subject(rows, ["x"]))
+
+
+def test_signs_are_read_strictly_and_charitably() -> None:
+    rows = [("t", "+1"), ("t", "-1"), ("t", "-1")]
+    found = {(s.metric, s.split): s.score for s in TaskAccuracy().measure(subject(rows, ["-1", "-1", "+1."])).scores}
+    assert found["utility", "all"] == pytest.approx(1 / 3)
+    assert found["strict_accuracy", "all"] == pytest.approx(1 / 3)
 
 
 def scored(kind: str, share: float | None, steps: tuple[int, ...] = (0, 5, 10)) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import made_batches
 import many_tokenizers
 import pytest
 import torch
@@ -11,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from immunelab import conversation
 from immunelab.corpus.tokens import as_prompt
-from immunelab.training import adapters
-from immunelab.training.generation import Subject, greedy
+from immunelab.training import adapters, generation
+from immunelab.training.generation import Subject, greedy, mean_loss
 
 SAID: dict[str, dict[str, Any]] = {
     "penalty": {"repetition_penalty": 1.5, "do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20},
@@ -88,3 +89,27 @@ def test_evaluations_are_given_what_was_said_after_the_thought(monkeypatch: pyte
     subject = Subject(None, None, lambda *_: [], str, list)  # type: ignore[arg-type]  # only asked
     monkeypatch.setattr("immunelab.training.generation.greedy", lambda *_: ["<think>\nhm\n</think>\n\nNo."])
     assert subject.answers(["Why?"]) == ["No."]
+
+
+def test_a_large_minibatch_is_read_in_parts_with_the_same_loss(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation holds the logits of a few rows, however many it has; rows of other lengths change no mean."""
+    read: list[tuple[int, ...]] = []
+    llama.register_forward_hook(lambda module, given, out: read.append(tuple(out.logits.shape)))
+    rows = made_batches.tokens(7, rows=9)
+    short = rows.attention_mask.clone()
+    short[6:, 9:] = 0
+    rows = rows._replace(attention_mask=short, labels=rows.labels.masked_fill(short == 0, -100))
+    total, n = mean_loss(llama, rows)
+    assert read == [(9, 14, 97)]
+    monkeypatch.setattr(generation, "LOGITS", 3 * 14 * 97)
+    in_parts, same = mean_loss(llama, rows)
+    assert read[1:] == [(3, 14, 97), (3, 14, 97), (3, 9, 97)]
+    assert same == n == int((rows.labels[:, 1:] != -100).sum())
+    logits = llama(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, :-1].double()
+    wanted = torch.nn.functional.cross_entropy(logits.transpose(1, 2), rows.labels[:, 1:], reduction="sum")
+    assert total == pytest.approx(float(wanted), rel=1e-5)
+    assert in_parts == pytest.approx(float(wanted), rel=1e-5)
+    monkeypatch.setattr(generation, "LOGITS", 1)
+    assert mean_loss(llama, rows) == (pytest.approx(float(wanted), rel=1e-5), n)

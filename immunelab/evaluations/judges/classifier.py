@@ -39,7 +39,7 @@ class Classifier:
         # Labels exclude each other, and their probabilities sum to 1, unless the config says that each stands alone.
         alone = model.config.problem_type == "multi_label_classification"
         self.exclusive = not alone and len(self.labels) > 1
-        sizes = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
+        sizes = (positions(model), tokenizer.model_max_length)
         self.most = min([UNLIMITED, *(int(size) for size in sizes if size and size > 0)])
 
     def read(self, texts: Sequence[str], truncation: int = 0, device: str | torch.device = "cpu") -> Read:
@@ -59,6 +59,14 @@ class Classifier:
             values = logits.softmax(-1) if self.exclusive else logits.sigmoid()
             found += values.cpu().tolist()
         return Read(found, cut)
+
+
+def positions(model: PreTrainedModel) -> int:
+    """How many tokens a classifier can read; 0: not stated. RoBERTa and its kin count from behind their padding."""
+    stated = int(getattr(model.config, "max_position_embeddings", None) or 0)
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    padded = [m.num_embeddings - m.padding_idx - 1 for m in tables if getattr(m, "padding_idx", None) is not None]
+    return min(padded, default=stated)
 
 
 def load(source: str, revision: str = "") -> Classifier:
