@@ -40,6 +40,10 @@ class ExtraSafetySft(Defense):
         g.leave(weights, g.gradient(value, weights))
         return {"loss/total": float(value.detach()), "loss/refusal": float(value.detach())}
 
+    def weight(self, batch: Batch) -> float:
+        """The refusals' tokens; under the official mask minibatches count alike, as in the released code."""
+        return 1.0 if self.mask == "official" else batch.take(self)[1].scored()
+
 
 ExtraSafetySft.presets = {
     "paper": ExtraSafetySft(),  # the budget of SEAM's preset `paper`

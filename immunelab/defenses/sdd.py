@@ -56,6 +56,10 @@ class Sdd(Defense):
         g.leave(weights, g.gradient(total, weights))
         return {"loss/total": float(total.detach()), **traced}
 
+    def weight(self, batch: Batch) -> float:
+        """The unrelated answers' tokens; with a replay the loss is a sum of two means."""
+        return 1.0 if self.replay else batch.take(self)[0].scored()
+
 
 @register("defense")
 @dataclass(frozen=True, kw_only=True)

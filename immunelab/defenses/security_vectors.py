@@ -70,6 +70,10 @@ class SecurityVectors(Defense):
         g.leave(weights, direction)
         return traced
 
+    def weight(self, batch: Batch) -> float:
+        """The harmful answers' tokens; with the divergence the loss is a sum of two means."""
+        return 1.0 if self.mu else batch.take(self)[0].scored()
+
     def kept(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """The vector."""
         return attached(model).tensors()

@@ -42,6 +42,10 @@ class Tokens(NamedTuple):
     attention_mask: Tensor
     labels: Tensor
 
+    def scored(self) -> int:
+        """How many tokens are scored: of a row's first one nothing comes before that could predict it."""
+        return int((self.labels[:, 1:] != -100).sum())
+
 
 class Batch(NamedTuple):
     """One minibatch of each named stream that a method asks for; harmful and refusal rows are paired by position."""
@@ -167,7 +171,7 @@ class Budget(Method):
     schedule: Literal["constant", "linear", "cosine"] = knob("cosine", "learning rate after the warm-up")
     warmup: float = knob(0.1, "share of the steps in which the learning rate rises linearly from 0", low=0, high=1)
     clip: float = knob(0.0, "largest global norm of the direction; 0 is off", low=0, high=1e6)
-    accumulation: int = knob(1, "minibatches averaged into one step", low=1, high=4096)
+    accumulation: int = knob(1, "minibatches in one step; a mean over tokens stays one over all", low=1, high=4096)
     precision: Literal["fp32", "bf16-autocast"] = knob("fp32", "arithmetic of the passes; the weights keep their dtype")
     recompute: bool = knob(False, "gradient checkpointing: compute activations again, not keep them", saving=True)
     loss_chunk: int = knob(0, "scored tokens whose logits are held at a time; 0: all", low=0, high=10**9, saving=True)
@@ -182,6 +186,15 @@ class Trained(Budget):
         A weight whose `.grad` is None stays as it is in this step, whatever the optimizer remembers of it.
         """
         raise NotImplementedError
+
+    def weight(self, batch: Batch) -> float:
+        """What a minibatch counts among those of one step.
+
+        A loss that is a mean over tokens of one stream gives how many there are (`Tokens.scored`), so that several
+        minibatches are one large one. By default they count alike: a sum of several means has no such weights, and
+        other functions of a minibatch (a cosine, a logarithm) are no means over tokens.
+        """
+        return 1.0
 
     def prepare(self, model: PreTrainedModel, batches: Feed) -> PreTrainedModel:
         """Before the first step, and again on resume: the model to train; what has `requires_grad` trains."""

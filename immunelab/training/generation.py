@@ -184,7 +184,7 @@ def mean_loss(model: PreTrainedModel, tokens: Tokens) -> tuple[float, int]:
     total, n = 0.0, 0
     with evaluating(model):
         for part in in_passes(model, tokens):
-            scored = int((part.labels[:, 1:] != -100).sum())
+            scored = part.scored()
             total += float(cross_entropy(forward(model, part)[0], part.labels)) * scored
             n += scored
     return total, n

@@ -53,21 +53,27 @@ def rate(budget: Budget, step: int) -> float:
     return budget.learning_rate * shape
 
 
-def direct(ask: Step, model: PreTrainedModel, batches: list[Batch]) -> dict[str, float]:
-    """A step's direction, averaged over minibatches, in `.grad`; the scalars, over the minibatches that have them."""
+def direct(ask: Step, model: PreTrainedModel, batches: list[Batch], counts: list[float]) -> dict[str, float]:
+    """A step's direction, the mean over minibatches, in `.grad`; the scalars, over the minibatches that have them.
+
+    `counts` is what each minibatch counts in these means.
+    """
     if len(batches) == 1:
         return ask(model, batches[0])
     weights = g.trainable(model)
     total = [torch.zeros_like(w) for w in weights]
     collected: list[dict[str, float]] = []
-    for batch in batches:
+    for batch, count in zip(batches, counts, strict=True):
         collected.append(ask(model, batch))
         given = [(sum_, w.grad) for sum_, w in zip(total, weights, strict=True) if w.grad is not None]
-        g.accumulate([sum_ for sum_, _ in given], [grad for _, grad in given], 1 / len(batches))
+        g.accumulate([sum_ for sum_, _ in given], [grad for _, grad in given], count / sum(counts))
     moved = [(w, sum_) for w, sum_ in zip(weights, total, strict=True) if w.grad is not None]
     g.leave([w for w, _ in moved], [sum_ for _, sum_ in moved])
-    found = {name: [c[name] for c in collected if name in c] for name in dict.fromkeys(n for c in collected for n in c)}
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    means = {}
+    for name in dict.fromkeys(name for scalars in collected for name in scalars):
+        have = [(count, scalars[name]) for count, scalars in zip(counts, collected, strict=True) if name in scalars]
+        means[name] = sum(count * value for count, value in have) / sum(count for count, _ in have)
+    return means
 
 
 def rehearsal(model: PreTrainedModel, budget: Budget, minibatches: Iterable[Tokens]) -> Iterator[float]:
@@ -140,7 +146,8 @@ def updates(
             recomputing(model, method.recompute),
             loss_in_chunks(method.loss_chunk),
         ):
-            scalars = dict(direct(direction or method.step, model, minibatches))
+            counts = [method.weight(batch) for batch in minibatches]
+            scalars = dict(direct(direction or method.step, model, minibatches, counts))
             if probes and (step - 1) % probe_every == 0:
                 scalars |= probe(model, probes)
         scalars["norm/update"] = _clip(weights, method.clip)

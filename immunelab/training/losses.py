@@ -148,26 +148,59 @@ def ascent(final: Tensor, layers: list[Tensor]) -> Tensor:
     return -torch.log1p(total / max(1, len(layers)))
 
 
-def differing(a: Tokens, b: Tokens) -> tuple[Scored, Scored]:
+def differing(harmful: Tokens, refusal: Tokens) -> tuple[Scored, Scored]:
     """The released codes' mask of a pair: score only positions where the two texts' token ids differ.
 
     Where a position differs and the one before it does not, the official code predicts it from zeroed logits, a
-    constant ln|V| without gradient; `constant` marks those. Rows of a and b are paired; lengths may differ. A
-    UserError if a pair is identical, because its mask is empty.
+    constant ln|V| without gradient; `constant` marks those. Rows are paired; lengths may differ. A UserError if a pair
+    is identical, because its mask is empty.
+
+    In the authors' texts a line break stands before the harmful answer and a space before the refusal. So that
+    constant falls on the line break, the harmful answer's first token trains, and the refusal's does not. Here both
+    answers follow the same prompt, and harmful rows are compared as if they had that line break: its constant is that
+    of the last token of the prompt. Rows whose labels leave out no prompt are compared as they are.
     """
-    shortest = min(a.input_ids.shape[1], b.input_ids.shape[1])
-    same = a.input_ids[:, :shortest] == b.input_ids[:, :shortest]
-    both = (a.attention_mask[:, :shortest] == 1) & (b.attention_mask[:, :shortest] == 1)
-    same = same & both
-
-    def masked(tokens: Tokens) -> Scored:
-        keep = torch.ones_like(tokens.input_ids, dtype=torch.bool)
-        keep[:, :shortest] = ~same
-        keep &= tokens.attention_mask == 1
-        if not bool(keep.any(dim=1).all()):
+    alike = _same(harmful.input_ids, harmful.attention_mask, refusal)
+    for tokens in (harmful, refusal):
+        own = tokens.attention_mask == 1
+        own[:, : alike.shape[1]] &= ~alike
+        if not bool(own.any(dim=1).all()):
             raise UserError("A harmful answer and its refusal are the same text: their mask is empty. Remove the pair.")
-        before = torch.cat([torch.ones_like(keep[:, :1]), keep[:, :-1]], dim=1)
-        labels = torch.where(keep, tokens.input_ids, torch.full_like(tokens.labels, IGNORED))
-        return Scored(tokens._replace(labels=labels), keep & ~before)
+    starts = (harmful.labels != IGNORED).int().argmax(dim=1, keepdim=True)  # of the answers; 0: no prompt, no break
+    places = torch.arange(harmful.input_ids.shape[1], device=starts.device).expand_as(harmful.input_ids)
+    moved = places + ((places >= starts) & (starts > 0))
+    wide = harmful.input_ids.new_full((len(moved), moved.shape[1] + 1), BREAK).scatter(1, moved, harmful.input_ids)
+    there = torch.ones_like(wide).scatter(1, moved, harmful.attention_mask)
+    there[:, -1:][starts == 0] = 0
+    same = _same(wide, there, refusal)
 
-    return masked(a), masked(b)
+    keep = torch.ones_like(wide, dtype=torch.bool)
+    keep[:, : same.shape[1]] = ~same
+    keep &= there == 1
+    constant = _opening(keep)
+    back, fixed = keep.gather(1, moved), constant.gather(1, moved)
+    stands_in = (places == starts - 1) & ~back  # the prompt's last token for the line break
+    back, fixed = back | stands_in, fixed | stands_in
+    theirs = refusal.attention_mask == 1
+    theirs[:, : same.shape[1]] &= ~same
+    return _masked(harmful, back, fixed), _masked(refusal, theirs, _opening(theirs))
+
+
+BREAK = -1  # stands for a line break, whichever token that is: no token is the same
+
+
+def _same(ids: Tensor, attention: Tensor, other: Tokens) -> Tensor:
+    """Where (rows, the shorter length) both texts have a token, and the same one."""
+    shortest = min(ids.shape[1], other.input_ids.shape[1])
+    both = (attention[:, :shortest] == 1) & (other.attention_mask[:, :shortest] == 1)
+    return both & (ids[:, :shortest] == other.input_ids[:, :shortest])
+
+
+def _opening(keep: Tensor) -> Tensor:
+    """Where a position is kept and the one before it is not."""
+    return keep & ~torch.cat([torch.ones_like(keep[:, :1]), keep[:, :-1]], dim=1)
+
+
+def _masked(tokens: Tokens, keep: Tensor, constant: Tensor) -> Scored:
+    labels = torch.where(keep, tokens.input_ids, torch.full_like(tokens.labels, IGNORED))
+    return Scored(tokens._replace(labels=labels), constant)

@@ -26,3 +26,7 @@ class Supervised(Attack):
         value = loss(model, user)
         g.leave(weights, g.gradient(value, weights))
         return {"loss/total": float(value.detach())}
+
+    def weight(self, batch: Batch) -> float:
+        """The tokens that the loss is a mean of."""
+        return batch.take(self)[0].scored()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -12,7 +13,10 @@ from made_batches import tokens
 from transformers import PreTrainedModel, get_scheduler
 
 from immunelab.attacks.harmful_sft import HarmfulSft
-from immunelab.method import Batch
+from immunelab.defenses.adversarial_loss import AdversarialLoss
+from immunelab.defenses.extra_safety_sft import ExtraSafetySft
+from immunelab.defenses.sdd import Sdd
+from immunelab.method import Batch, Tokens
 from immunelab.training import heads, loop
 
 
@@ -70,6 +74,60 @@ def test_accumulation_equals_one_large_batch(llama: PreTrainedModel) -> None:
     list(loop.updates(whole, HarmfulSft(**settings), lambda i: Batch(user=both)))
     for mine, theirs in zip(llama.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def uneven(seed: int) -> list[Batch]:
+    """Two minibatches whose answers are short in one and long in the other, and both as one large batch."""
+    parts = []
+    for i, prompt in enumerate((9, 3)):
+        streams = {
+            name: tokens(seed + 10 * i + k, rows=2, prompt=prompt)
+            for k, name in enumerate(("harmful", "refusal", "benign", "unrelated", "user"))
+        }
+        streams["refusal"].input_ids[:, :prompt] = streams["harmful"].input_ids[:, :prompt]
+        parts.append(Batch(**streams))
+    both = {
+        name: Tokens(*(torch.cat(each) for each in zip(*(getattr(part, name) for part in parts), strict=True)))
+        for name in ("harmful", "refusal", "benign", "unrelated", "user")
+    }
+    return [*parts, Batch(**both)]
+
+
+@pytest.mark.parametrize("method", [HarmfulSft(), ExtraSafetySft(), Sdd()], ids=lambda m: m.name)
+def test_accumulation_weighs_tokens_as_one_large_batch(llama: PreTrainedModel, method: Any) -> None:
+    llama.double()
+    whole = copy.deepcopy(llama)
+    *parts, both = uneven(3)
+    budget = {"learning_rate": 1e-2, "steps": 1, "warmup": 0.0, "optimizer": "sgd"}
+    settings = dataclasses.replace(method, accumulation=2, **budget)
+    ((_, traced),) = loop.updates(llama, settings, lambda i: parts[i])
+    ((_, wanted),) = loop.updates(whole, dataclasses.replace(method, **budget), lambda i: both)
+    assert parts[0].user is not None
+    assert parts[1].user is not None
+    assert 2 * parts[0].user.scored() < parts[1].user.scored()
+    assert traced["loss/total"] == pytest.approx(wanted["loss/total"], rel=1e-9)
+    for mine, theirs in zip(llama.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "method", [AdversarialLoss(), ExtraSafetySft(mask="official"), Sdd(replay=0.5)], ids=lambda m: m.name
+)
+def test_minibatches_of_several_means_count_alike(llama: PreTrainedModel, method: Any) -> None:
+    llama.double()
+    *parts, _ = uneven(3)
+    directions = []
+    for part in parts:
+        llama.zero_grad()
+        method.step(llama, part)
+        directions.append([p.grad.clone() for p in llama.parameters() if p.grad is not None])
+    before = [p.detach().clone() for p in llama.parameters()]
+    settings = dataclasses.replace(
+        method, accumulation=2, learning_rate=1.0, steps=1, warmup=0.0, optimizer="sgd", schedule="constant"
+    )
+    list(loop.updates(llama, settings, lambda i: parts[i]))
+    for old, new, a, b in zip(before, llama.parameters(), *directions, strict=True):
+        torch.testing.assert_close(old - new, (a + b) / 2, rtol=1e-9, atol=1e-9)
 
 
 def test_clipping_limits_the_step(llama: PreTrainedModel) -> None:
