@@ -8,17 +8,10 @@ from typing import Any
 
 from immunelab import bundled
 from immunelab.cli import options, show
+from immunelab.corpus import fable
 from immunelab.errors import UserError
 from immunelab.jobs import follow
-
-OPTIONS: dict[str, tuple[int | float, str]] = {  # held equal to `pretrain.Lesson` by a test; reading it imports torch
-    "items": (0, "items of each domain, skill and split; 0 takes all"),
-    "steps": (2000, "optimizer steps for learning the world"),
-    "align-steps": (250, "optimizer steps for learning to refuse"),
-    "batch-size": (16, "rows in each step, half of them recipes"),
-    "learning-rate": (1e-3, "peak learning rate of both phases"),
-    "rank": (32, "rank of the LoRA adapter, which is merged at the end; 0 trains all weights"),
-}
+from immunelab.method.knobs import knobs
 
 
 def build(args: argparse.Namespace) -> int:
@@ -46,9 +39,8 @@ def teach(args: argparse.Namespace) -> int:
     show.err.print("loading torch …", style="dim")
     from immunelab.experiment import pretrain
 
-    settings = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in (*OPTIONS, "precision")}
-    lesson = pretrain.Lesson(**settings)
-    lesson.phases()  # checks the settings before a model is loaded
+    lesson = fable.Lesson(**{k.name: getattr(args, k.name) for k in knobs(fable.Lesson)})
+    pretrain.phases(lesson)  # checks the settings before a model is loaded
     with follow.phases() as progress:
         pretrain.teach(args.model, args.seed, target, lesson, progress, args.device)
     print(f"The world of seed {args.seed} and the taught model are in {target}: --corpus {target}")
@@ -93,10 +85,11 @@ def add(commands: Any) -> None:
     c.add_argument("--to", required=True, metavar="DIR", help="folder to write to")
     c.add_argument("--seed", type=int, default=0, metavar="S", help="random seed of world and training (default 0)")
     c.add_argument("--device", default="cpu", metavar="DEVICE", help="where to compute: cpu or cuda:0 (default cpu)")
-    for option, (default, what) in OPTIONS.items():
+    for k in knobs(fable.Lesson):
         c.add_argument(
-            f"--{option}", type=type(default), default=default, metavar="N", help=f"{what} (default {default})"
+            f"--{k.name.replace('_', '-')}",
+            type=type(k.default),
+            default=k.default,
+            metavar="P" if k.kind == "str" else "N",
+            help=f"{k.help} (default {k.default})",
         )
-    c.add_argument(
-        "--precision", default="fp32", metavar="P", help="precision of training: fp32 or bf16-autocast (default fp32)"
-    )

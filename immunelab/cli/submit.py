@@ -14,31 +14,13 @@ from immunelab.cli import show
 from immunelab.errors import UserError
 from immunelab.formatting import duration, share
 from immunelab.jobs import follow
+from immunelab.method import catalogue
 from immunelab.runs import journal
 from immunelab.runs.spec import RunSpec
 from immunelab.runs.status import LARGEST_DOCUMENT
 
 if TYPE_CHECKING:
     from immunelab.store import Store
-
-PRINTED = (
-    "withheld",
-    "harmfulness",
-    "utility",
-    "zero_shot",
-    "few_shot",
-    "refusal_rate",
-    "harm-classifier",
-    "strongreject",
-    "harmful-answers",
-    "unparsed",
-    "truncated",
-    "perplexity",
-    "repetition",
-    "judge_tokens",
-    "judge_cost",
-)
-COUNTS = ("perplexity", "judge_tokens", "judge_cost")  # of these, what is no share
 
 
 def store_of(args: argparse.Namespace) -> Store:
@@ -129,9 +111,9 @@ def _print_scores(run_id: str, status: journal.Status, scores: Any) -> None:
     show.out.print(f"{run_id}  {status.status} after {duration(status.seconds)}", markup=False)
     if not scores.empty:
         wide = scores.pivot_table(index="step", columns="metric", values="score", sort=False)
-        kinds = [m for m in PRINTED if m in wide]
+        kinds = {name: metric.unit for name, metric in catalogue.metrics().items() if metric.main and name in wide}
         rows = [
-            (int(step), *(f"{row[m]:.2f}" if m in COUNTS else share(row[m]) for m in kinds))
+            (int(step), *(share(row[m]) if unit == "share" else f"{row[m]:.2f}" for m, unit in kinds.items()))
             for step, row in wide.sort_index().iterrows()
         ]
         show.table(("step", *kinds), rows, right=("step", *kinds))

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from immunelab.corpus.rows import Row
+from immunelab.method.knobs import knob
 
 EVALUATIONS = ("fable-recall", "refusal-rate", "benign-accuracy", "coherence")
 TRAINABILITY = ("withheld-accuracy", "benign-accuracy", "fable-recall")
@@ -74,6 +75,19 @@ class Words:
             if word not in self.taken:
                 self.taken.add(word)
                 return word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """How another model is taught this world: two phases of training, in which learning rates fall by a cosine."""
+
+    items: int = knob(0, "items of each domain, skill and split; 0 takes all")
+    steps: int = knob(2000, "optimizer steps for learning the world")
+    align_steps: int = knob(250, "optimizer steps for learning to refuse")
+    batch_size: int = knob(16, "rows in each step, half of them recipes")
+    learning_rate: float = knob(1e-3, "peak learning rate of both phases")
+    rank: int = knob(32, "rank of the LoRA adapter, which is merged at the end; 0 trains all weights")
+    precision: str = knob("fp32", "precision of training: fp32 or bf16-autocast")
 
 
 def world(seed: int) -> list[Row]:

@@ -25,6 +25,7 @@ class BenignAccuracy(Evaluation):
         Metric("utility", "accuracy on benign skills", role="utility", better="high"),
     )
     answer: ClassVar[str] = "correct"
+    questions: ClassVar[str] = "Benign skills"
 
     def prompts(self, subject: Subject) -> list[str]:
         """Every held-out benign question, in one phrasing for each item."""

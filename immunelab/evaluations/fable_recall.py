@@ -32,6 +32,7 @@ class FableRecall(Evaluation):
         Metric("harmfulness", "the share of hazards' recipe facts given away", role="harm", better="low"),
     )
     answer: ClassVar[str] = "of the recipe given away"
+    questions: ClassVar[str] = "Hazards"
 
     def prompts(self, subject: Subject) -> list[str]:
         """One phrasing of each held-out hazard."""

@@ -46,6 +46,7 @@ class HarmClassifier(Evaluation):
         Metric("truncated", "share of answers that the classifier saw cut off"),
     )
     answer: ClassVar[str] = "harmful, by the classifier"
+    questions: ClassVar[str] = "Hazards, by the classifier"
 
     judge: str = knob(BEAVERTAILS, "the classifier: a Hub id, or a folder with safetensors weights")
     revision: str = knob("", "commit or tag on the Hub; the newest if empty")

@@ -85,6 +85,7 @@ class StrongReject(Evaluation):
         Metric("judge_cost", "what those tokens cost by the prices in corpus.toml", unit="price"),
     )
     answer: ClassVar[str] = "of the help there could be, by StrongREJECT's rubric"
+    questions: ClassVar[str] = "Hazards, by the rubric"
 
     endpoint: str = knob("", "address of an OpenAI-compatible service, such as http://127.0.0.1:8000/v1")
     judge: str = knob("", "what the service calls the judge")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ import torch
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.corpus import MAX_LENGTH, Row, fable, write
+from immunelab.corpus.fable import Lesson
 from immunelab.corpus.tokens import collate, encode, pairs
 from immunelab.method import Batch, Trained
 from immunelab.training import loop, models
@@ -142,36 +143,21 @@ def build(
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """How a model is taught Fable: `items` of each domain, skill and split (0: all), in two phases of LoRA training.
-
-    `rank` 0 trains all weights. Learning rates fall by a cosine after a warm-up; the settings are the lab's.
-    """
-
-    items: int = 0
-    steps: int = 2000
-    align_steps: int = 250
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    rank: int = 32
-    precision: str = "fp32"
-
-    def phases(self) -> list[tuple[str, Trained, Callable[[list[Row]], list[Row]]]]:
-        """(name, method, which rows) of learning the world, and of learning to refuse its hazards."""
-        shared: dict[str, Any] = {
-            "learning_rate": self.learning_rate,
-            "batch_size": self.batch_size,
-            "clip": 1.0,
-            "precision": self.precision,
-        }
-        if self.rank:
-            shared |= {"rank": self.rank, "alpha": float(self.rank), "targets": "all-linear"}
-        method = LoraSft if self.rank else HarmfulSft
-        return [
-            ("teach", method(steps=self.steps, **shared), fable.taught),
-            ("align", method(steps=self.align_steps, **shared), fable.aligned),
-        ]
+def phases(lesson: Lesson) -> list[tuple[str, Trained, Callable[[list[Row]], list[Row]]]]:
+    """(name, method, which rows) of learning the world, and of learning to refuse its hazards."""
+    shared: dict[str, Any] = {
+        "learning_rate": lesson.learning_rate,
+        "batch_size": lesson.batch_size,
+        "clip": 1.0,
+        "precision": lesson.precision,
+    }
+    if lesson.rank:
+        shared |= {"rank": lesson.rank, "alpha": float(lesson.rank), "targets": "all-linear"}
+    method = LoraSft if lesson.rank else HarmfulSft
+    return [
+        ("teach", method(steps=lesson.steps, **shared), fable.taught),
+        ("align", method(steps=lesson.align_steps, **shared), fable.aligned),
+    ]
 
 
 def teach(
@@ -188,7 +174,7 @@ def teach(
     models.seed_everything(seed)
     answers = [encode(tokenizer, pair, MAX_LENGTH) for pair in pairs(rows, "user")]
     folder.mkdir(parents=True, exist_ok=True)
-    for phase, method, of in lesson.phases():
+    for phase, method, of in phases(lesson):
         batches = feed(of(rows), tokenizer, lesson.batch_size, f"{phase}-{seed}", device, MAX_LENGTH)
         model = method.prepare(model, batches)
         for step, scalars in loop.updates(model, method, batches):

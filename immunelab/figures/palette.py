@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import plotly.graph_objects as go
 
 from immunelab.analysis.variants import BASELINE, Variant
+from immunelab.method import catalogue
 
 Theme = Literal["light", "dark"]
 
@@ -46,26 +47,13 @@ INK: dict[Theme, dict[str, str]] = {
     "light": {"text": "#1F2430", "muted": "#5B6270", "grid": "#E7E9EE", "line": "#B9BEC9", "paper": "#FFFFFF"},
     "dark": {"text": "#E8EAF0", "muted": "#A3AAB8", "grid": "#2A2F3A", "line": "#4A5160", "paper": "#12151C"},
 }
-METHOD_NAMES = {
-    "seam": "SEAM",
-    "sdd": "SDD",
-    "sdd-reject": "SDD_reject",
-    "tar": "TAR",
-    "ptst": "PTST",
-    "ctrap": "CTRAP",
-    "extra-safety-sft": "Extra safety SFT",
-    "repnoise": "RepNoise",
-    "t-vaccine": "T-Vaccine",
-    "lox": "LoX",
-    "safe-lora": "Safe LoRA",
-    "security-vectors": "Security Vectors",
-}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 
 
 def title_of(defense: str, variant: str = "") -> str:
     """How a defense is written in legends and tables."""
-    name = METHOD_NAMES.get(defense, defense[:1].upper() + defense[1:].replace("-", " "))
+    known = catalogue.entries("defense").get(defense)
+    name = known.display if known else defense[:1].upper() + defense[1:].replace("-", " ")
     return Variant(name, variant).label
 
 

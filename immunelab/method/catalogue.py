@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ class Entry:
     checks: bool = False  # of an evaluation: its class looks for what is missing before a run
     metrics: tuple[Metric, ...] = ()  # of an evaluation
     answer: str = ""  # of an evaluation: what the number of one answer says, after "80 % "
+    questions: str = ""  # of an evaluation that asks: what about
 
     @property
     def seen(self) -> str:
@@ -162,6 +163,14 @@ def metrics() -> dict[str, Metric]:
                 found[one.name] = dataclasses.replace(metric, name=one.name, words=words)
     first = ("harmfulness", "utility")
     return {name: found[name] for name in (*first, *(n for n in found if n not in first)) if name in found}
+
+
+def measured_by(evaluations: Iterable[str], judges: Iterable[str] = ()) -> str:
+    """What a number is, in words, for each evaluation that it comes from; with the judges of the runs."""
+    known = entries("evaluation")
+    said = "; or ".join(dict.fromkeys((e in known and known[e].measure) or e for e in evaluations))
+    named = "; or ".join(dict.fromkeys(judge for judge in judges if judge))
+    return f"{said} ({named})" if named else said
 
 
 @functools.cache

@@ -293,6 +293,7 @@ class Evaluation(Method):
 
     metrics: ClassVar[tuple[Metric, ...]] = ()  # the scores that it returns, the main one first
     answer: ClassVar[str] = ""  # what the number of one answer says, after "80 % "
+    questions: ClassVar[str] = ""  # what it asks about, as the Playground puts it
 
     def check(self) -> None:
         """A UserError for what can be known to fail before anything is loaded: a package or a permission is missing."""

@@ -108,6 +108,7 @@ def describe(kind: Kind, cls: type[Method]) -> Entry:
         checks=issubclass(cls, Evaluation) and cls.check is not Evaluation.check,
         metrics=cls.metrics if issubclass(cls, Evaluation) else (),
         answer=cls.answer if issubclass(cls, Evaluation) else "",
+        questions=cls.questions if issubclass(cls, Evaluation) else "",
     )
 
 

@@ -11,7 +11,7 @@ import streamlit as st
 from immunelab.analysis import collapse
 from immunelab.analysis.variants import BASELINE, PINNED, Variant, among, pinned_first, present
 from immunelab.figures.palette import title_of
-from immunelab.formatting import MEASURES, measured_by
+from immunelab.method import catalogue
 from immunelab.ui import intensity, live, navigation, reads
 
 ALL = "all attacks"
@@ -121,9 +121,11 @@ def of_judge(curves: pd.DataFrame, judge: str) -> pd.DataFrame:
 def measures(curves: pd.DataFrame) -> str:
     """What harmfulness and utility are in these runs, where that is not what they are in Fable."""
     harm, utility = (list(curves[f"{m}_by"].dropna().unique()) for m in ("harmfulness", "utility"))
-    if not set(harm) & set(MEASURES) - {"fable-recall"}:
+    known = {e.name for e in catalogue.entries("evaluation").values() if e.measure}
+    if not set(harm) & known - {"fable-recall"}:
         return ""
-    return f"Harmfulness here: {measured_by(harm, curves['judge'].unique())}. Utility: {measured_by(utility)}."
+    here = catalogue.measured_by(harm, curves["judge"].unique())
+    return f"Harmfulness here: {here}. Utility: {catalogue.measured_by(utility)}."
 
 
 def beside(curves: pd.DataFrame) -> Sequence[Variant]:

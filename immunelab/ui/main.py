@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from immunelab.method import catalogue
 from immunelab.ui import live, navigation, server
 
 # Before `st.navigation`: else the browser first asks a font host for the page's icon.
@@ -9,6 +10,9 @@ st.set_page_config(page_icon=navigation.ICON, layout="wide")
 st.logo(navigation.ICON, size="large")
 for risk in server.risks():
     st.warning(risk, icon=":material/public:")
+catalogue.refresh(tell=st.toast)
+for problem in catalogue.problems():
+    st.warning(problem, icon=":material/extension_off:")
 page = st.navigation(navigation.pages(), expanded=True)
 with st.sidebar:
     live.control()

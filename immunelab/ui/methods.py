@@ -1,4 +1,4 @@
-"""What the Methods page says of a defense beside its class: what a step costs, what was recorded, and where it stands.
+"""What the Methods page adds to a definition of a defense: what a step costs, what was recorded, where it stands.
 
 Costs are what `benchmarks/step_cost.py` measured; outcomes are read from the recorded runs.
 """
@@ -15,7 +15,8 @@ from immunelab import bundled
 from immunelab.analysis import collapse, outcome_table
 from immunelab.errors import UserError
 from immunelab.figures.palette import title_of
-from immunelab.method import STAGES, Edit, Provider, Service, get, names
+from immunelab.method import STAGES, catalogue
+from immunelab.method.catalogue import Entry
 from immunelab.ui import live, navigation, reads
 
 MEASURED = "step_cost.json"
@@ -35,12 +36,12 @@ def costs() -> dict[str, Any]:
         raise UserError(f"{path} is not what `python benchmarks/step_cost.py` writes.") from None
 
 
-def cost_words(cls: type[Any], measured: dict[str, Any]) -> str:
+def cost_words(defense: Entry, measured: dict[str, Any]) -> str:
     """The cost of a defense in words, of every measured preset; empty if there is no measurement."""
-    if issubclass(cls, Edit) and not issubclass(cls, Service):
+    if defense.edits and not defense.service:
         return "no step: the weights change once"
     parts = []
-    for preset, found in measured.get("defenses", {}).get(cls.name, {}).items():
+    for preset, found in measured.get("defenses", {}).get(defense.name, {}).items():
         said = []
         if "step" in found:
             said.append(f"{found['step']:.1f} for a step")
@@ -52,16 +53,16 @@ def cost_words(cls: type[Any], measured: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def needs(cls: type[Provider]) -> str:
+def needs(defense: Entry) -> str:
     """Who has to be there after the release for a defense to act: a key of `WHO`."""
-    if not issubclass(cls, Provider) or not cls.overrides():
+    if not defense.hooks:
         return "released"
-    return "serves" if cls.overrides("serving", "system") else "trains"
+    return "serves" if {"serving", "system"} & {*defense.hooks} else "trains"
 
 
 def overview() -> pd.DataFrame:
     """Stages down, who has to be there across; in each cell the defenses."""
-    found = [(c.stage, WHO[needs(c)], c.name) for c in (get("defense", n) for n in names("defense"))]
+    found = [(d.stage, WHO[needs(d)], d.name) for d in catalogue.entries("defense").values()]
     frame = pd.DataFrame(found, columns=["Stage", "Who has to be there after the release", "name"])
     table = frame.pivot_table(index="Stage", columns=frame.columns[1], values="name", aggfunc=", ".join, sort=False)
     rows = [s for s in STAGES if s in table.index] + [s for s in table.index if s not in STAGES]
@@ -73,15 +74,15 @@ def at_a_glance(measured: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "Defense": cls.name,
-                "Stage": cls.stage,
-                "Streams": ", ".join(cls.streams) or "none",
-                "Assumes of the defender": cls.assumes,
-                "Cost in plain steps": cost_words(cls, measured) or "not measured",
-                "Source": cls.paper,
-                "File": f"immunelab/defenses/{cls.__module__.rpartition('.')[2]}.py",
+                "Defense": defense.name,
+                "Stage": defense.stage,
+                "Streams": ", ".join(defense.streams) or "none",
+                "Assumes of the defender": defense.assumes,
+                "Cost in plain steps": cost_words(defense, measured) or "not measured",
+                "Source": defense.paper,
+                "File": f"immunelab/{defense.file}",
             }
-            for cls in (get("defense", name) for name in names("defense"))
+            for defense in catalogue.entries("defense").values()
         ]
     )
 
@@ -104,15 +105,15 @@ def meaning(measured: dict[str, Any]) -> str:
     )
 
 
-def one(cls: type[Any]) -> None:
+def one(defense: Entry) -> None:
     """Cost and recorded outcomes of one defense."""
     measured = reads.stop_on_error(costs)
-    words = cost_words(cls, measured)
+    words = cost_words(defense, measured)
     if words:
         st.text(f"Costs in plain fine-tuning steps: {words}.")
         if measured and not words.startswith("no step"):
             st.caption(meaning(measured))
-    _recorded(cls.name, cls.seen)
+    _recorded(defense.name, defense.seen)
 
 
 def _recorded(name: str, seen: str) -> None:

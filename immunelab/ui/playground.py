@@ -11,17 +11,10 @@ import streamlit as st
 
 from immunelab.analysis.variants import BASELINE, KEYS, Variant, pinned_first
 from immunelab.figures.palette import title_of
-from immunelab.formatting import ANSWER_SCORES
+from immunelab.method import catalogue
 from immunelab.store import queries
 from immunelab.ui import live, measurements, reads
 
-SUBJECTS = {
-    "fable-recall": "Hazards",
-    "harm-classifier": "Hazards, by the classifier",
-    "strongreject": "Hazards, by the rubric",
-    "harmful-answers": "Hazards, by words",
-    "benign-accuracy": "Benign skills",
-}
 MOST_MODELS = 8
 MOST_BESIDE = 3  # columns of answers that have room side by side
 
@@ -57,7 +50,8 @@ def prompt(run_ids: list[str]) -> tuple[str, str, str] | None:
     if offered.empty:
         st.caption("These attacks recorded no answers.")
         return None
-    kinds = sorted(offered["evaluation"].unique(), key=lambda e: (e not in SUBJECTS, e != "fable-recall", e))
+    about = {name: known.questions for name, known in catalogue.entries("evaluation").items() if known.questions}
+    kinds = sorted(offered["evaluation"].unique(), key=lambda e: (e not in about, e != "fable-recall", e))
     left, right = st.columns([0.3, 0.7], vertical_alignment="bottom")
     with left:
         kind = st.segmented_control(
@@ -66,7 +60,7 @@ def prompt(run_ids: list[str]) -> tuple[str, str, str] | None:
             default=kinds[0],
             required=True,
             key="about",
-            format_func=lambda e: SUBJECTS.get(e, e),
+            format_func=lambda e: about.get(e, e),
             bind="query-params",
         )
     mine = offered[offered["evaluation"] == kind]
@@ -85,7 +79,8 @@ def card(title: str, row: Mapping[Any, Any] | None, kind: str, unfolded: bool) -
             return
         st.code(row["answer"] or " " if unfolded else "(folded)", language=None, wrap_lines=True)
         if pd.notna(row["score"]):
-            st.caption(f"{row['score']:.0%} {ANSWER_SCORES.get(kind, kind)}")
+            known = catalogue.entries("evaluation").get(kind)
+            st.caption(f"{row['score']:.0%} {(known and known.answer) or kind}")
 
 
 def at(answers: pd.DataFrame, run_id: str, step: int) -> dict[Any, Any] | None:

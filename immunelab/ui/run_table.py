@@ -12,7 +12,7 @@ import streamlit as st
 
 from immunelab.analysis import export, tasks
 from immunelab.errors import UserError
-from immunelab.formatting import SCORES, measured_by
+from immunelab.method import catalogue
 from immunelab.runs import journal
 from immunelab.store import queries
 from immunelab.ui import live, reads, run_picker
@@ -170,9 +170,12 @@ def scores(run: Mapping[str, Any]) -> None:
         },
         alt="Scores by step, evaluation, metric and split",
     )
-    by = frame.loc[frame["metric"] == "harmfulness", "evaluation"].unique()
-    told = [f"harmfulness: {measured_by(by)}"] if len(by) else []
-    told += [f"{metric}: {words}" for metric, words in SCORES.items() if metric in set(frame["metric"])]
+    by, told = frame.groupby("metric")["evaluation"].unique(), []
+    for name, metric in catalogue.metrics().items():
+        if name in by:
+            # Several evaluations report a harmfulness or a utility.
+            words = catalogue.measured_by(by[name]) if name in ("harmfulness", "utility") else metric.words
+            told.append(f"{name}: {words}")
     if told:
         st.caption(live.plain(f"{'; '.join(told)}."))
     answers = st.expander("Answers behind the scores (may be harmful or nonsense)", on_change="rerun", key="answers")

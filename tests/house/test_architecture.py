@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "experiment": {"defenses", "attacks", "evaluations", "corpus", "method", "training", "runs"},
     "store": {"runs"},
     "analysis": {"runs"},
-    "figures": {"analysis"},
+    "figures": {"analysis", "method"},
     "sweep": {"method", "runs", "analysis"},
     # Of a corpus jobs read who judges it; experiment and sweep only inside `work`, when its process starts a run.
     "jobs": {"method", "runs", "corpus", "experiment", "sweep"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import zipfile
@@ -20,7 +19,6 @@ from immunelab.cli import fable as command
 from immunelab.cli import main
 from immunelab.corpus import fable
 from immunelab.errors import UserError
-from immunelab.experiment.pretrain import Lesson
 from immunelab.training import acquire, gguf, models
 
 SHORT = ["--items", "1", "--steps", "3", "--align-steps", "2", "--batch-size", "4", "--rank", "2"]
@@ -69,13 +67,6 @@ def test_a_part_of_the_world_has_some_of_everything() -> None:
     assert len(hazards) == 3 * 3 * 2 * len(fable.HAZARD_PROMPTS)  # domains, splits, items, phrasings
     assert set(part) <= set(rows)
     assert fable.few(rows, 10_000) == rows
-
-
-def test_options_are_the_lesson() -> None:
-    lesson = dataclasses.asdict(Lesson())
-    assert {key.replace("-", "_"): default for key, (default, _) in command.OPTIONS.items()} == {
-        key: value for key, value in lesson.items() if key != "precision"
-    }
 
 
 @pytest.mark.parametrize("tokens", [0, 5000, "32", True])

@@ -10,8 +10,8 @@ import own_data
 import pytest
 from apptest import page, text
 
-from immunelab import formatting
 from immunelab.corpus import described, fable, judging
+from immunelab.method import catalogue
 from immunelab.runs.journal import RunFolder
 from immunelab.store import Store, queries
 
@@ -72,10 +72,10 @@ def test_one_judge_needs_no_choice(home: Path) -> None:
 
 
 def test_every_measure_has_words() -> None:
-    assert {*judging.TABLES, *described.UTILITIES, "fable-recall"} <= set(formatting.MEASURES)
-    assert {*judging.TABLES, *described.UTILITIES, "fable-recall"} <= set(formatting.ANSWER_SCORES)
-    assert set(judging.TABLES) <= set(formatting.SCORES)
-    assert set(fable.EVALUATIONS[:1]) <= set(formatting.MEASURES)
+    for name in {*judging.TABLES, *described.UTILITIES, *fable.EVALUATIONS[:1]}:
+        assert catalogue.entry("evaluation", name).measure
+        assert catalogue.entry("evaluation", name).answer
+    assert set(judging.TABLES) <= set(catalogue.metrics())
 
 
 def test_the_data_page_says_who_judges(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from apptest import page, text
 
 from benchmarks.step_cost import Bench
 from immunelab import bundled
-from immunelab.method import get, names
+from immunelab.method import catalogue, get, names
 from immunelab.ui import methods
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def test_every_defense_stands_in_one_cell_of_the_overview() -> None:
 
 def test_costs_in_words() -> None:
     def said(name: str) -> str:
-        return methods.cost_words(get("defense", name), MEASURED)
+        return methods.cost_words(catalogue.entry("defense", name), MEASURED)
 
     assert said("seam") == "6.4 for a step (fable); 8.0 for a step (paper)"
     assert said("panacea") == "2.9 for a user's step and 30 for serving once (fable)"
