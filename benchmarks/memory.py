@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Counter(TorchDispatchMode):
-    """Inside it, `peak` is the largest number of bytes alive at once, those of `held` from the start included.
+    """Inside it, `peak` is the largest number of bytes alive at once, the `held` ones from the start included.
 
     Storages marked by `waiting` (they would be in main memory if this were a GPU) count for `peak_waiting` instead.
     """
@@ -28,6 +28,7 @@ class Counter(TorchDispatchMode):
         self.now = self.peak = self.now_waiting = self.peak_waiting = 0
         for tensor in held:
             self.see(tensor)
+        self.held = self.now
 
     def see(self, tensor: torch.Tensor) -> None:
         """Count the storage of a tensor, once."""

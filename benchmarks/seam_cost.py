@@ -38,9 +38,7 @@ from immunelab.defenses.seam import Seam
 from immunelab.experiment.run import versions
 from immunelab.method import Batch, Tokens, Trained
 from immunelab.training import gradients as g
-from immunelab.training import loop
-from immunelab.training.heads import loss_in_chunks
-from immunelab.training.models import recomputing
+from immunelab.training import loop, savings
 
 LAYERED = Seam(learning_rate=0.0, beta=0.01)
 FINAL = replace(LAYERED, ascent="final-logit")
@@ -77,7 +75,7 @@ def of(method: Trained) -> Step:
     """A method's step, with its savings, as the loop makes it."""
 
     def step(model: PreTrainedModel, batch: Batch) -> None:
-        with recomputing(model, method.recompute), loss_in_chunks(method.loss_chunk):
+        with savings.saving(model, method):
             method.step(model, batch)
 
     return step
@@ -85,8 +83,7 @@ def of(method: Trained) -> Step:
 
 def naive(method: Seam) -> Step:
     """Six passes and clones."""
-    settings: dict[str, Any] = {"alpha": method.alpha, "beta": method.beta, "epsilon": method.epsilon}
-    return lambda model, batch: six_passes.step(model, batch, layered=method.ascent == "layerwise", **settings)
+    return lambda model, batch: six_passes.step(model, batch, method)
 
 
 VARIANTS: dict[str, Step] = {
@@ -120,12 +117,13 @@ def measured(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Ba
     optimizer.zero_grad(set_to_none=True)
     states = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     counter = Counter([*model.parameters(), *model.buffers(), *states])
-    original = g.aside
+    kept = savings.aside
 
-    def aside(tensors: Any, *, dtype: torch.dtype | None = None, host: bool = False) -> g.Gradient:
+    def aside(tensors: Any, *, exact: bool = False) -> g.Gradient:
+        host = savings.waiting().host
         found = [
             t.detach().clone() if host and t is o else t
-            for t, o in zip(original(tensors, dtype=dtype), tensors, strict=True)
+            for t, o in zip(kept(tensors, exact=exact), tensors, strict=True)
         ]
         for tensor in found if host else []:
             counter.waiting(tensor)
@@ -137,18 +135,22 @@ def measured(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Ba
             for t, x in zip(tensors, like, strict=True)
         ]
 
+    def copied(tensors: Any) -> g.Gradient:
+        found = [t.detach().clone() for t in tensors]
+        for tensor in found if savings.waiting().host else []:
+            counter.waiting(tensor)
+        return found
+
     with ExitStack() as stack:
-        stack.enter_context(patch.object(g, "aside", aside))
-        stack.enter_context(patch.object(g, "near", near))
-        stack.enter_context(patch.object(g, "on_device", lambda parameters: True))
-        # As for a model of 800 million parameters: temporary tensors of 64 MiB at a time out of 3 GB.
-        stack.enter_context(patch.object(g, "BUCKET", sum(p.numel() * 4 for p in model.parameters()) // 48))
+        for double in (aside, near, copied):
+            stack.enter_context(patch.object(savings, double.__name__, double))
         stack.enter_context(counter)
         step(model, batch)
         optimizer.step()
     n = sum(p.numel() for p in model.parameters())
     return {
         "bytes a parameter": round(counter.peak / n, 2),
+        "beside weights and optimizer, in weights": round((counter.peak - counter.held) / (4 * n), 2),
         "waiting, bytes a parameter": round(counter.peak_waiting / n, 2),
     }
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from immunelab.method import Attack, Batch, knob, register
-from immunelab.training import gradients as g
-from immunelab.training.coupling import NEEDS_FP32, add, coupling
-from immunelab.training.losses import Scored
-from immunelab.training.models import deterministic
+from immunelab.training.coupling import NEEDS_FP32
+from immunelab.training.losses import scored
+from immunelab.training.objective import CrossEntropy, GradientCosine, Objective, minimize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,30 +38,19 @@ class SeamUndo(Attack):
     mu: float = knob(1.0, "weight of the benign loss", symbol="μ", low=0, high=100)
     harm: float = knob(0.0, "weight of the harmful loss", symbol="λ", low=0, high=100)
 
+    def objective(self, batch: Batch) -> Objective:
+        """L of one minibatch each of `harmful` and `benign`."""
+        harmful, benign = scored(self, batch)
+        cosine = GradientCosine(harmful, benign, epsilon=self.epsilon, largest=self.coupling_clip)
+        return -self.beta * cosine + self.mu * CrossEntropy(benign) + self.harm * CrossEntropy(harmful)
+
+    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
+        """∇L; that of the cosine is estimated as SEAM does."""
+        return minimize(model, self.objective(batch))
+
     def in_fp32(self) -> str:
         """As for SEAM, whose estimate it takes."""
         return NEEDS_FP32 if self.beta else ""
-
-    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """The gradient of L; that of the cosine is estimated as SEAM does."""
-        harmful, benign = (Scored(tokens) for tokens in batch.take(self))
-        weights = g.trainable(model)
-        with deterministic(model), torch.autocast(model.device.type, enabled=False):
-            coupled = coupling(
-                model,
-                weights,
-                harmful,
-                benign,
-                epsilon=self.epsilon,
-                needed=self.beta != 0,
-                share=lambda trace: (self.harm, self.mu),
-            )
-        direction = coupled.rest or [torch.zeros_like(w) for w in weights]
-        add(direction, coupled.gradient, -self.beta, self.coupling_clip)
-        g.leave(weights, direction)
-        traced = coupled.trace
-        total = -self.beta * traced["cosine/harmful-benign"] + self.mu * traced["loss/benign"]
-        return {"loss/total": total + self.harm * traced["loss/harmful"], **traced}
 
 
 SeamUndo.presets = {

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from immunelab.method import Batch, Defense, knob, register
-from immunelab.training import gradients as g
-from immunelab.training.activations import layerwise
-from immunelab.training.losses import Scored, differing, loss
+from immunelab.training.losses import scored
+from immunelab.training.objective import Ascent, CrossEntropy, Objective, minimize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,30 +36,15 @@ class AdversarialLoss(Defense):
     mask: Literal["official", "response"] = knob("official", "tokens scored: where the pair differs, or the answer")
     retain: float = knob(0.0, "weight of a benign loss term (extension)", low=0, high=100)
 
+    def objective(self, batch: Batch) -> Objective:
+        """L, and the benign term if there is one."""
+        harmful, refusal, benign = scored(self, batch, self.mask)
+        wanted = CrossEntropy(refusal) + self.alpha * Ascent(harmful, on=self.ascent)
+        return wanted + self.retain * CrossEntropy(benign) if self.retain else wanted
+
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """The gradient of L: two forward passes, one backward; a third pass for the benign term, if there is one."""
-        harmful, refusal, benign = (Scored(tokens) for tokens in batch.take(self))
-        if self.mask == "official":
-            harmful, refusal = differing(harmful.tokens, refusal.tokens)
-        weights = g.trainable(model)
-        refuse = loss(model, refusal)
-        if self.ascent == "layerwise":
-            harm, forget = layerwise(model, harmful)
-        else:
-            harm = loss(model, harmful)
-            forget = -harm
-        total = refuse + self.alpha * forget
-        kept = {}
-        if self.retain:
-            keep = loss(model, benign)
-            total, kept = total + self.retain * keep, {"loss/benign": float(keep.detach())}
-        g.leave(weights, g.gradient(total, weights))
-        return kept | {
-            "loss/total": float(total.detach()),
-            "loss/refusal": float(refuse.detach()),
-            "loss/harmful": float(harm.detach()),
-            "loss/ascent": float(forget.detach()),
-        }
+        """∇L: two forward passes, one backward; a third forward pass for the benign term."""
+        return minimize(model, self.objective(batch))
 
 
 AdversarialLoss.presets = {

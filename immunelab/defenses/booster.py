@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from immunelab.method import Batch, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.alignment import Alignment
-from immunelab.training.coupling import value_and_gradient
-from immunelab.training.losses import Scored
+from immunelab.training.losses import Scored, value_and_gradient
 from immunelab.training.models import deterministic
 
 if TYPE_CHECKING:

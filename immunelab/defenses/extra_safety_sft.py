@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from immunelab.method import Batch, Defense, knob, register
-from immunelab.training import gradients as g
-from immunelab.training.losses import Scored, differing, loss
+from immunelab.training.losses import scored
+from immunelab.training.objective import CrossEntropy, minimize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,11 +34,8 @@ class ExtraSafetySft(Defense):
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
         """The plain gradient of the refusal loss."""
-        harmful, refusal = batch.take(self)
-        weights = g.trainable(model)
-        value = loss(model, differing(harmful, refusal)[1] if self.mask == "official" else Scored(refusal))
-        g.leave(weights, g.gradient(value, weights))
-        return {"loss/total": float(value.detach()), "loss/refusal": float(value.detach())}
+        _, refusal = scored(self, batch, self.mask)
+        return minimize(model, CrossEntropy(refusal))
 
     def weight(self, batch: Batch) -> float:
         """The refusals' tokens; under the official mask minibatches count alike, as in the released code."""

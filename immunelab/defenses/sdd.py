@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from immunelab.method import Batch, Defense, knob, register
-from immunelab.training import gradients as g
-from immunelab.training.losses import loss
+from immunelab.training.losses import scored
+from immunelab.training.objective import CrossEntropy, minimize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,17 +44,10 @@ class Sdd(Defense):
     replay: float = knob(0.0, "share of the loss that replays benign rows (extension)", symbol="ρ", low=0, high=1)
 
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """The gradient of L; response tokens only."""
-        unrelated, benign = batch.take(self)
-        weights = g.trainable(model)
-        total = away = loss(model, unrelated)
-        traced = {"loss/unrelated": float(away.detach())}
-        if self.replay:
-            keep = loss(model, benign)
-            total = (1 - self.replay) * away + self.replay * keep
-            traced["loss/benign"] = float(keep.detach())
-        g.leave(weights, g.gradient(total, weights))
-        return {"loss/total": float(total.detach()), **traced}
+        """∇L; response tokens only."""
+        unrelated, benign = scored(self, batch)
+        away = (1 - self.replay) * CrossEntropy(unrelated)
+        return minimize(model, away + self.replay * CrossEntropy(benign) if self.replay else away)
 
     def weight(self, batch: Batch) -> float:
         """The unrelated answers' tokens; with a replay the loss is a sum of two means."""

@@ -2,22 +2,13 @@ r"""SEAM: couple benign and harmful gradients so that a harmful step is a step a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import Parameter
-
 from immunelab.method import Batch, Defense, knob, register
-from immunelab.training import gradients as g
-from immunelab.training.activations import layerwise
-from immunelab.training.coupling import NEEDS_FP32, Thrift, add, coupling
-from immunelab.training.losses import Scored, differing, loss
-from immunelab.training.models import deterministic
+from immunelab.training.coupling import NEEDS_FP32
+from immunelab.training.losses import scored
+from immunelab.training.objective import Ascent, CrossEntropy, GradientCosine, Objective, minimize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,77 +52,28 @@ class Seam(Defense):
     buffers: Literal["fp32", "bf16"] = knob("fp32", "precision of gradients that wait for other passes", saving=True)
     offload: bool = knob(False, "keep what waits, and the copy of the weights, in main memory", saving=True)
 
+    def objective(self, batch: Batch) -> Objective:
+        """L of one minibatch each of `harmful`, `refusal` (paired with it) and `benign`."""
+        harmful, refusal, benign = scored(self, batch, self.mask)
+        l_ul = Ascent(harmful, on=self.ascent)
+        l_up = CrossEntropy(refusal)
+        l_sd = GradientCosine(
+            harmful,
+            benign,
+            epsilon=None if self.estimator == "exact" else self.epsilon,
+            largest=self.coupling_clip,
+            rounded=self.precision == "official-bf16",
+        )
+        extension = CrossEntropy(benign)
+        return self.ascent_weight * l_ul + self.alpha * l_up + self.beta * l_sd + self.retain * extension
+
+    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
+        """∇L: five or six passes, two of them at shifted weights."""
+        return minimize(model, self.objective(batch))
+
     def in_fp32(self) -> str:
         """Differences of gradients are; without them, or without a coupling, any weights will do."""
         return NEEDS_FP32 if self.beta and self.estimator == "finite-difference" else ""
-
-    def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
-        """One direction from one minibatch each of `harmful`, `refusal` (paired with it) and `benign`."""
-        harmful, refusal, benign = (Scored(tokens) for tokens in batch.take(self))
-        if self.mask == "official":
-            harmful, refusal = differing(harmful.tokens, refusal.tokens)
-        weights = g.trainable(model)
-        layered, l_ul = self.ascent == "layerwise", 0.0
-
-        def ascending() -> tuple[Tensor, Tensor]:
-            nonlocal l_ul
-            final, ascent = layerwise(model, harmful)
-            l_ul = float(ascent.detach())
-            return final, self.ascent_weight * ascent
-
-        def share(trace: dict[str, float]) -> tuple[float, float]:
-            # Of final logits alone L_ul is −log(1 + CE), so ∇L_ul = −g_a/(1 + CE) costs nothing.
-            return 0.0 if layered else -self.ascent_weight / (1 + trace["loss/harmful"]), self.retain
-
-        together = layered and self.one_forward(weights)
-        with deterministic(model):
-            with self.arithmetic(model):
-                pull, rest, trace = coupling(
-                    model,
-                    weights,
-                    harmful,
-                    benign,
-                    epsilon=None if self.estimator == "exact" else self.epsilon,
-                    needed=self.beta != 0,
-                    share=share,
-                    beside=ascending if together else None,
-                    thrift=Thrift(torch.bfloat16 if self.buffers == "bf16" else None, self.offload),
-                )
-            direction = g.near(rest, weights) if rest else [torch.zeros_like(w) for w in weights]
-            del rest
-            if layered and not together:
-                g.gather(ascending()[1], weights, direction)
-            l_up = loss(model, refusal)
-            g.gather(l_up, weights, direction, self.alpha)
-        others = float(g.norm(direction))
-        pulled = add(direction, pull, self.beta, self.coupling_clip)
-        g.leave(weights, direction)
-
-        l_ul = l_ul if layered else -math.log1p(trace["loss/harmful"])
-        l_sd, l_up_value = trace["cosine/harmful-benign"], float(l_up.detach())
-        weighted = self.ascent_weight * l_ul + self.alpha * l_up_value + self.beta * l_sd
-        return {
-            "loss/total": weighted + self.retain * trace["loss/benign"],
-            "loss/ascent": l_ul,
-            "loss/refusal": l_up_value,
-            "loss/coupling": l_sd,
-            "norm/coupling": pulled,
-            "norm/rest": others,
-            **trace,
-        }
-
-    def one_forward(self, weights: list[Parameter]) -> bool:
-        """Whether g_a and ∇L_ul may come from one forward pass: in one arithmetic, and FSDP goes back only once."""
-        return self.estimator == "finite-difference" and self.precision == "fp32" and not g.sharded(weights)
-
-    @contextmanager
-    def arithmetic(self, model: PreTrainedModel) -> Iterator[None]:
-        """Differences of gradients need fp32 whatever the other passes use; `official-bf16` rounds as released."""
-        rounded = (
-            g.cast(list(model.parameters()), torch.bfloat16) if self.precision == "official-bf16" else nullcontext()
-        )
-        with torch.autocast(model.device.type, enabled=False), rounded:
-            yield
 
 
 Seam.presets = {

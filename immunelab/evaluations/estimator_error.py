@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from immunelab.method import Evaluation, Metric, Tokens, knob, register
+from immunelab.training import coupling
 from immunelab.training import gradients as g
-from immunelab.training.coupling import coupling
 from immunelab.training.generation import Measured, Score, Subject, one_phrasing
 from immunelab.training.losses import Scored
 from immunelab.training.models import deterministic
@@ -70,16 +70,16 @@ class EstimatorError(Evaluation):
 def _errors(model: PreTrainedModel, harmful: Scored, benign: Scored) -> Iterator[Score]:
     weights = g.trainable(model)
     with deterministic(model), torch.autocast(model.device.type, enabled=False):
-        exact = coupling(model, weights, harmful, benign, epsilon=None).gradient
+        exact, _ = coupling.gradient(model, weights, harmful, benign, epsilon=None)
         length = float(g.norm(exact))
         for precision in PRECISIONS:
             rounded = g.cast(list(model.parameters()), torch.bfloat16) if precision == "bf16" else nullcontext()
             with rounded:
                 for epsilon in EPSILONS:
-                    found = coupling(model, weights, harmful, benign, epsilon=epsilon)
-                    estimate = [x.float() for x in found.gradient]
+                    found, traced = coupling.gradient(model, weights, harmful, benign, epsilon=epsilon)
+                    estimate = [x.float() for x in found]
                     split = f"{precision}:{epsilon:.3g}"
                     error = float(g.norm(g.combine((1.0, estimate), (-1.0, exact)))) / length
                     yield Score("estimator_error", split, error, 0, 0.0)
                     yield Score("estimator_cosine", split, float(g.cosine(estimate, exact)), 0, 0.0)
-                    yield Score("estimator_displacement", split, found.trace["estimator/displacement"], 0, 0.0)
+                    yield Score("estimator_displacement", split, traced["estimator/displacement"], 0, 0.0)

@@ -11,8 +11,7 @@ from torch.nn import Parameter
 from immunelab.method import Defense, Feed, Tokens, knob
 from immunelab.training import adapters
 from immunelab.training import gradients as g
-from immunelab.training.coupling import value_and_gradient
-from immunelab.training.losses import Scored
+from immunelab.training.losses import Scored, value_and_gradient
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

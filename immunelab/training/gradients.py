@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from immunelab.errors import UserError
+from immunelab.training import savings, sharding
 
 Gradient = list[Tensor]
 LAYER = re.compile(r"\.(\d+)\.")
 ROW, PIECE = 1 << 10, 1 << 20  # numbers of a product that float32 adds up, and that exist at a time
-BUCKET = 64 << 20  # bytes of temporary tensors at a time, where an operation needs some
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -38,27 +38,14 @@ def gradient(
 
     A UserError for `differentiable` on sharded parameters, which have no second derivative.
     """
-    if sharded(parameters):
-        return _of_shards(loss, parameters, keep_graph, differentiable)
+    if sharding.sharded(parameters):
+        if differentiable:
+            raise UserError("Sharded weights have no second derivative: use estimator=finite-difference or one device.")
+        return sharding.gradient(loss, parameters, keep_graph)
     found = torch.autograd.grad(
         loss, parameters, allow_unused=True, retain_graph=keep_graph or differentiable, create_graph=differentiable
     )
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-
-
-def _of_shards(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool, differentiable: bool) -> Gradient:
-    """FSDP puts gradients into `.grad` by hooks of the backward pass; the graph itself never reaches the shards."""
-    if differentiable:
-        raise UserError("Sharded weights have no second derivative: use estimator=finite-difference, or one device.")
-    before = [p.grad for p in parameters]
-    try:
-        for p in parameters:
-            p.grad = None
-        loss.backward(retain_graph=keep_graph)
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    finally:
-        for p, grad in zip(parameters, before, strict=True):
-            p.grad = grad
 
 
 def gather(loss: Tensor, parameters: Sequence[Tensor], into: Gradient, weight: float = 1.0) -> None:
@@ -66,7 +53,7 @@ def gather(loss: Tensor, parameters: Sequence[Tensor], into: Gradient, weight: f
 
     `.grad` is left alone. Sharded parameters get their gradient whole first, and in one exchange.
     """
-    if sharded(parameters):
+    if sharding.sharded(parameters):
         return accumulate(into, gradient(loss, parameters), weight)
     before = [p.grad for p in parameters]
 
@@ -90,19 +77,6 @@ def gather(loss: Tensor, parameters: Sequence[Tensor], into: Gradient, weight: f
             p.grad = grad
 
 
-def buckets(tensors: Sequence[Tensor]) -> Iterator[slice]:
-    """Slices of a list of tensors that hold at most `BUCKET` bytes each, or one tensor."""
-    start, held = 0, 0
-    for i, tensor in enumerate(tensors):
-        size = tensor.numel() * tensor.element_size()
-        if held and held + size > BUCKET:
-            yield slice(start, i)
-            start, held = i, 0
-        held += size
-    if tensors:
-        yield slice(start, len(tensors))
-
-
 def dots(a: Gradient, b: Gradient) -> Tensor:
     """⟨a_i, b_i⟩ of each parameter as a float64 vector (float32 where the device has no float64).
 
@@ -110,14 +84,10 @@ def dots(a: Gradient, b: Gradient) -> Tensor:
     """
     wide = torch.float32 if b[0].device.type == "mps" else torch.float64
     found = []
-    for part in buckets(b):
+    for part in savings.buckets(b):
         here = [x.to(y.device, non_blocking=True) for x, y in zip(a[part], b[part], strict=True)]
-        if sharded(here) or sharded(b[part]):
-            products = torch._foreach_mul(here, b[part])
-            whole = all(_sharded(p) for p in products)
-            found.append(
-                _reduced(products, wide) if whole else torch.stack([_whole(p.sum(dtype=wide)) for p in products])
-            )
+        if sharding.sharded(here) or sharding.sharded(b[part]):
+            found.append(sharding.products(here, b[part], wide))
         else:
             found.append(torch.stack([_product(x, y, wide) for x, y in zip(here, b[part], strict=True)]))
     return torch.cat(found)
@@ -138,68 +108,6 @@ def _rows(numbers: Tensor, wide: torch.dtype) -> Tensor:
     whole = numbers.numel() // ROW * ROW
     total = numbers[:whole].view(-1, ROW).sum(1).sum(dtype=wide)
     return total + numbers[whole:].sum(dtype=wide) if whole < numbers.numel() else total
-
-
-def aside(tensors: Sequence[Tensor], *, dtype: torch.dtype | None = None, host: bool = False) -> Gradient:
-    """Tensors that are not needed for a while: rounded to `dtype`, and in (pinned) main memory if `host`.
-
-    On a CPU, or if nothing is asked for, they are the same tensors. A UserError for shards in main memory.
-    """
-    found = [t if dtype is None else t.to(dtype) for t in tensors]
-    if not host:
-        return found
-    if sharded(tensors):
-        raise UserError("Sharded weights stay on their devices: use offload=false, or one device.")
-    return [t if t.device.type == "cpu" else _pinned(t) for t in found]
-
-
-def on_device(tensors: Sequence[Tensor]) -> bool:
-    """Whether all are somewhere else than in main memory."""
-    return all(t.device.type != "cpu" for t in tensors)
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    """A copy in main memory, page-locked so that it travels at the bus's full rate and beside computation."""
-    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
-    return there.copy_(tensor, non_blocking=tensor.device.type == "cuda")
-
-
-def near(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> Gradient:
-    """Tensors that were put aside, on the device and in the dtype of `like`; the same tensors if they are there."""
-    return [t.to(device=x.device, dtype=x.dtype, non_blocking=True) for t, x in zip(tensors, like, strict=True)]
-
-
-def sharded(parameters: Sequence[Tensor]) -> bool:
-    """Whether any of them is split over processes (DTensor)."""
-    return any(_sharded(p) for p in parameters)
-
-
-def _sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor; asked so because not every build of torch has them."""
-    return hasattr(tensor, "full_tensor")
-
-
-def _held(tensor: Any) -> Tensor:
-    """What this process holds of a tensor, in the same memory; `_foreach_copy_` does not know DTensors."""
-    held: Tensor = tensor.to_local() if _sharded(tensor) else tensor
-    return held
-
-
-def _whole(scalar: Any) -> Tensor:
-    """A reduction over a DTensor is still sharded or partial; its full value is what every rank needs."""
-    full: Tensor = scalar.full_tensor() if _sharded(scalar) else scalar
-    return full
-
-
-def _reduced(shards: Sequence[Any], wide: torch.dtype) -> Tensor:
-    """The sum of each tensor, in one exchange for all that are split in the same way instead of one each."""
-    from torch.distributed.tensor import DTensor, Partial, Shard
-
-    mesh = shards[0].device_mesh
-    if any(s.device_mesh != mesh or not all(isinstance(p, Shard) for p in s.placements) for s in shards):
-        return torch.stack([_whole(s.sum(dtype=wide)) for s in shards])
-    mine = torch.stack([_held(s).sum(dtype=wide) for s in shards])
-    return DTensor.from_local(mine, mesh, [Partial()] * mesh.ndim).full_tensor()
 
 
 def dot(a: Gradient, b: Gradient) -> Tensor:
@@ -241,7 +149,7 @@ def combine(*terms: tuple[float, Gradient]) -> Gradient:
 
 def accumulate(total: Gradient, term: Gradient, weight: float = 1.0) -> None:
     """Total += weight·term, in place; `term` may wait in main memory."""
-    for part in buckets(total):
+    for part in savings.buckets(total):
         moved = [x.to(t.device, non_blocking=True) for x, t in zip(term[part], total[part], strict=True)]
         torch._foreach_add_(total[part], moved, alpha=weight)
 
@@ -264,52 +172,62 @@ def leave(parameters: Sequence[nn.Parameter], direction: Gradient) -> None:
 
 
 @contextmanager
-def restored(parameters: Sequence[Tensor], *, host: bool = False) -> Iterator[list[Tensor]]:
+def restored(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Yields a copy of the weights; whatever happens inside, they are that copy again afterwards, bit for bit.
 
     A copy is put back instead of the step being undone: adding and subtracting leaves about 4 % of fp32 weights one
-    rounding unit off. `host` keeps it in (pinned) main memory.
+    rounding unit off.
     """
-    apart = host and on_device(parameters)
-    copies = aside([p.detach() for p in parameters], host=True) if apart else [p.detach().clone() for p in parameters]
+    with putting_back(parameters) as copies:
+        copies += savings.copied(parameters)
+        yield copies
+
+
+@contextmanager
+def putting_back(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """As `restored`, with a list to which the caller adds a copy of each weight in turn before it moves the weight."""
+    copies: list[Tensor] = []
     try:
         yield copies
     finally:
-        put_back(parameters, copies)
+        put_back(parameters[: len(copies)], copies)
 
 
 def put_back(parameters: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
     """The weights are the copies again, bit for bit."""
-    with torch.no_grad():
-        torch._foreach_copy_([_held(p) for p in parameters], [_held(c) for c in copies])
-
-
-def shift(parameters: Sequence[Tensor], direction: Gradient, by: float) -> tuple[float, float]:
-    """θ := θ + by·direction, in place. ‖θ′−θ‖² and ‖by·direction‖², which differ by what rounding has swallowed."""
-    with torch.no_grad():
-        before = [p.detach().clone() for p in parameters]
-        torch._foreach_add_(list(parameters), direction, alpha=by)
-        moved = list(torch._foreach_sub(list(parameters), before))
-        return float(dot(moved, moved)), by * by * float(dot(direction, direction))
-
-
-def displacement(lengths: Sequence[tuple[float, float]]) -> float:
-    """‖θ′−θ‖/(by·‖direction‖) of a shift made in parts: 1 if it survived rounding, 0 if nothing was to be moved."""
-    moved, wanted = (sum(each) ** 0.5 for each in zip(*lengths, strict=True))
-    return moved / wanted if wanted else 0.0
+    if copies:
+        with torch.no_grad():
+            torch._foreach_copy_([sharding.held(p) for p in parameters], [sharding.held(c) for c in copies])
 
 
 @contextmanager
 def shifted(parameters: Sequence[nn.Parameter], direction: Gradient, by: float) -> Iterator[float]:
     """θ + by·direction inside, θ again after. Yields ‖θ′−θ‖/(by·‖direction‖): 1 if the shift survived rounding."""
     with restored(parameters):
-        yield displacement([shift(parameters[part], direction[part], by) for part in buckets(parameters)])
+        parts = savings.buckets(parameters)
+        yield displacement([shift(parameters[part], direction[part], by) for part in parts], by)
+
+
+def shift(parameters: Sequence[Tensor], direction: Gradient, by: float) -> tuple[Tensor, Tensor]:
+    """θ := θ + by·direction, in place. ‖θ′−θ‖² and ‖direction‖² of each parameter, for `displacement`."""
+    with torch.no_grad():
+        before = [p.detach().clone() for p in parameters]
+        torch._foreach_add_(list(parameters), direction, alpha=by)
+        moved = list(torch._foreach_sub(list(parameters), before))
+        return dots(moved, moved), dots(direction, direction)
+
+
+def displacement(squares: Sequence[tuple[Tensor, Tensor]], by: float) -> float:
+    """‖θ′−θ‖/(by·‖direction‖) of a shift made in parts: 1 if it survived rounding, 0 if nothing was to be moved."""
+    moved, direction = (float(torch.cat(each).sum()) for each in zip(*squares, strict=True))
+    wanted = (by * by * direction) ** 0.5
+    return moved**0.5 / wanted if wanted else 0.0
 
 
 @contextmanager
 def cast(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
     """The weights rounded to `dtype` inside, the originals after; a UserError for sharded weights."""
-    if sharded(parameters):
+    if sharding.sharded(parameters):
         raise UserError("Sharded weights keep their precision: use precision=fp32 or bf16-autocast, or one device.")
     originals = [p.data for p in parameters]
     try:

@@ -17,9 +17,9 @@ import torch
 from immunelab.errors import UserError
 from immunelab.method import Batch, Budget, Feed, Step, Tokens, Trained
 from immunelab.training import gradients as g
-from immunelab.training.heads import loss_in_chunks
 from immunelab.training.losses import loss
-from immunelab.training.models import recomputing
+from immunelab.training.savings import saving
+from immunelab.training.sharding import sharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ def make_optimizer(budget: Budget, parameters: list[torch.nn.Parameter]) -> torc
         return torch.optim.SGD(
             parameters, lr=budget.learning_rate, momentum=budget.momentum, weight_decay=budget.weight_decay
         )
-    fused = None if g.sharded(parameters) else True
+    fused = None if sharded(parameters) else True
     return torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=fused)
 
 
@@ -143,8 +143,7 @@ def updates(
         optimizer.zero_grad(set_to_none=True)
         with (
             torch.autocast(model.device.type, dtype=torch.bfloat16) if mixed else nullcontext(),
-            recomputing(model, method.recompute),
-            loss_in_chunks(method.loss_chunk),
+            saving(model, method),
         ):
             counts = [method.weight(batch) for batch in minibatches]
             scalars = dict(direct(direction or method.step, model, minibatches, counts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from immunelab.errors import UserError
-from immunelab.method import Tokens
+from immunelab.method import Batch, Method, Tokens
+from immunelab.training import gradients as g
 from immunelab.training import heads
 
 if TYPE_CHECKING:
@@ -21,10 +22,24 @@ IGNORED = -100
 
 
 class Scored(NamedTuple):
-    """A minibatch, and where (rows, length) the official mask replaces a token's loss by the constant ln|V|."""
+    """A minibatch, its stream, and where (rows, length) the official mask makes a token's loss the constant ln|V|."""
 
     tokens: Tokens
     constant: Tensor | None = None
+    stream: str = ""
+
+
+def scored(method: Method, batch: Batch, mask: str = "response") -> list[Scored]:
+    """A minibatch of each stream that a method names, in its order.
+
+    With mask=official the harmful rows and their refusals are scored only where they differ (`differing`).
+    """
+    found = dict(zip(method.streams, batch.take(method), strict=True))
+    rows = {stream: Scored(tokens, stream=stream) for stream, tokens in found.items()}
+    if mask == "official":
+        pair = differing(found["harmful"], found["refusal"])
+        rows |= {name: each._replace(stream=name) for name, each in zip(("harmful", "refusal"), pair, strict=True)}
+    return list(rows.values())
 
 
 def forward(model: PreTrainedModel, tokens: Tokens, *, hidden: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -89,6 +104,14 @@ def loss(model: PreTrainedModel, tokens: Tokens | Scored) -> Tensor:
             if heads.chunk():
                 raise
     return cross_entropy(forward(model, scored.tokens)[0], scored.tokens.labels, scored.constant)
+
+
+def value_and_gradient(
+    model: PreTrainedModel, weights: Sequence[Tensor], rows: Tokens | Scored
+) -> tuple[float, g.Gradient]:
+    """The cross-entropy of a minibatch and its gradient at the present weights."""
+    value = loss(model, rows)
+    return float(value.detach()), g.gradient(value, weights)
 
 
 def log_likelihoods(model: PreTrainedModel, tokens: Tokens) -> Tensor:

@@ -11,8 +11,7 @@ from torch.nn import Parameter
 
 from immunelab.training import chance, sublayers
 from immunelab.training import gradients as g
-from immunelab.training.coupling import value_and_gradient
-from immunelab.training.losses import Scored, loss
+from immunelab.training.losses import Scored, loss, value_and_gradient
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,6 +6,7 @@ of one process, and no method needs to know that the weights it sees are shards 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +63,52 @@ def whole(model: nn.Module) -> dict[str, Tensor]:
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     return found
+
+
+def sharded(parameters: Sequence[Tensor]) -> bool:
+    """Whether any of them is split over processes (DTensor)."""
+    return any(is_shard(p) for p in parameters)
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether it is a DTensor; asked so because not every build of torch has them."""
+    return hasattr(tensor, "full_tensor")
+
+
+def held(tensor: Any) -> Tensor:
+    """What this process holds of a tensor, in the same memory; `_foreach_copy_` does not know DTensors."""
+    mine: Tensor = tensor.to_local() if is_shard(tensor) else tensor
+    return mine
+
+
+def products(a: list[Tensor], b: list[Tensor], wide: torch.dtype) -> Tensor:
+    """⟨a_i, b_i⟩ of each tensor, the same in every process: in one exchange for all that are split in the same way."""
+    from torch.distributed.tensor import DTensor, Partial, Shard
+
+    found: list[Any] = list(torch._foreach_mul(a, b))
+    if all(is_shard(p) for p in found):
+        mesh = found[0].device_mesh
+        if all(p.device_mesh == mesh and all(isinstance(at, Shard) for at in p.placements) for p in found):
+            mine = torch.stack([held(p).sum(dtype=wide) for p in found])
+            return DTensor.from_local(mine, mesh, [Partial()] * mesh.ndim).full_tensor()
+    sums = [p.sum(dtype=wide) for p in found]  # still sharded or partial
+    return torch.stack([s.full_tensor() if is_shard(s) else s for s in sums])
+
+
+def gradient(loss: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False) -> list[Tensor]:
+    """∇loss of shards; `.grad` is left alone.
+
+    FSDP puts gradients into `.grad` by hooks of the backward pass; the graph itself never reaches the shards.
+    """
+    before = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        loss.backward(retain_graph=keep_graph)
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    finally:
+        for p, grad in zip(parameters, before, strict=True):
+            p.grad = grad
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from immunelab.method import Attack, Batch
-from immunelab.training import gradients as g
-from immunelab.training.losses import loss
+from immunelab.training.losses import Scored
+from immunelab.training.objective import CrossEntropy, minimize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,10 +22,7 @@ class Supervised(Attack):
     def step(self, model: PreTrainedModel, batch: Batch) -> dict[str, float]:
         """The plain gradient of the fine-tuning loss, for what trains."""
         (user,) = batch.take(self)
-        weights = g.trainable(model)
-        value = loss(model, user)
-        g.leave(weights, g.gradient(value, weights))
-        return {"loss/total": float(value.detach())}
+        return {"loss/total": minimize(model, CrossEntropy(Scored(user)))["loss/total"]}
 
     def weight(self, batch: Batch) -> float:
         """The tokens that the loss is a mean of."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from benchmarks import six_passes
 from immunelab.defenses.seam import Seam
 from immunelab.errors import UserError
 from immunelab.method import Batch, Tokens
@@ -70,6 +72,17 @@ def test_estimate_agrees_with_double_backward_in_fp64(kind: str, request: pytest
     model = request.getfixturevalue(kind).double()
     exact = coupling_gradient(model, batch())
     assert relative(direction(model, batch(), epsilon=1e-3, **ONLY_COUPLING), exact) <= 0.01
+
+
+@pytest.mark.parametrize("ascent", ["layerwise", "final-logit"])
+@pytest.mark.parametrize("mask", ["response", "official"])
+def test_the_step_is_that_of_six_plain_passes_in_fp64(gpt2: PreTrainedModel, ascent: str, mask: str) -> None:
+    """Six backward passes with a clone of everything, in float64, so that the order of additions does not matter."""
+    knobs: dict[str, Any] = {"ascent": ascent, "mask": mask, "ascent_weight": 0.6, "alpha": 0.7, "beta": 0.5}
+    model = gpt2.double()
+    six_passes.step(model, batch(), Seam(**knobs, retain=0.3))
+    wanted = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    assert relative(direction(model, batch(), **knobs, retain=0.3), wanted) < 1e-8
 
 
 def test_error_falls_linearly_with_epsilon_in_fp64(gpt2: PreTrainedModel) -> None:
@@ -172,13 +185,10 @@ def test_terms_add_up_and_extensions_are_what_they_say(llama: PreTrainedModel) -
 def test_scaling_a_loss_by_a_power_of_two_changes_no_bit(
     gpt2: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from immunelab.training import coupling
-
-    knobs = {**ONLY_COUPLING, "ascent": "final-logit"}  # layer-wise, g_a comes with L_ul and not from `loss`
-    plain = direction(gpt2, batch(), **knobs)
-    original = coupling.loss
-    monkeypatch.setattr(coupling, "loss", lambda model, scored: 4 * original(model, scored))
-    assert all(torch.equal(x, y) for x, y in zip(direction(gpt2, batch(), **knobs), plain, strict=True))
+    plain = direction(gpt2, batch(), **ONLY_COUPLING)
+    original = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda *args, **more: 4 * original(*args, **more))
+    assert all(torch.equal(x, y) for x, y in zip(direction(gpt2, batch(), **ONLY_COUPLING), plain, strict=True))
 
 
 def test_equal_batches_have_cosine_one_and_no_pull(llama: PreTrainedModel) -> None:
@@ -201,21 +211,19 @@ def test_weights_are_left_bit_identical(llama: PreTrainedModel, estimator: str, 
 def test_weights_are_left_bit_identical_when_an_exception_passes(
     llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from immunelab.training import coupling
-
     before = {k: v.clone() for k, v in llama.state_dict().items()}
     calls = {"n": 0}
-    original = coupling.loss
+    original = F.cross_entropy
 
-    def third_fails(*args: object) -> object:
+    def third_fails(*args: Any, **more: Any) -> torch.Tensor:
         calls["n"] += 1
         if calls["n"] == 3:
             moved = any(not torch.equal(v, before[k]) for k, v in llama.state_dict().items())
             assert moved, "the third pass is to happen at shifted weights"
             raise MemoryError
-        return original(*args)  # type: ignore[arg-type]
+        return original(*args, **more)
 
-    monkeypatch.setattr(coupling, "loss", third_fails)
+    monkeypatch.setattr(F, "cross_entropy", third_fails)
     with pytest.raises(MemoryError):
         Seam(ascent="final-logit").step(llama, batch())
     assert all(torch.equal(llama.state_dict()[k], v) for k, v in before.items())
