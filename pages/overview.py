@@ -49,7 +49,7 @@ else:
 st.subheader("Live runs", anchor=False)
 with st.container(horizontal=True, vertical_alignment="center"):
     if st.button("Run the live demo", type="primary", icon=":material/play_arrow:"):
-        with st.spinner("Starting: loading torch for the methods' settings"):
+        with st.spinner("Starting"):
             run_ids = live.start_demo()
         reads.forget()
         st.toast(f"{len(run_ids)} runs are queued; they go on if you close this page.")

@@ -33,7 +33,7 @@ def submit(specs: list[RunSpec], reuse: bool = False, go_on: bool = False) -> li
 
 
 def start_demo(seeds: tuple[int, ...] = (0,)) -> list[str]:
-    """Queue the demo's runs. Reads the registry, which imports torch: only on a click."""
+    """Queue the demo's runs."""
     from immunelab.sweep import demo_specs
 
     specs = demo_specs(seeds, os.environ.get(DEMO_CORPUS) or "fable")

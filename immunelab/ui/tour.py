@@ -15,6 +15,7 @@ from immunelab.figures.collapse import collapse_curve
 from immunelab.figures.palette import title_of
 from immunelab.figures.traces import scalar_traces
 from immunelab.store import queries
+from immunelab.sweep import demo_specs
 from immunelab.ui import figure, live, reads
 from immunelab.ui.headline import Story
 
@@ -124,10 +125,7 @@ def run_it_live(what: str, tale: Story, kinds: Sequence[str], *, defended: bool,
     if not st.button("Run it live", icon=":material/play_arrow:", key="tour-live", help=f"New runs: {what}."):
         st.caption(f"To {what}, with seed {seed}; the runs go on if you close this page.")
         return
-    with st.spinner("Starting: loading torch for the methods' settings"):
-        from immunelab.sweep import demo_specs
-
-        specs = demo_specs((seed,))
+    specs = demo_specs((seed,))
     first = next(k for k, s in enumerate(specs) if s.kind == "immunize")
     chosen = [specs[first]] if "immunize" in kinds else []
     for spec in specs:

@@ -388,9 +388,8 @@ def test_a_token_for_unknown_words_is_no_other_token() -> None:
     assert unknown_id(Bytes()) is None  # type: ignore[arg-type]
 
 
-def test_the_check_before_a_run_knows_what_pairs_are_built_from() -> None:
-    from immunelab.jobs.preflight import check
-    from immunelab.method import get
-    from immunelab.runs.spec import RunSpec
+def test_the_check_before_a_run_knows_what_pairs_are_built_from(home: Path) -> None:
+    from immunelab import jobs
+    from immunelab.sweep import choose, one
 
-    check([RunSpec(kind="immunize", method="sdd", knobs=get("defense", "sdd").presets["fable"].settings())])
+    jobs.check([one(choose("immunize", "sdd"))], home)

@@ -34,7 +34,7 @@ from immunelab.runs import numerics
 from immunelab.runs.journal import RunFolder, folders
 from immunelab.runs.spec import RunSpec
 from immunelab.store import Store, queries
-from immunelab.sweep import plan, search, space
+from immunelab.sweep import choose, search, space
 from immunelab.sweep.grid import expand
 from immunelab.training import adapters, loop, models
 from immunelab.training import gradients as g
@@ -322,7 +322,7 @@ def test_on_a_gpu_both_attentions_agree(dtype: str, folder_of: dict[str, Path]) 
 def test_a_search_hands_its_numbers_to_its_trials(home: Path) -> None:
     (spec,) = space.search_specs(["fable"], [0], dtype="bf16", attention="eager")
     searching: Any = SimpleNamespace(spec=spec, search=space.Search(), title="search")
-    trial = search._Conductor.trial_spec(searching, 0, plan.choose("attack", "harmful-sft"))
+    trial = search._Conductor.trial_spec(searching, 0, choose("attack", "harmful-sft"))
     assert (trial.dtype, trial.attention) == ("bf16", "eager")
     with pytest.raises(UserError, match="AdamW divides by 0"):
         jobs.check([dataclasses.replace(spec, dtype="fp16", device="mps")], home)
