@@ -77,17 +77,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int, syst
 def fitting(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """The corpus without the rows whose question is longer than `longest_prompt` tokens; a note counts them.
 
-    A row of someone's own data may be an essay, in any script: how long it is only a tokenizer tells.
+    A row of someone's own data may be an essay, in any script: how long it is only a tokenizer tells. What the model's
+    template adds to every question does not count, but one that leaves no room for an answer is left out as well.
     """
     if not corpus.longest_prompt:
         return corpus
     asked = dict.fromkeys(row.prompt for row in corpus.rows)
     tokens = {prompt: len(conversation.question(tokenizer, as_prompt(tokenizer, prompt))) for prompt in asked}
-    long = {prompt for prompt, found in tokens.items() if found > corpus.longest_prompt}
+    template = len(conversation.question(tokenizer, as_prompt(tokenizer, "")))
+    most = min(corpus.longest_prompt, corpus.max_length - 1 - template)
+    long = {prompt for prompt, found in tokens.items() if found - template > most}
     kept = tuple(row for row in corpus.rows if row.prompt not in long)
     if len(kept) == len(corpus.rows):
         return corpus
-    count, most = len(corpus.rows) - len(kept), corpus.longest_prompt
+    count = len(corpus.rows) - len(kept)
     note = f"{count:,} rows whose question has more than {most} tokens are left out"
     return dataclasses.replace(corpus, rows=kept, notes=(*corpus.notes, note))
 

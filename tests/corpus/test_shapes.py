@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from immunelab import corpus
 from immunelab.corpus import tables
 from immunelab.corpus.rows import Corpus, Row
-from immunelab.corpus.tokens import fitting
+from immunelab.corpus.tokens import as_prompt, fitting
 from immunelab.errors import UserError
 
 BENIGN = [{"q": f"How many legs has owl {i}?", "a": f"It has {i} legs."} for i in range(12)]
@@ -241,5 +242,8 @@ def test_questions_are_measured_in_tokens(tmp_path: Path, tokenizer: Any) -> Non
     kept = fitting(loaded, tokenizer)
     assert len(of(kept, "harmful")) == 12
     assert kept.notes[-1] == "1 rows whose question has more than 128 tokens are left out"
+    tight = dataclasses.replace(loaded, max_length=20, longest_prompt=100)  # beside the template there is no room
+    prompts = {row.prompt: len(tokenizer(as_prompt(tokenizer, row.prompt))["input_ids"]) for row in loaded.rows}
+    assert {row.prompt for row in fitting(tight, tokenizer).rows} == {p for p, n in prompts.items() if n < 20}
     world = corpus.load("fable")
     assert fitting(world, tokenizer) is world
