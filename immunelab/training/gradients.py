@@ -209,16 +209,24 @@ def shifted(parameters: Sequence[nn.Parameter], direction: Gradient, by: float) 
 
 
 def shift(parameters: Sequence[Tensor], direction: Gradient, by: float) -> tuple[Tensor, Tensor]:
-    """θ := θ + by·direction, in place. ‖θ′−θ‖² and ‖direction‖² of each parameter, for `displacement`."""
+    """θ := θ + by·direction, in place. ‖θ′−θ‖² and ‖direction‖² of each parameter, for `displacement`.
+
+    Under autocast θ and θ′ are compared as the passes see them, in its precision.
+    """
     with torch.no_grad():
         before = [p.detach().clone() for p in parameters]
         torch._foreach_add_(list(parameters), direction, alpha=by)
-        moved = list(torch._foreach_sub(list(parameters), before))
+        after, kind = list(parameters), parameters[0].device.type
+        if torch.is_autocast_enabled(kind):
+            seen = torch.get_autocast_dtype(kind)
+            before, after = ([t.detach().to(seen).to(t.dtype) for t in each] for each in (before, after))
+        moved = list(torch._foreach_sub(after, before))
         return dots(moved, moved), dots(direction, direction)
 
 
 def displacement(squares: Sequence[tuple[Tensor, Tensor]], by: float) -> float:
-    """‖θ′−θ‖/(by·‖direction‖) of a shift made in parts: 1 if it survived rounding, 0 if nothing was to be moved."""
+    """‖θ′−θ‖/(by·‖direction‖) of a shift made in parts: 1 if it survived rounding, 0 if nothing moved; far above 1 in
+    bf16, where a few weights jump by a rounding unit for many that should have moved by less."""
     moved, direction = (float(torch.cat(each).sum()) for each in zip(*squares, strict=True))
     wanted = (by * by * direction) ** 0.5
     return moved**0.5 / wanted if wanted else 0.0

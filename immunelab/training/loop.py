@@ -142,7 +142,8 @@ def updates(
         minibatches = [batches(first + i) for i in range(method.accumulation)]
         optimizer.zero_grad(set_to_none=True)
         with (
-            torch.autocast(model.device.type, dtype=torch.bfloat16) if mixed else nullcontext(),
+            # Autocast's cache of rounded weights hides what a step shifts in place: passes would not see the shift.
+            torch.autocast(model.device.type, dtype=torch.bfloat16, cache_enabled=False) if mixed else nullcontext(),
             saving(model, method),
         ):
             counts = [method.weight(batch) for batch in minibatches]

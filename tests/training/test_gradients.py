@@ -115,3 +115,15 @@ def test_products_of_many_numbers_are_exact_to_nine_places() -> None:
     assert all(abs(float(found) - exact) < 1e-9 * scale for found, exact in zip(g.dots(a, b), apart, strict=True))
     exact = sum(float(x.double().square().sum()) for x in a) ** 0.5
     assert float(g.norm(a)) == pytest.approx(exact, rel=1e-8)
+
+
+@pytest.mark.parametrize(("by", "seen"), [(1.0, True), (1e-5, False)])
+def test_a_shift_is_measured_as_the_passes_see_it(llama: PreTrainedModel, by: float, seen: bool) -> None:
+    """A shift below bf16's rounding is whole in fp32 weights, and autocast's passes see something else."""
+    weights = g.trainable(llama)
+    direction = [torch.randn_like(w) for w in weights]
+    with g.shifted(weights, direction, by=by) as moved:
+        assert moved == pytest.approx(1, rel=0.02)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        with g.shifted(weights, direction, by=by) as moved:
+            assert (moved == pytest.approx(1, rel=0.02)) == seen
