@@ -124,6 +124,6 @@ def test_a_shift_is_measured_as_the_passes_see_it(llama: PreTrainedModel, by: fl
     direction = [torch.randn_like(w) for w in weights]
     with g.shifted(weights, direction, by=by) as moved:
         assert moved == pytest.approx(1, rel=0.02)
-    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
-        with g.shifted(weights, direction, by=by) as moved:
-            assert (moved == pytest.approx(1, rel=0.02)) == seen
+    mixed = torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)
+    with mixed, g.shifted(weights, direction, by=by) as moved:
+        assert (moved == pytest.approx(1, rel=0.02)) == seen
