@@ -72,8 +72,15 @@ class Store:
                 raise door.Busy(f"Another thread of this process is still reading the journals of {self.home}.")
             return
         try:
-            if not force and time.monotonic() - shared.looked < EVERY:
-                return
+            if force or time.monotonic() - shared.looked >= EVERY:
+                self._catch_up(force, wait)
+        finally:
+            shared.lock.release()
+
+    def _catch_up(self, force: bool, wait: float) -> None:
+        """What `sync` does when it is due. Call it under the lock of the home."""
+        shared = self._home
+        try:
             while self._tick(CATCH_UP if force else TICK_BYTES, wait if force else SKIP_AFTER) and force:
                 time.sleep(0.02)  # others want to read between two chunks
             shared.trouble, shared.fine = "", time.monotonic()
@@ -84,7 +91,6 @@ class Store:
                 shared.trouble = str(error)
         finally:
             shared.looked = time.monotonic()
-            shared.lock.release()
 
     @property
     def trouble(self) -> str:

@@ -87,7 +87,7 @@ except Exception as error:
 @pytest.mark.slow
 @alone
 def test_a_full_disk_ends_a_run_with_a_sentence_and_keeps_its_record(tmp_path: Path) -> None:
-    first, _second, lines, store = on_a_disk(FILLS, "3m", tmp_path / "disk").splitlines()
+    first, _second, lines, store = on_a_disk(FILLS, "12m", tmp_path / "disk").splitlines()
     assert first.startswith("failed | The disk is full")
     assert "resume the run" in first
     assert lines.endswith("lines are whole")

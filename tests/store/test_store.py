@@ -122,6 +122,18 @@ def test_sync_is_rate_limited_unless_forced(store: Store) -> None:
     assert count(store, "points") == 41
 
 
+def test_looking_often_does_not_put_off_taking_in(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages ask many questions a second, and each looks for what is new."""
+    now = [1000.0]
+    monkeypatch.setattr(sync.time, "monotonic", lambda: now[0])
+    store.sync(force=True)
+    record(store.home, spec())
+    for _ in range(30):
+        now[0] += sync.EVERY / 10
+        store.sync()
+    assert len(queries.runs(store)) == 1
+
+
 def test_appended_lines_changed_status_and_labels_arrive(store: Store) -> None:
     folder = record(store.home, spec(), status="running")
     store.sync(force=True)
