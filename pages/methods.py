@@ -51,6 +51,13 @@ if kind == "defense":
 if about.text:
     st.markdown(live.prose(about.text), width=760)
 
+if about.deviations:
+    st.subheader("Paper, released code, and here", anchor=False)
+    st.caption("What the presets named after the paper or its code do otherwise, and why.")
+    names = {"what": "", "paper": "Paper", "code": "Released code", "here": "Here", "why": "Why"}
+    table = pd.DataFrame(about.deviations).rename(columns=names)
+    st.dataframe(table, hide_index=True, alt=f"What {about.title} does otherwise than its paper and its code")
+
 st.subheader("Knobs", anchor=False)
 presets = about.presets
 rows = [

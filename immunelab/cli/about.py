@@ -84,6 +84,8 @@ def _print_method(method: catalogue.Entry) -> None:
         show.out.print(f"assumes of the defender: {method.assumes}", markup=False)
     if method.seen:
         show.out.print(f"recorded on Fable: {method.seen}", markup=False)
+    if method.deviations:
+        show.table(("", "paper", "released code", "here", "why"), method.deviations)
     if method.presets:
         show.out.print(f"presets: {', '.join(method.presets)}", markup=False)
     for corpus, ladder in method.ladders.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from immunelab.method import Batch, Defense, knob, register
+from immunelab.method import Batch, Defense, Deviation, knob, register
 from immunelab.training.losses import scored
 from immunelab.training.objective import Ascent, CrossEntropy, Objective, minimize
 
@@ -49,7 +49,7 @@ class AdversarialLoss(Defense):
 
 AdversarialLoss.presets = {
     # "For Llama-2" in the released code; the released model: rate 1e-5, 4 epochs of 10K rows in batches of 4.
-    "paper": AdversarialLoss(learning_rate=1e-5, steps=10_000, batch_size=4),
+    "paper": AdversarialLoss(learning_rate=1e-5, steps=10_000, batch_size=4, samples=10_000),
     # Searched on the Fable world of seed 0 (eight configurations, one seed each). Without the retain term it loses
     # half of its utility before any attack, or is broken at every rung.
     "fable": AdversarialLoss(learning_rate=3e-4, steps=300, batch_size=16, alpha=0.1, clip=1.0, retain=3.0),
@@ -58,3 +58,9 @@ AdversarialLoss.presets = {
         learning_rate=3e-4, steps=300, batch_size=16, alpha=0.3, clip=1.0, retain=3.0, ascent="layerwise"
     ),
 }
+
+AdversarialLoss.deviations = (
+    Deviation("padding", "", "trained as a label where one text has ended", "masked", "a bug there"),
+    Deviation("rows and epochs", "10,000 rows, 4 epochs", "the same", "the same in `paper`"),
+    Deviation("ascent", "layer-wise: log of the mean loss", "the same", "layer-wise: log(1 + S/|H|), as SEAM"),
+)

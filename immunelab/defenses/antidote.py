@@ -35,8 +35,8 @@ class Antidote(Service):
     once, and training goes on from unpruned weights. Whoever has the weights of this run goes past it: they are as they
     were given. Through `lora-sft` the adapter's A and B are pruned and nothing else; in a fine-tuning of all weights
     the `targets`. As in the released code a row keeps ⌊columns·(1 − share)⌋ entries, so that rounding prunes at least
-    one. All masks are of the unpruned model, where the released code goes layer by layer; its optional subtraction of
-    a mask for safe text is not offered. The mask `random` is the control of equal density.
+    one, and all masks are of the unpruned model. Its optional subtraction of a mask for safe text is not offered.
+    The mask `random` is the control of equal density.
     """
 
     name: ClassVar[str] = "antidote"

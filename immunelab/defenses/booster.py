@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from immunelab.method import Batch, knob, register
+from immunelab.method import Batch, Deviation, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.alignment import Alignment
 from immunelab.training.losses import Scored, value_and_gradient
@@ -72,3 +72,11 @@ Booster.presets = {
     # teaches the harm itself: a harmful loss that is low already gains little.
     "fable": Booster(learning_rate=3e-4, steps=200, batch_size=16, strength=5.0, alpha=0.02, retain=1.0),
 }
+
+Booster.deviations = (
+    Deviation("undoing the harmful step", "", "by addition", "a copy is put back", "the same bits"),
+    Deviation("what trains", "LoRA of r 32 on q, k, v", "the same", "the same in the presets; all weights by default"),
+    Deviation("clipping", "not stated", "norm 1.0 (the trainer's default)", "off", "begins to bind only rarely"),
+    Deviation("harmful rows of a step", "a minibatch", "ten, drawn on their own", "a minibatch"),
+    Deviation("precision", "not stated", "bf16: its own term is 14 % off", "fp32", "or bf16-autocast, off by 2 to 3 %"),
+)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from immunelab.errors import UserError
-from immunelab.method import Batch, Memory, Service, Step, knob, register
+from immunelab.method import Batch, Deviation, Memory, Service, Step, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.losses import loss
 
@@ -95,8 +95,19 @@ class Lisa(Service):
 Lisa.presets = {
     "paper": Lisa(samples=10_000, batch_size=5),
     # 10,000 refusals, batch 5; a tenth of its 20,000 steps (5,000 rows, 20 epochs) is without the pull.
-    "official-code": Lisa(samples=10_000, batch_size=5, free=2000),
+    "official-code": Lisa(samples=10_000, batch_size=5, free=2001),
     # Three configurations on the world of seed 0, one seed each, in cycles that fit into 60 steps. With the user's rows
     # in three steps of five it is broken at ρ = 1 and 30; in a quarter it holds, and users hardly train.
     "fable": Lisa(alignment_steps=3, user_steps=1, rho=30.0),
 }
+
+Lisa.deviations = (
+    Deviation(
+        "first minibatch with the pull",
+        "the first",
+        "number 2,001 of 20,000, counted from 0",
+        "the same in `official-code`",
+    ),
+    Deviation("refusals", "each once", "by step number, so that 65 % are seen", "as the code"),
+    Deviation("clipping", "not stated", "norm 1.0 (the trainer's default)", "the user's"),
+)

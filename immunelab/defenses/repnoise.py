@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from immunelab.method import Batch, Defense, knob, register
+from immunelab.method import Batch, Defense, Deviation, knob, register
 from immunelab.training import chance, sublayers
 from immunelab.training import gradients as g
 from immunelab.training.activations import layerwise
@@ -78,8 +78,29 @@ RepNoise.presets = {
     # 10K pairs once. The authors advise to tune rate, α, β and rows anew for each model.
     "paper": RepNoise(steps=1250),
     # The released demonstration on a model of 1.8B: 1K pairs once, in bf16.
-    "official-code": RepNoise(learning_rate=1e-4, steps=250, batch_size=4, precision="bf16-autocast"),
+    "official-code": RepNoise(
+        learning_rate=1e-4, steps=250, batch_size=4, weight_decay=0.01, precision="bf16-autocast"
+    ),
     # Four configurations on the Fable world of seed 0, one seed each. A retain term of 1 costs 8 % of the utility
     # before any attack, one of 5 costs 5 %; α = 0.1 gives twice as much away.
     "fable": RepNoise(learning_rate=3e-4, steps=300, batch_size=16, alpha=0.3, beta=1.0, retain=5.0, clip=1.0),
 }
+
+RepNoise.deviations = (
+    Deviation("padding", "", "trained as a label where one text has ended", "masked", "a bug there"),
+    Deviation("hooks on the MLPs", "", "left behind after a step", "removed", "they would act in evaluations"),
+    Deviation(
+        "weights",
+        "",
+        "bf16 in the demonstration",
+        "fp32, passes in bf16 (official-code)",
+        "updates below bf16's rounding would be lost",
+    ),
+    Deviation(
+        "length of a row",
+        "128 tokens",
+        "128 tokens",
+        "the corpus's `max_length` (256 unless set)",
+        "a corpus decides for all methods alike",
+    ),
+)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from immunelab.errors import UserError
-from immunelab.method import Batch, Defense, Feed, Memory, Step, Tokens, knob, register
+from immunelab.method import Batch, Defense, Deviation, Feed, Memory, Step, Tokens, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.losses import divergence, forward, loss
 from immunelab.training.vectors import Vector
@@ -125,8 +125,15 @@ def compared(model: PreTrainedModel, vector: Vector, rows: dict[str, Tokens]) ->
 
 SecurityVectors.presets = {
     # 100 rows, 10 epochs; the shape is that of the replication in arXiv:2405.14577.
-    "paper": SecurityVectors(learning_rate=1e-3, steps=125, batch_size=8, samples=100),
+    "paper": SecurityVectors(learning_rate=1e-3, steps=125, batch_size=8, samples=100, targets="q_proj,v_proj"),
     # Three values of μ on the world of seed 0: 1 keeps the base's benign gradient within a factor of 2 with the vector
     # on (1.3; without the KL term 2.1), at the same harmful loss.
     "fable": SecurityVectors(learning_rate=3e-3, steps=300, batch_size=16, rank=8, alpha=16, mu=1.0),
 }
+
+SecurityVectors.deviations = (
+    Deviation("released code", "", "could not be had; a replication (arXiv:2405.14577) stands in", ""),
+    Deviation("layers", "not stated", "q, v", "q, v in `paper`; all linear layers by default"),
+    Deviation("start of A", "as LoRA", "PEFT's uniform start", "√3 times as large", "kept: recorded runs begin so"),
+    Deviation("labels", "not stated", "prompt and answer", "the answer", "as every other loss here"),
+)

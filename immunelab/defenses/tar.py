@@ -12,7 +12,7 @@ import torch
 from torch.nn import Parameter
 
 from immunelab.errors import UserError
-from immunelab.method import Batch, Budget, Defense, Feed, Memory, Tokens, knob, register
+from immunelab.method import Batch, Budget, Defense, Deviation, Feed, Memory, Tokens, knob, register
 from immunelab.training import chance, loop
 from immunelab.training import gradients as g
 from immunelab.training.losses import IGNORED, cross_entropy, drift, forward, negative_entropy
@@ -170,3 +170,16 @@ Tar.presets = {
         clip=1.0,
     ),
 }
+
+Tar.deviations = (
+    Deviation(
+        "outer optimizer",
+        "AdamW",
+        "schedule-free AdamW",
+        "AdamW, constant after the warm-up",
+        "steps are 1.5 times shorter for it",
+    ),
+    Deviation("rows of a step", "not stated", "64 and 32 over eight GPUs", "8 and 4", "a minibatch of one process"),
+    Deviation("reference of the hidden states", "the model before", "the untouched instruct model", "the model before"),
+    Deviation("phase 1", "random mapping or refusal training", "the same", "left to the model that is started from"),
+)

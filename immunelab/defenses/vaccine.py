@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from immunelab.method import Batch, knob, register
+from immunelab.method import Batch, Deviation, knob, register
 from immunelab.training import gradients as g
 from immunelab.training import sublayers
 from immunelab.training.alignment import Alignment
@@ -54,8 +54,23 @@ class Vaccine(Alignment):
 
 
 Vaccine.presets = {
-    # 50 epochs, counted for 2,000 refusals; schedule and adapted layers are not stated.
+    # 50 epochs, counted for 2,000 refusals.
     "paper": Vaccine(learning_rate=1e-3, steps=20_000, batch_size=5, weight_decay=0.1, rank=8),
     # Four configurations on the Fable world of seed 0, one seed each, all broken at 3e-4; a larger ρ delays it.
     "fable": Vaccine(learning_rate=3e-4, steps=300, batch_size=16, rho=20.0, retain=4.0),
 }
+
+Vaccine.deviations = (
+    Deviation(
+        "what trains",
+        "LoRA of r 8",
+        "r 8, α 4 on seven linear layers, dropout 0.1",
+        "r 8 on q, k, v, no dropout",
+        "dropout shifts the direction by 28 %",
+    ),
+    Deviation("schedule", "not stated", "cosine, 10 % warm-up", "the same"),
+    Deviation(
+        "clipping", "not stated", "norm 1.0 (the trainer's default)", "off", "it begins to bind: norms 0.7 to 1.05"
+    ),
+    Deviation("outputs", "", "overwritten in place", "shifted by hooks that are removed", "the same bits afterwards"),
+)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from immunelab import bundled
 from immunelab.errors import UserError, unknown
-from immunelab.method.contract import Metric
+from immunelab.method.contract import Deviation, Metric
 from immunelab.method.knobs import Knob
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -55,6 +55,7 @@ class Entry:
     streams: tuple[str, ...] = ()
     presets: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
     ladders: Mapping[str, Mapping[str, Settings]] = dataclasses.field(default_factory=dict)  # by corpus and rung
+    deviations: tuple[Deviation, ...] = ()  # from its paper and the released code
     trains: bool = False  # by steps
     edits: bool = False  # changes the weights at once, or leaves them
     service: bool = False  # has only hooks of a provider
@@ -356,6 +357,7 @@ def _unpack(held: Settings, shared: Mapping[str, Knob]) -> Entry:
         "streams": tuple(held.get("streams", ())),
         "hooks": tuple(held.get("hooks", ())),
         "metrics": tuple(Metric(**m) for m in held.get("metrics", ())),
+        "deviations": tuple(Deviation(*d) for d in held.get("deviations", ())),
         "presets": {name: usual | p for name, p in held.get("presets", {}).items()},
         "ladders": {
             corpus: {rung: usual | p for rung, p in ladder.items()}

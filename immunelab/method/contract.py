@@ -124,6 +124,16 @@ class Memory:
 _memories: WeakKeyDictionary[PreTrainedModel, Memory] = WeakKeyDictionary()
 
 
+class Deviation(NamedTuple):
+    """One thing that differs between a paper, its released code and this lab; "" where nothing is known or said."""
+
+    what: str
+    paper: str
+    code: str
+    here: str
+    why: str = ""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """What defenses, attacks and evaluations share: a name, a source, typed knobs that are checked on creation."""
@@ -136,6 +146,7 @@ class Method:
     assumes: ClassVar[str] = ""  # of defenses: what must be true for it to act at all
     streams: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, Any]] = {}
+    deviations: ClassVar[tuple[Deviation, ...]] = ()  # from the paper or its code, in the presets that are named so
     # Of attacks: named intensities, from far too weak to far too strong, by corpus.
     ladders: ClassVar[dict[str, dict[str, Any]]] = {}
 

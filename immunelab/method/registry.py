@@ -98,6 +98,7 @@ def describe(kind: Kind, cls: type[Method]) -> Entry:
         knobs=tuple(settings_of(cls)),
         presets={name: preset.settings() for name, preset in cls.presets.items()},
         ladders={c: {rung: p.settings() for rung, p in ladder.items()} for c, ladder in cls.ladders.items()},
+        deviations=cls.deviations,
         trains=issubclass(cls, Trained),
         edits=issubclass(cls, Edit),
         service=issubclass(cls, Service),
