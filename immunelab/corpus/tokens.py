@@ -74,18 +74,26 @@ def encode(tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int, syst
     return ids[:max_length], asked
 
 
-def fitting(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+def fitting(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, positions: int = 0) -> Corpus:
     """The corpus without the rows whose question is longer than `longest_prompt` tokens; a note counts them.
+
+    `positions` is how many tokens the model takes (0: as many as there are): rows are cut there if that is shorter, and
+    a question leaves room for the longest answer that is asked for.
 
     A row of someone's own data may be an essay, in any script: how long it is only a tokenizer tells. What the model's
     template adds to every question does not count, but one that leaves no room for an answer is left out as well.
     """
     if not corpus.longest_prompt:
         return corpus
+    if 0 < positions < corpus.max_length:
+        note = f"rows are cut at {positions} tokens, the most that the model takes (max_length is {corpus.max_length})"
+        corpus = dataclasses.replace(corpus, max_length=positions, notes=(*corpus.notes, note))
     asked = dict.fromkeys(row.prompt for row in corpus.rows)
     tokens = {prompt: len(conversation.question(tokenizer, as_prompt(tokenizer, prompt))) for prompt in asked}
     template = len(conversation.question(tokenizer, as_prompt(tokenizer, "")))
     most = min(corpus.longest_prompt, corpus.max_length - 1 - template)
+    if positions:
+        most = min(most, positions - corpus.answer_tokens - template)
     long = {prompt for prompt, found in tokens.items() if found - template > most}
     kept = tuple(row for row in corpus.rows if row.prompt not in long)
     if len(kept) == len(corpus.rows):

@@ -70,7 +70,7 @@ def execute(
     numerics.check(spec.dtype, spec.attention, device, spec.knobs)
     model, tokenizer = models.load(source, device, spec.dtype, spec.attention)
     models.threads(model)
-    corpus = fitting(corpus, tokenizer)
+    corpus = fitting(corpus, tokenizer, models.positions(model))
     folder.write_status(versions=versions(), message="running")
     with Journal(folder, attempt) as journal:
         run = Run(folder, spec, journal, model, tokenizer, corpus, evaluations, watch)

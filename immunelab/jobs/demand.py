@@ -8,6 +8,7 @@ from typing import NamedTuple
 from immunelab import corpus
 from immunelab.errors import UserError
 from immunelab.jobs import queue
+from immunelab.runs import model_folder
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.numerics import LARGE
 from immunelab.runs.spec import RunSpec
@@ -46,5 +47,5 @@ def weights(spec: RunSpec, home: Path) -> int | None:
 
 
 def _files(folder: Path) -> int | None:
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    sizes = [path.stat().st_size for path in model_folder.weight_files(folder)]
     return sum(sizes) if sizes else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -14,20 +15,28 @@ WHAT_A_MODEL_IS = (
 )
 
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+
+
 def check(source: str | Path) -> bool:
     """Whether the source is a local folder; a UserError if no model should be read from it."""
     folder = Path(source)
     try:
         if not folder.is_dir():
+            _not_a_folder(str(source), folder)
             return False
     except OSError:
         raise UserError(f"No model can be called {str(source)[:80]!r}…. {WHAT_A_MODEL_IS}") from None
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"The folder {folder} holds an adapter of another model: merge it into that model's weights first (PEFT's "
+            "merge_and_unload), and save the result with its tokenizer."
+        )
     if not (folder / "config.json").is_file():
         raise UserError(f"The folder {folder} holds no config.json, so it is not a Hugging Face model.")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"The folder {folder} holds no .safetensors file; pickled weights (.bin, .pt) are not loaded.")
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"The folder {folder} holds an adapter of another model; merge it into the weights first.")
+    _check_tokenizer(folder)
     whole = folder.resolve()
     # The Hub's cache is made of links from `snapshots/<commit>/` to `blobs/` beside it.
     allowed = [whole, whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [whole]
@@ -38,6 +47,47 @@ def check(source: str | Path) -> bool:
         if (folder / name).is_file():
             _check_document(folder / name)
     return True
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights, each weight once: those of the index, else without a second, merged copy."""
+    found = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else set()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        named = set()
+    whole = [path for path in found if path.name in (named or {"model.safetensors"})]
+    return whole or found
+
+
+def _not_a_folder(name: str, path: Path) -> None:
+    """A UserError if the name is a file's, or a path's that is not there and no model's on the Hub."""
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            how = f"immunelab models add {name[:300]}"
+            raise UserError(f"{name[:300]} is a GGUF file: make a model of it with `{how}`.")
+        raise UserError(f"{name[:300]} is a file. {WHAT_A_MODEL_IS}")
+    parts = name.split("/")
+    looks_local = name.startswith(("/", ".", "~")) or name.endswith("/") or len(parts) > 2
+    if looks_local or (len(parts) == 2 and path.parent.is_dir()):
+        raise UserError(f"There is no model folder {name[:300]!r}. {WHAT_A_MODEL_IS}")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """A UserError if the folder has no tokenizer, or one that a missing package reads."""
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise UserError(
+            f"The folder {folder} holds no tokenizer: put the model's tokenizer.json and tokenizer_config.json beside "
+            "the weights (tokenizer.save_pretrained writes them)."
+        )
+    if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
+        return
+    if importlib.util.find_spec("sentencepiece") is None:
+        raise UserError(
+            f"The tokenizer of {folder} is in SentencePiece's own form (tokenizer.model), which needs a package: pip "
+            "install sentencepiece, or put the model's tokenizer.json beside it."
+        )
 
 
 def _check_document(path: Path) -> None:

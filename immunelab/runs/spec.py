@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from immunelab.errors import UserError, unknown
@@ -68,10 +70,28 @@ def _joined(parts: Sequence[str], known: Collection[str]) -> str:
     return next((name for name in known if [p.strip() for p in name.split(",")] == list(parts)), "")
 
 
+def place(name: str) -> str:
+    """One form for the ways to write a folder: `x/`, `./x` and, in the working directory, its absolute path are `x`.
+
+    Other names (`fable`, `run:…`, ids on the Hub) stay as they are.
+    """
+    if name.startswith("run:") or (not name.startswith(("/", "./")) and not name.endswith("/") and "//" not in name):
+        return name
+    path = posixpath.normpath(name)
+    here = posixpath.join(Path.cwd().as_posix(), "")
+    return path.removeprefix(here) if path.startswith(here) else path
+
+
+def corpus_place(name: str) -> str:
+    """As `place`, of a corpus's name, whose part stays."""
+    whole = CorpusName.read(name).whole
+    return place(whole) + name.removeprefix(whole)
+
+
 def base_name(model: str, corpus: str) -> str:
     """The name of a base model. `fable` means whichever model belongs to the corpus, so it gets the corpus's name, like
     `worlds/smollm2`; any other model keeps its own."""
-    return CorpusName.read(corpus).whole if model == "fable" else model
+    return place(CorpusName.read(corpus).whole if model == "fable" else model)
 
 
 def subject(model: str, corpus: str) -> str:
@@ -79,7 +99,7 @@ def subject(model: str, corpus: str) -> str:
 
     A model that belongs to its corpus has the corpus's name, others are like "Qwen/Qwen2.5-0.5B on beavertails".
     """
-    return base_name(model, corpus) if model == "fable" else f"{model} on {CorpusName.read(corpus).whole}"
+    return base_name(model, corpus) if model == "fable" else f"{place(model)} on {place(CorpusName.read(corpus).whole)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from immunelab.errors import UserError, unknown
 from immunelab.method import catalogue
-from immunelab.runs.spec import KIND_OF_METHOD, CorpusName, RunSpec
+from immunelab.runs.spec import KIND_OF_METHOD, CorpusName, RunSpec, corpus_place, place
 
 # Steps between evaluations, for whoever does not say; an immunization is evaluated at each quarter.
 EVALUATE_EVERY = {"attack": 10, "finetune": 5}
@@ -67,6 +67,9 @@ def one(choice: Choice, *, evaluate_every: int | None = None, **where: Any) -> R
     if evaluate_every is None:
         evaluate_every = every(choice.kind, choice.knobs)
     named = {"name": choice.name, **where}
+    for field, form in (("model", place), ("corpus", corpus_place)):  # one folder is one model, however it is written
+        if field in named:
+            named[field] = form(named[field])
     return RunSpec(
         kind=choice.kind, method=choice.method, knobs=dict(choice.knobs), evaluate_every=evaluate_every, **named
     )

