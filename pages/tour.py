@@ -53,6 +53,10 @@ elif step == "4 Drag the intensity":
     alike = curves["method"].isin(shown["method"].unique())
     both = among(curves[alike], present(shown))
     rates = collapse.recorded(both, "learning_rate")
+    if not rates:
+        st.caption("The attacks recorded here do not train, so there is no learning rate to choose.")
+        tour.turn(step)
+        st.stop()
     start = tale.link["rate"]
     rate = float(
         st.select_slider(

@@ -74,9 +74,11 @@ def faced_by_all(points: pd.DataFrame, models: Sequence[Variant]) -> pd.DataFram
     """The rows of attacks (settings and seed) that were recorded for every one of `models`: an equal budget."""
     keys = [*_attack(points), "seed"]
     mine = among(points, models)
-    every = mine[[*KEYS, *keys]].drop_duplicates().groupby(keys, dropna=False).size().reset_index(name="models")
-    shared = every[every["models"] == len(set(models))].drop(columns="models")
-    return mine.merge(shared, on=keys, how="inner")
+    if mine.empty:
+        return mine
+    pairs = pd.Series([str(pair) for pair in mine[KEYS].itertuples(index=False, name=None)], index=mine.index)
+    faced = pairs.groupby([mine[key] for key in keys], dropna=False).transform("nunique")  # a setting may be missing
+    return mine[faced == len(set(models))].reset_index(drop=True)
 
 
 def front(points: pd.DataFrame) -> pd.DataFrame:

@@ -84,7 +84,7 @@ def _told(curves: pd.DataFrame, read: pd.DataFrame, choice: dict[str, Any], defe
         marks.append(last | {"mean": after[metric], "outcome": outcome})
     (free, fate), (guarded, outcome) = words[BASELINE], words[defense]
     sentence = (
-        f"After {choice['steps']:g} steps of harmful fine-tuning the undefended model gives away "
+        f"{_after(choice)} the undefended model gives away "
         f"{free['harmfulness']:.0%} of the hazards and keeps {free['utility']:.0%} utility: {fate}. Immunized with "
         f"{title_of(*defense)} it gives away {guarded['harmfulness']:.0%} and keeps {guarded['utility']:.0%}: "
         f"{outcome}."
@@ -95,19 +95,29 @@ def _told(curves: pd.DataFrame, read: pd.DataFrame, choice: dict[str, Any], defe
         every.groupby(list(INTENSITY), dropna=False).ngroups,
         min(of(both, n)["seed"].nunique() for n in names),
     )
+    rate = [f"learning rate {choice['learning_rate']:g}"] if "learning_rate" in choice else []  # some do not train
     basis = (
-        f"Shown: the attack that harms the undefended model most ({choice['method']}, learning rate "
-        f"{choice['learning_rate']:g}), mean and range over {seeds} {'seed' if seeds == 1 else 'seeds'}. All {rungs} "
-        f"recorded intensities of it, every seed: {overall}"
+        f"Shown: the attack that harms the undefended model most ({', '.join([choice['method'], *rate])}), mean and "
+        f"range over {seeds} {'seed' if seeds == 1 else 'seeds'}. All {rungs} recorded intensities of it, every seed: "
+        f"{overall}"
     )
     base = float(curves["base_utility"].dropna().mean())
-    link = {"rate": f"{choice['learning_rate']:g}", "attack": choice["method"]}
+    link = {"attack": choice["method"]} | ({"rate": f"{choice['learning_rate']:g}"} if rate else {})
     harder = _harder(every, choice, defense)
     return Story(sentence, harder, numbers, both, pd.DataFrame(marks), base, basis, link)
 
 
+def _after(choice: dict[str, Any]) -> str:
+    """The attack, as the beginning of a sentence; some do not train."""
+    if "steps" in choice:
+        return f"After {choice['steps']:g} steps of harmful fine-tuning"
+    return f"After the attack {choice['method']}, which does not train,"
+
+
 def _harder(every: pd.DataFrame, choice: dict[str, Any], defense: Variant) -> str:
     """What becomes of both models at the largest recorded learning rate, all else as in the attack that is shown."""
+    if "learning_rate" not in choice:
+        return ""
     alike = select(every, {k: v for k, v in choice.items() if k != "learning_rate"})
     rates = [set(of(alike, v)["learning_rate"]) for v in (BASELINE, defense)]
     most = max(rates[0] & rates[1], default=0.0)

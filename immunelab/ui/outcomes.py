@@ -200,5 +200,5 @@ def _attack(case: Mapping[Any, Any]) -> str:
     if case["step"] == 0:
         return "none does more harm than the released model"
     method = f"{case['method']}, " if case.get("method") else ""
-    rate = f"learning rate {case['learning_rate']:g}, " if case["learning_rate"] == case["learning_rate"] else ""
-    return f"{method}{rate}step {case['step']:g} of {case['steps']:g}"
+    rate = f"learning rate {case['learning_rate']:g}, " if pd.notna(case["learning_rate"]) else ""
+    return f"{method}{rate}step {case['step']:g}" + (f" of {case['steps']:g}" if pd.notna(case["steps"]) else "")

@@ -129,7 +129,7 @@ def run_it_live(what: str, tale: Story, kinds: Sequence[str], *, defended: bool,
     first = next(k for k, s in enumerate(specs) if s.kind == "immunize")
     chosen = [specs[first]] if "immunize" in kinds else []
     for spec in specs:
-        mine = f"{spec.knobs.get('learning_rate', 0):g}" == tale.link["rate"]
+        mine = f"{spec.knobs.get('learning_rate', 0):g}" == tale.link.get("rate")
         if spec.kind == "attack" and "attack" in kinds and (mine or ladder):
             on_defended = spec.model.startswith("run:")
             if on_defended and defended:

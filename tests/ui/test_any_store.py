@@ -1,0 +1,97 @@
+"""Every page on whatever a store may hold: it draws, or says what is missing, and never fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import made_up
+import pytest
+from apptest import ok, page, text
+from recorded import record, score, spec
+
+from immunelab.runs.journal import Journal, RunFolder
+from immunelab.runs.spec import RunSpec
+
+PAGES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "pages").glob("*.py"))
+
+
+def training_free(home: Path) -> None:
+    """A defense, and attacks that have no steps, rates or optimizer."""
+    guard = record(home, spec("immunize"))
+    for parent in (guard, None):
+        more = {"model": f"run:{parent.run_id}", "parent": parent.run_id} if parent else {}
+        folder = RunFolder.create(
+            home, RunSpec(kind="attack", method="prefill", knobs={"words": 8}, device="cpu", **more)
+        )
+        with Journal(folder) as journal:
+            for step in (0, 1):
+                score(journal, "attack", step, "harmfulness", 0.8 * step)
+                score(journal, "attack", step, "utility", 1.0)
+        folder.write_status(status="done", seconds=1.0)
+
+
+def failed(home: Path) -> None:
+    """Runs that never recorded anything."""
+    for kind in ("immunize", "attack", "finetune", "evaluate", "sweep"):
+        method = {"evaluate": "fable-recall", "sweep": "search", "finetune": "benign-sft"}.get(kind)
+        folder = RunFolder.create(home, spec(kind, **({"method": method} if method else {})))
+        folder.write_status(status="failed", error="the disk is full", ended_at=1.8e9)
+
+
+def searched(home: Path) -> None:
+    """A search without a trial."""
+    knobs = {"trials": 3, "max_utility_loss": 0.2}
+    folder = RunFolder.create(home, RunSpec(kind="sweep", method="search", knobs=knobs, device="cpu"))
+    folder.write_status(status="done", seconds=1.0)
+
+
+def not_numbers(home: Path) -> None:
+    """Scores that could not be computed."""
+    for parent in (record(home, spec("immunize")), None):
+        folder = RunFolder.create(home, spec(parent=parent))
+        with Journal(folder) as journal:
+            for step in (0, 10, 20):
+                score(journal, "attack", step, "harmfulness", float("nan"))
+                score(journal, "attack", step, "utility", float("nan"))
+                journal.points("attack", step, {"loss/total": float("nan")})
+        folder.write_status(status="done", seconds=1.0)
+
+
+def one_seed(home: Path) -> None:
+    made_up.lab(home, seeds=1, rates=(3e-4,))
+
+
+def one_of_each(home: Path) -> None:
+    """One run of each kind, none of which belongs to another."""
+    for kind, method in {"immunize": "seam", "attack": "lora-sft", "finetune": "benign-sft"}.items():
+        record(home, spec(kind, method=method))
+    record(home, RunSpec(kind="evaluate", method="fable-recall", device="cpu"), steps=1)
+
+
+def nothing(home: Path) -> None:
+    """Not even a folder."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", [nothing, training_free, failed, searched, not_numbers, one_seed, one_of_each])
+def test_every_page_on_this_store(made: Callable[[Path], None], home: Path) -> None:
+    made(home)
+    failures = {}
+    for name in PAGES:
+        try:
+            test = ok(page(name))
+        except AssertionError as error:
+            failures[name] = str(error)[:400]
+            continue
+        if test.error:
+            failures[name] = test.error[0].value[:300]
+    assert not failures
+
+
+@pytest.mark.slow
+def test_the_tour_of_attacks_without_a_rate(home: Path) -> None:
+    training_free(home)
+    assert "which does not train" in text(page("overview"))
+    for step in ("1 The threat", "3 Attack again", "4 Drag the intensity"):
+        ok(page("tour", step=step))
