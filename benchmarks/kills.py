@@ -24,12 +24,11 @@ from typing import Any
 import psutil
 
 from immunelab import jobs
-from immunelab.jobs import processes
+from immunelab.jobs import control, processes
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.store import Busy, Store, queries
 
-NOBODY = (sys.executable, "-c", "")  # in place of a worker that `resume` would start: ours are forks
 Say = Callable[[str], None]
 Key = tuple[str, str, int]  # kind, phase, step of a journal line
 
@@ -216,7 +215,8 @@ def _killed(home: Path, run_id: str, after: float, figures: dict[str, Any]) -> b
 
     saved = checkpoints.latest(folder.checkpoints)
     figures["resumed from a checkpoint"] += saved is not None
-    jobs.resume(run_id, home, command=NOBODY)
+    with processes.changing(home):  # as `resume` does, which would also start a worker: ours are forks
+        control.queue_again(folder)
     return True
 
 

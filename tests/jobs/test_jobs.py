@@ -513,7 +513,8 @@ def test_a_run_that_waits_for_its_parent_does_not_hold_up_the_others(lab: Lab) -
 def test_a_large_model_has_the_processor_to_itself(lab: Lab, tmp_path: Path) -> None:
     model = tmp_path / "large"
     model.mkdir()
-    (model / "config.json").write_text("{}")
+    for name in ("config.json", "tokenizer.json"):
+        (model / name).write_text("{}")
     with (model / "model.safetensors").open("wb") as file:
         file.truncate(200 << 20)
     specs = [spec(knobs={"steps": 30}), spec(model=str(model), knobs={"steps": 10}), spec(seed=1, knobs={"steps": 30})]
