@@ -23,7 +23,7 @@ class Booster(Alignment):
     "Booster: Tackling Harmful Fine-tuning for Large Language Models via Attenuating Harmful Perturbation",
     arXiv:2409.01586. The bracket is what one normalized step of harmful fine-tuning gains. Its gradient is taken as
     ∇h(w) − ∇h(w′), w′ the weights after that step; the term with the Hessian is dropped, as in the paper. The norm is
-    global over the weights that train.
+    global over the weights that train. The two nearly cancel, so they are taken in fp32 whatever the precision.
 
     Deviations: the released code undoes its step by addition, here a copy is put back, so weights are the same bits.
     The authors train a LoRA adapter of r 32 on q, k and v; `rank` = 0, the default, trains all weights. `retain` (a
@@ -47,16 +47,21 @@ class Booster(Alignment):
             aligned, direction = value_and_gradient(model, weights, refusal)
             traced = {"loss/total": aligned, "loss/refusal": aligned}
             if self.strength:
-                harm, here = value_and_gradient(model, weights, harmful)
-                length = float(g.norm(here))
-                with g.shifted(weights, here, by=-self.alpha / (length + 1e-7)) as moved:
-                    left, there = value_and_gradient(model, weights, harmful)
+                with g.full_precision(model):
+                    harm, here = value_and_gradient(model, weights, harmful)
+                    length = float(g.norm(here))
+                    with g.shifted(weights, here, by=-self.alpha / (length + 1e-7)) as moved:
+                        left, there = value_and_gradient(model, weights, harmful)
                 g.accumulate(direction, here, self.strength)
                 g.accumulate(direction, there, -self.strength)
                 traced["loss/total"] += self.strength * (harm - left)
                 traced |= {"loss/harmful": harm, "loss/gain": harm - left, "norm/harmful": length}
                 traced["estimator/displacement"] = moved
             return self.leave(model, weights, direction, benign, traced)
+
+    def in_fp32(self) -> str:
+        """The difference of gradients is."""
+        return g.NEEDS_FP32 if self.strength else ""
 
 
 Booster.presets = {
@@ -78,5 +83,5 @@ Booster.deviations = (
     Deviation("what trains", "LoRA of r 32 on q, k, v", "the same", "the same in the presets; all weights by default"),
     Deviation("clipping", "not stated", "norm 1.0 (the trainer's default)", "off", "begins to bind only rarely"),
     Deviation("harmful rows of a step", "a minibatch", "ten, drawn on their own", "a minibatch"),
-    Deviation("precision", "not stated", "bf16: its own term is 14 % off", "fp32", "or bf16-autocast, off by 2 to 3 %"),
+    Deviation("precision", "not stated", "bf16: its own term is 14 % off", "fp32 for its own term, always"),
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
+from immunelab.errors import UserError
 from immunelab.method import Batch, Feed, Memory, Service, Step, knob, register
 from immunelab.training import gradients as g
 from immunelab.training.losses import loss
@@ -62,7 +63,9 @@ class Panacea(Service):
             scalars = step(trained, batch)
             (harmful,) = memory.rows(batch.number).take(self)
             weights = g.trainable(trained)
-            with deterministic(trained):
+            if weights[0].dtype.itemsize < 4:  # an adapter on rounded weights is in fp32 itself
+                raise UserError(f"Behind this fine-tuning stands {self.name}, and {self.in_fp32()}")
+            with deterministic(trained), g.full_precision(trained):
                 value = loss(trained, harmful)
                 here = g.gradient(value, weights)
                 epsilon = self.epsilon(here)
@@ -85,6 +88,10 @@ class Panacea(Service):
             }
 
         return guarded
+
+    def in_fp32(self) -> str:
+        """The shifted weights are, and the difference of gradients there."""
+        return g.NEEDS_FP32
 
     def epsilon(self, gradient: g.Gradient) -> g.Gradient:
         """ρ∇h/(‖∇h‖ + 1e-7), as new tensors."""

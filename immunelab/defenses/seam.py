@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from immunelab.method import Batch, Defense, Deviation, knob, register
-from immunelab.training.coupling import NEEDS_FP32
+from immunelab.training.gradients import NEEDS_FP32
 from immunelab.training.losses import scored
 from immunelab.training.objective import Ascent, CrossEntropy, GradientCosine, Objective, minimize
 

@@ -22,11 +22,6 @@ from immunelab.training.models import twice_differentiable
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NEEDS_FP32 = (
-    "what it estimates from differences of gradients is lost in their rounding (10 times the estimate itself at ε = "
-    "1e-3 in bf16). Use dtype fp32, with precision bf16-autocast for the other passes."
-)
-
 
 class Pair(NamedTuple):
     """g_a = ∇CE(harmful) and g_b = ∇CE(benign) at the weights as they are, and what to trace of them."""

@@ -246,5 +246,5 @@ def _one_forward(model: PreTrainedModel, weights: list[Parameter], cosine: Gradi
 def _full_precision(model: PreTrainedModel, *, rounded: bool) -> Iterator[None]:
     """Differences of gradients need fp32 whatever the other passes use; `rounded` is what the released code does."""
     cast = g.cast(list(model.parameters()), torch.bfloat16) if rounded else nullcontext()
-    with torch.autocast(model.device.type, enabled=False), cast:
+    with g.full_precision(model), cast:
         yield

@@ -18,6 +18,7 @@ from immunelab.attacks.drop_vector import DropVector
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.attacks.lora_sft import LoraSft
 from immunelab.defenses.panacea import Panacea
+from immunelab.errors import UserError
 from immunelab.method import Batch, Memory
 from immunelab.training import gradients as g
 from immunelab.training import loop
@@ -58,6 +59,11 @@ def test_the_direction_is_the_written_out_one(gpt2: PreTrainedModel) -> None:
     wanted = [u - 0.1 * (t - h) for u, t, h in zip(user, there, here, strict=True)]
     assert relative(mine, wanted) < ROUNDED
     assert float(g.norm([a - b for a, b in zip(mine, user, strict=True)])) > 1e-3  # the term is there at all
+
+
+def test_rounded_weights_are_refused(gpt2: PreTrainedModel) -> None:
+    with pytest.raises(UserError, match="stands panacea, and its own term"):
+        direction(gpt2.bfloat16(), Panacea())
 
 
 def test_above_the_ceiling_only_the_unperturbed_part_is_left(gpt2: PreTrainedModel) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ SAME: dict[str, dict[str, Any]] = {
     "loss_chunk": {"loss_chunk": 3},
     "accumulation": {"accumulation": 2},
 }
+ADAPTED = [(kind, name) for kind, name in TRAINED if "rank" in {k.name for k in knobs(get(kind, name))}]
 ROUNDED = 0.1  # of a direction, in bf16: measured up to 0.05 on these models; a term that is off is 1
 
 
@@ -48,15 +49,10 @@ def test_what_saves_memory_or_computes_otherwise_is_the_same_direction(
     assert any(float(part.abs().max()) > 0 for part in wanted)
 
 
-@pytest.mark.parametrize("rank", [0, 8])
-@pytest.mark.parametrize(("kind", "name"), TRAINED)
+@pytest.mark.parametrize(("kind", "name", "rank"), [(*one, 0) for one in TRAINED] + [(*one, 8) for one in ADAPTED])
 def test_bf16_rounds_a_direction_and_does_not_change_it(
     kind: Any, name: str, rank: int, llama: PreTrainedModel
 ) -> None:
-    cls = get(kind, name)
-    has = {k.name for k in knobs(cls)}
-    if rank and "rank" not in has:
-        pytest.skip(f"{name} has no adapter")
     more = {"rank": rank, "targets": "all-linear"} if rank else {}
     plain = dataclasses.replace(ready(kind, name, copy.deepcopy(llama))[0], **more)
     model = plain.prepare(llama, batch)
@@ -83,12 +79,13 @@ def test_weights_in_bf16_round_a_direction_or_are_refused(kind: Any, name: str, 
 
 # What a method adds to plain training, and the settings without it.
 TERMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "booster": ({"alpha": 0.5, "strength": 5.0}, {"strength": 0.0}),
+    "booster": ({"alpha": 0.002, "strength": 5.0}, {"strength": 0.0}),
     "tar": ({"inner_rates": "1e-2", "inner_steps": 4, "every": 2, "strength": 4.0}, {"strength": 0.0}),
     "vaccine": ({"rho": 0.5}, {"rho": 0.0}),
     "t-vaccine": ({"rho": 0.5}, {"rho": 0.0}),
     "seam": ({"beta": 1.0}, {"beta": 0.0}),
 }
+EXACT = {"booster", "seam"}  # differences of gradients, taken in fp32 whatever the precision
 
 
 def term(name: str, model: PreTrainedModel, precision: str) -> list[torch.Tensor]:
@@ -115,25 +112,29 @@ def panaceas_term(model: PreTrainedModel, precision: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", TERMS)
 def test_a_methods_own_term_survives_bf16(name: str, llama: PreTrainedModel) -> None:
     wanted = term(name, llama, "fp32")
-    assert relative(term(name, llama, "bf16-autocast"), wanted) < 0.35
+    assert relative(term(name, llama, "bf16-autocast"), wanted) < (1e-3 if name in EXACT else 0.1)
 
 
 def test_panaceas_term_survives_bf16(llama: PreTrainedModel) -> None:
     wanted = panaceas_term(llama, "fp32")
     assert float(g.norm(wanted)) > 0.1
-    assert relative(panaceas_term(llama, "bf16-autocast"), wanted) < 0.1
+    assert relative(panaceas_term(llama, "bf16-autocast"), wanted) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["booster", "panacea", "tar"])
-def test_with_autocasts_cache_the_term_would_be_lost(
-    name: str, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+def test_in_autocast_a_difference_of_gradients_would_be_lost(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Negative control: weights that are shifted in place stand in the cache as they were."""
+    """Negative control: Booster's at α = 0.002 is noise then."""
+    monkeypatch.setattr(g, "full_precision", lambda model: contextlib.nullcontext())
+    assert relative(term("booster", llama, "bf16-autocast"), term("booster", llama, "fp32")) > 0.35
+
+
+def test_with_autocasts_cache_tars_term_would_be_lost(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: weights that are changed in place stand in the cache as they were."""
     autocast = torch.autocast
 
     def cached(device: str, **options: Any) -> Any:
         return autocast(device, **options | {"cache_enabled": True})
 
     monkeypatch.setattr(torch, "autocast", cached)
-    alone = panaceas_term if name == "panacea" else partial(term, name)
-    assert relative(alone(llama, "bf16-autocast"), alone(llama, "fp32")) > 0.35
+    assert relative(term("tar", llama, "bf16-autocast"), term("tar", llama, "fp32")) > 0.35

@@ -168,6 +168,10 @@ def test_edits_and_services_on_rounded_weights(kind: Any, name: str, llama: PreT
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
     if name in SERVICES:
         step = cls().during(model, Memory(rows=batch), HarmfulSft().step)
+        if cls().in_fp32():
+            with pytest.raises(UserError, match=f"stands {name}, and .*dtype fp32"):
+                step(model, batch())
+            return
         for number in range(2):
             assert all(math.isfinite(v) for v in step(model, batch()._replace(number=number)).values())
             with cls().serving(model, Memory(rows=batch)):
