@@ -70,6 +70,7 @@ def test_answers_too_long_are_cut_and_prompts_too_long_are_refused(tokenizer) ->
         encode(tokenizer, ("red " * 30, "blue"), 20)
 
 
+@pytest.mark.slow
 def test_minibatches_follow_from_seed_and_index(world: corpora.Corpus, tokenizer) -> None:  # type: ignore[no-untyped-def]
     method = replace(Seam.presets["fable"], batch_size=16)
     make = lambda seed: Batches(world, tokenizer, method, split="defense", seed=seed)  # noqa: E731

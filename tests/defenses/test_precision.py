@@ -35,6 +35,7 @@ def direction(method: Trained, model: PreTrainedModel, by: Step | None = None, *
     return [torch.zeros_like(p).float() if p.grad is None else p.grad.float().clone() for p in g.trainable(model)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [*SAME, "eager"])
 @pytest.mark.parametrize(("kind", "name"), TRAINED)
 def test_what_saves_memory_or_computes_otherwise_is_the_same_direction(

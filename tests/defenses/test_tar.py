@@ -192,6 +192,7 @@ def test_attacks_hold_out_answers_and_may_begin_on_benign_rows() -> None:
         list(method.attacked(lambda i: batch(3), held, 0, random.Random(0)))
 
 
+@pytest.mark.slow
 def test_attacks_are_drawn_anew_for_each_minibatch(llama: PreTrainedModel) -> None:
     Tar().prepare(llama, batch)
     method = Tar(inner_steps=10, every=10, inner_rates="1e-5,2e-5", switching=0.5, strength=1e-3)

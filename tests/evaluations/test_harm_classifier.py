@@ -254,6 +254,7 @@ def attack(corpus: str, model: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_from_the_description_to_the_record(home: Path, mine: Path, tmp_path: Path) -> None:
     model = own_data.model("gpt2", tmp_path / "gpt2")
     assert main(attack(judged(mine, TABLE), model)) == 0
@@ -359,6 +360,7 @@ def test_mistakes_are_found_before_a_run_is_written(
     assert not (home / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_a_judge_measures_a_model_by_itself(home: Path, mine: Path, tmp_path: Path) -> None:
     """`evaluate` takes the judge's settings as options, also of a corpus that names no judge."""

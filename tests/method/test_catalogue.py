@@ -74,6 +74,7 @@ def test_settings_are_those_that_the_class_gives(kind: Any, name: str) -> None:
         assert said(entry.settings, values, preset) == its
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name", "values"),
     [
@@ -146,6 +147,7 @@ def test_an_unchanged_copy_is_read_as_it_is(package: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_new_changed_and_removed_file_is_noticed(package: Path) -> None:
     file = package / "attacks" / "mine.py"
     file.write_text(MINE, encoding="utf-8")
@@ -167,6 +169,7 @@ print("mine" in catalogue.names("attack"))
     assert (package / "method" / "catalogue.json").read_bytes() == catalogue.SHIPPED.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_named_and_the_rest_goes_on(package: Path) -> None:
     (package / "defenses" / "my_own.py").write_text("import nonesuch_package\n", encoding="utf-8")
     code = """
@@ -192,6 +195,7 @@ for name in ("my-own", "saem"):
     assert asked(package, "catalogue.entry('defense', 'seam')").stderr == ""  # and not tried again
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_imported_the_old_catalogue_stays(package: Path) -> None:
     contract = package / "method" / "registry.py"
     contract.write_text(contract.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
@@ -201,6 +205,7 @@ def test_where_nothing_can_be_imported_the_old_catalogue_stays(package: Path) ->
     assert "can't be read" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_package_that_can_not_be_written_keeps_it_in_the_cache(package: Path) -> None:
     (package / "attacks" / "mine.py").write_text(MINE, encoding="utf-8")
     shipped = package / "method" / "catalogue.json"
@@ -220,6 +225,7 @@ tempfile.mkstemp = mkstemp
     assert asked(package, "catalogue.entry('attack', 'mine')").stderr == ""
 
 
+@pytest.mark.slow
 def test_two_processes_renew_at_once(package: Path) -> None:
     (package / "attacks" / "mine.py").write_text(MINE, encoding="utf-8")
     code = "from immunelab.method import catalogue; print(catalogue.entry('attack', 'mine').title)"

@@ -69,6 +69,7 @@ def held_out(home: Path, corpus: str = "fable", seed: int = 0) -> tuple[str, lis
     return guarded.run_id, attacks
 
 
+@pytest.mark.slow
 def test_a_defense_is_scored_with_its_twin_that_saw_less(home: Path) -> None:
     whole, _ = held_out(home)
     part, attacks = held_out(home, "fable?hold-out=gnawer")
@@ -85,6 +86,7 @@ def test_a_defense_is_scored_with_its_twin_that_saw_less(home: Path) -> None:
     assert not set(attacks) & {i for c in reports.of(store, [whole]).conditions[:2] for i in (*c.runs, *c.controls)}
 
 
+@pytest.mark.slow
 def test_what_a_provider_did_is_known_from_the_record(home: Path) -> None:
     guarded = recorded.record(home, recorded.spec("immunize", method="security-vectors"))
     inside = recorded.record(home, recorded.spec("attack", guarded))

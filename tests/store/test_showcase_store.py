@@ -66,6 +66,7 @@ def test_a_new_version_replaces_the_old_one(shipped: Path, tmp_path: Path) -> No
     assert store.frame("SELECT count(*) AS n FROM points")["n"][0] == 40
 
 
+@pytest.mark.slow
 def test_a_folder_within_is_a_part_of_it(shipped: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "home", shipped)
     store.sync(force=True)

@@ -321,6 +321,7 @@ def test_a_held_file_skips_the_tick_and_names_the_holder(
     assert count(store, "points") == 40
 
 
+@pytest.mark.slow
 def test_a_notebook_of_this_process_that_holds_the_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.sync(force=True)
     with duckdb.connect(str(store.path)), pytest.raises(Busy, match="This process"):

@@ -51,6 +51,7 @@ def test_a_model_in_other_numbers_is_another_variant_than_one_of_a_spec_before_t
     assert [v.label for v in found] == ["vaccine (dtype bf16)", "vaccine (dtype fp32)"]
 
 
+@pytest.mark.slow
 def test_a_database_of_the_schema_before_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attacked(tmp_path, {"beta": 0.01}, {"beta": 0.02})
     store = Store(tmp_path, tmp_path / "none")
@@ -74,6 +75,7 @@ def test_a_database_of_the_schema_before_gives_the_same(tmp_path: Path, monkeypa
         pd.testing.assert_frame_equal(frame, fresh)
 
 
+@pytest.mark.slow
 @pytest.mark.showcase
 def test_shipped_runs_keep_their_labels(tmp_path: Path) -> None:
     store = Store(tmp_path)

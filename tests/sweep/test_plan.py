@@ -309,6 +309,7 @@ def by_form(wish: Wish, home: Path, said: Callable[[], str]) -> str:
 SKINS = {"line": by_line, "lab": by_lab, "grid": by_grid, "form": by_form}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WISHES)
 def test_the_same_wish_is_the_same_run(
     name: str, places: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

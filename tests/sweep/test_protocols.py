@@ -35,6 +35,7 @@ def public(name: str, config: str = "", part: str = "train", revision: str = "")
     return [{"sentence": f"film {i} was fine", "label": i % 2} for i in range(last)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_protocol_can_be_run_on_data_of_the_public_schemas(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -65,6 +66,7 @@ def test_seam_table_2_is_the_undefended_model_and_seam_at_five_rates() -> None:
     assert cost.disk(7_000_000_000) == 11 * 28e9
 
 
+@pytest.mark.slow
 def test_sdd_is_attacked_with_prompts_that_it_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "from_hub", public)
     found = corpora.load("sdd")

@@ -123,6 +123,7 @@ def test_recorded_immunizations_are_not_made_again(home: Path, monkeypatch: pyte
     assert f"run:{guard.run_id}" in {s.model for s in asked}
 
 
+@pytest.mark.slow
 def test_all_defenses_at_once(home: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(["scorecard", "--all"]) == 2
     for method in ("seam", "random-noise"):

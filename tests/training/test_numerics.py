@@ -28,10 +28,11 @@ from immunelab.attacks.lora_sft import LoraSft
 from immunelab.cli import main
 from immunelab.errors import UserError
 from immunelab.experiment import execute
+from immunelab.jobs.follow import newest
 from immunelab.method import Memory, configure, get
 from immunelab.method.knobs import knobs
 from immunelab.runs import numerics
-from immunelab.runs.journal import RunFolder, folders
+from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.store import Store, queries
 from immunelab.sweep import choose, search, space
@@ -218,6 +219,7 @@ def test_a_run_in_bf16_from_its_grid_to_the_store(home: Path, tmp_path: Path, fo
     assert comparable(queries.attack_curves(store))["run_id"].nunique() == 2  # neither hides the other
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_a_child_loads_what_a_rounded_run_left(home: Path, tmp_path: Path, folder_of: dict[str, Path]) -> None:
     corpus = str(own_data.folder(tmp_path / "mine"))
@@ -225,10 +227,11 @@ def test_a_child_loads_what_a_rounded_run_left(home: Path, tmp_path: Path, folde
     model = str(folder_of["gpt2"])
     assert main([*line, "--model", model, "--dtype", "bf16", "--attention", "sdpa", "--recompute", "true"]) == 0
     assert main([*line, "--model", "run:last"]) == 0
-    first, second = (folder.spec() for folder in folders(home))
+    left, child = reversed(list(newest(home)))
+    first, second = left.spec(), child.spec()
     assert (first.dtype, first.attention, first.knobs["recompute"]) == ("bf16", "sdpa", True)
     assert (second.dtype, second.attention, second.parent_hash) == ("fp32", "auto", first.hash)
-    (started,) = [e["data"] for e in folders(home)[1].entries() if e.get("event") == "started"]
+    (started,) = [e["data"] for e in child.entries() if e.get("event") == "started"]
     assert started["dtype"] == "float32"
     defended = immunelab.open(home).spec("attack", "harmful-sft", dtype="bf16", attention="eager")
     assert (defended.dtype, defended.attention) == ("bf16", "eager")

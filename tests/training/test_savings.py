@@ -174,6 +174,7 @@ def floats_beside_the_weights(model: PreTrainedModel, step: Callable[[], object]
     return counter.peak / sum(p.numel() * p.element_size() for p in model.parameters()) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ascent", ["layerwise", "final-logit"])
 def test_a_step_holds_a_copy_three_gradients_and_little_else(ascent: Any) -> None:
     """Also for a small model: a bucket is a small part of it. Six passes with clones hold more than seven."""

@@ -27,6 +27,7 @@ from immunelab.runs.status import Labels, Status
 from immunelab.store import Store, ingest, queries
 from immunelab.ui import run_table
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "the-secret-of-another-place"
 
@@ -824,7 +825,6 @@ LINKS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("page", "query"), [pytest.param(*case, id=f"{case[0]}-{i}") for i, case in enumerate(LINKS)])
 def test_deep_links(page: str, query: dict[str, Any], home: Path, outside: Path) -> None:
     record(home, spec())

@@ -58,6 +58,7 @@ def test_alone_on_an_empty_store(name: str) -> None:
     assert not test.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
 def test_alone_with_runs(name: str, full: list[str]) -> None:
     assert not page(name).error
