@@ -106,6 +106,11 @@ else:
     hits = corpus.find(mine, text or "")
     st.caption(f"{len(hits):,} of {len(mine):,} rows.")
     shown = ["prompt", "answer", "category", "split", *([f"answer_{unit}"]), "id"]
+    if "reads" in hits and st.toggle(
+        "As the model sees them", key="seen", bind="query-params", help="In its template; ↵ is a new line."
+    ):
+        hits = hits.assign(**{part: hits[part].str.replace("\n", "↵") for part in ("reads", "writes")}).head(10)
+        shown = ["reads", "writes", f"answer_{unit}", "id"]
     st.dataframe(
         export.inert(hits[shown]),
         hide_index=True,

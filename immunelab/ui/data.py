@@ -105,20 +105,24 @@ def load_encoder(folder: Path) -> Encoder:
 
 
 def counted(rows: pd.DataFrame, encoder: Encoder) -> pd.DataFrame:
-    """`rows` with answer_tokens (end of turn included) and tokens (prompt in its template, and answer)."""
+    """`rows` with answer_tokens (end of turn included) and tokens (prompt in its template, and answer).
+
+    And the two texts themselves: what the model `reads` and what it `writes`.
+    """
     form = encoder.form
     try:
         starts = [conversation.asked(form, prompt) for prompt in rows["prompt"]]
-        both = zip(rows["prompt"], rows["answer"], starts, strict=True)
-        wholes = [start + conversation.answered(form, prompt, answer) for prompt, answer, start in both]
+        rests = [conversation.answered(form, *both) for both in zip(rows["prompt"], rows["answer"], strict=True)]
     except jinja2.TemplateError as error:
         raise UserError(f"No tokens are counted: the model's chat template fails ({error!s:.120}).") from None
+    wholes = [start + rest for start, rest in zip(starts, rests, strict=True)]
     bare = form.render is not None  # a template brings its own special tokens
     found = [
         conversation.divided(e.ids, e.offsets, e.special_tokens_mask, len(start))
         for e, start in zip(encoder.tokenizer.encode_batch(wholes, add_special_tokens=not bare), starts, strict=True)
     ]
-    return rows.assign(answer_tokens=[len(ids) - asked for ids, asked in found], tokens=[len(ids) for ids, _ in found])
+    lengths = {"answer_tokens": [len(ids) - asked for ids, asked in found], "tokens": [len(ids) for ids, _ in found]}
+    return rows.assign(**lengths, reads=starts, writes=rests)
 
 
 def _render(text: Any, specials: dict[str, str]) -> Render | None:

@@ -127,6 +127,11 @@ def test_data_counts_lengths_and_rows(tiny_world: Path) -> None:
     ok(test.selectbox(key="stream").set_value("refusal").run())
     ok(test.text_input(key="q").set_value("SORRY").run())
     assert test.dataframe[0].value["answer"].str.contains("sorry").all()
+    ok(test.toggle(key="seen").set_value(True).run())
+    seen = test.dataframe[0].value
+    assert len(seen) == 10
+    assert seen["reads"].str.startswith("<user>").all()
+    assert seen["writes"].str.contains("sorry").all()
 
 
 def test_data_tells_what_is_wrong_with_a_corpus(tmp_path: Path) -> None:
