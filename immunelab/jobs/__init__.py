@@ -4,7 +4,7 @@ A worker is a detached process that carries a list of runs, one after the other.
 status; everyone else asks through files. What happens to the app, or to another worker, does not touch it.
 """
 
-from immunelab.jobs.background import Errand, look, send
+from immunelab.jobs.background import CommandState, command_state, start_command
 from immunelab.jobs.control import (
     delete,
     drop_checkpoints,
@@ -20,18 +20,18 @@ from immunelab.jobs.queue import devices, resolve_device
 from immunelab.jobs.worker import work
 
 __all__ = [
-    "Errand",
+    "CommandState",
     "check",
+    "command_state",
     "delete",
     "devices",
     "drop_checkpoints",
     "duplicate",
-    "look",
     "plan",
     "reconcile",
     "resolve_device",
     "resume",
-    "send",
+    "start_command",
     "stop",
     "submit",
     "work",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from immunelab.errors import UserError
 from immunelab.jobs import failures
-from immunelab.jobs.heartbeat import Pulse, finish
+from immunelab.jobs.heartbeat import Heartbeat, finish
 from immunelab.runs.journal import RunFolder
 
 RESERVE = 64 << 10  # bytes set aside for the last status of a run that fills the disk
@@ -27,7 +27,7 @@ class Terminated(BaseException):
     """The process was told to end."""
 
 
-def carry_out(folder: RunFolder, device: str, pulse: Pulse, code: str, execute: Execute, message: str) -> None:
+def carry_out(folder: RunFolder, device: str, heartbeat: Heartbeat, code: str, execute: Execute, message: str) -> None:
     """The run itself, on a device that is ours. What `execute` raises passes; else the last word is written."""
     before = folder.recorded()
     folder.write_status(
@@ -38,7 +38,7 @@ def carry_out(folder: RunFolder, device: str, pulse: Pulse, code: str, execute: 
         commit=code,
         message=message,
     )
-    pulse.clock(before.seconds or 0.0)
+    heartbeat.clock(before.seconds or 0.0)
     reserve = folder.path / ".reserve"
     try:
         reserve.write_bytes(b"\0" * RESERVE)
@@ -46,7 +46,7 @@ def carry_out(folder: RunFolder, device: str, pulse: Pulse, code: str, execute: 
     finally:
         reserve.unlink(missing_ok=True)
         with contextlib.suppress(UserError, OSError):  # the reason why it can't be written is on its way already
-            folder.write_status(seconds=pulse.seconds)
+            folder.write_status(seconds=heartbeat.seconds)
     if outcome == "done":
         finish(folder, "done", progress=1.0)
     elif outcome == "stopped":

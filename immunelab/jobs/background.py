@@ -1,6 +1,6 @@
-"""Errands: a command of `immunelab` that a page starts in a process of its own, and that is no run.
+"""Commands of `immunelab` that a page starts in a process of their own, and that are no runs.
 
-What became of it is read from its output: the last line, and whether the process lives. One of a name at a time.
+What became of one is read from its output: the last line, and whether the process lives. One of a name at a time.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from immunelab.runs import journal
 from immunelab.runs.status import Status, read_file, replace_file
 
 COMMAND = (sys.executable, "-P", "-m", "immunelab")
-FOLDER = "errands"  # within the lab's home
+FOLDER = "commands"  # within the lab's home
 READ = 4096  # bytes at the end of an output in which its last line is looked for
 
 
-class Errand(NamedTuple):
+class CommandState(NamedTuple):
     """Whether its process lives, and the last line that it wrote."""
 
     alive: bool
@@ -34,13 +34,15 @@ class Errand(NamedTuple):
     log: Path
 
 
-def send(name: str, arguments: Sequence[str], home: Path | str | None = None, command: Sequence[str] = COMMAND) -> None:
+def start_command(
+    name: str, arguments: Sequence[str], home: Path | str | None = None, command: Sequence[str] = COMMAND
+) -> None:
     """Start `immunelab ARGUMENTS --home HOME`; one of that name that still goes is left to it."""
     place = journal.home(home)
     with processes.changing(place), failures.told():
         folder = place / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        before = look(name, place)
+        before = command_state(name, place)
         if before and before.alive:
             return
         log = folder / f"{name}.log"
@@ -52,8 +54,8 @@ def send(name: str, arguments: Sequence[str], home: Path | str | None = None, co
         replace_file(folder / f"{name}.json", who.to_json())
 
 
-def look(name: str, home: Path | str | None = None) -> Errand | None:
-    """What became of an errand; None if there was none of that name."""
+def command_state(name: str, home: Path | str | None = None) -> CommandState | None:
+    """What became of a command; None if there was none of that name."""
     processes.reap()
     folder = journal.home(home) / FOLDER
     log = folder / f"{name}.log"
@@ -65,4 +67,4 @@ def look(name: str, home: Path | str | None = None) -> Errand | None:
         who = dataclasses.replace(who, heartbeat=log.stat().st_mtime)
     except (UserError, OSError, json.JSONDecodeError):
         return None
-    return Errand(processes.alive(who), next((line.strip() for line in reversed(lines) if line.strip()), ""), log)
+    return CommandState(processes.alive(who), next((line.strip() for line in reversed(lines) if line.strip()), ""), log)

@@ -128,7 +128,7 @@ def stop(
             return status
         folder.request_stop(force_after)
         if processes.in_line(status) or not processes.alive(status):
-            _bury(folder)
+            _record_end(folder)
     while wait and not folder.status().ended:
         time.sleep(0.1)
         reconcile(place, command)
@@ -221,7 +221,7 @@ def reconcile(home: Path | str | None = None, command: Sequence[str] | None = No
                 if status.pid is None and time.time() - (status.queued_at or 0.0) < UNSTARTED:
                     continue
                 with processes.changing(place):
-                    if _bury(folder) == "interrupted":
+                    if _record_end(folder) == "interrupted":
                         lost.append(folder.run_id)
             elif folder.overdue():
                 _force(folder, place, command)
@@ -264,7 +264,7 @@ def _done(place: Path, run_id: str) -> bool:
     return RunFolder.open(place, run_id).recorded().status == "done"
 
 
-def _bury(folder: RunFolder) -> str:
+def _record_end(folder: RunFolder) -> str:
     """The last word on a run whose process is gone, if it is. Call it inside `changing`."""
     status = folder.recorded()
     recalled = folder.stop_requested() and processes.in_line(status)  # its job will find that it is not wanted

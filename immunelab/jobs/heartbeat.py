@@ -15,7 +15,7 @@ from immunelab.runs.journal import RunFolder
 BEAT = 1.0  # seconds between heartbeats
 
 
-class Pulse:
+class Heartbeat:
     """A thread that shows that the worker lives, and lets go of runs that are stopped while they wait.
 
     `within` is the sweep that the runs are trials of: a wish to stop it is passed on to the trial at hand.
@@ -29,7 +29,7 @@ class Pulse:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 
@@ -71,7 +71,7 @@ class Pulse:
                 current.request_stop()
         for folder in [f for f in self._waiting if f.stop_requested()]:
             with processes.changing(folder.path.parent.parent):
-                if folder.recorded().status == "queued" and not queue.standing(
+                if folder.recorded().status == "queued" and not queue.ticket_of(
                     folder.path.parent.parent, folder.run_id
                 ):
                     finish(folder, "stopped", message="stopped before it began")

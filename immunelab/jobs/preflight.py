@@ -117,9 +117,9 @@ def _model(spec: RunSpec, load: Load, place: Path) -> None:
     elif folder and not model_folder.check(folder) and not HUB_ID.match(str(folder)):
         raise UserError(f"There is no model folder {spec.model[:300]!r}. {model_folder.WHAT_A_MODEL_IS}")
     if spec.attention != numerics.USUAL["attention"]:
-        from immunelab.experiment import run as experiment
+        from immunelab.experiment.run import check_attention
 
-        experiment.check_attention(spec, place)
+        check_attention(spec, place)
 
 
 def _base(spec: RunSpec, load: Load) -> Path | None:

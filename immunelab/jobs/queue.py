@@ -128,7 +128,7 @@ def join(home: Path, device: str, run_id: str, since: float, holder: tuple[int, 
     return ticket
 
 
-def standing(home: Path, run_id: str, ours: bool = True) -> tuple[str, Path] | None:
+def ticket_of(home: Path, run_id: str, ours: bool = True) -> tuple[str, Path] | None:
     """The device and the ticket with which a living process stands in line for a run, or carries it.
 
     `ours` False: only where that is another process than this one.

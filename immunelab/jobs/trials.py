@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from immunelab.jobs import attempt, control, processes, reuse
-from immunelab.jobs.heartbeat import Pulse
+from immunelab.jobs.heartbeat import Heartbeat
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 
 
 def conducting(home: Path, device: str, code: str, execute: attempt.Execute) -> attempt.Execute:
-    """What carries out a sweep: the controller of its kind, which gets a bench for its trials."""
+    """What carries out a sweep: the controller of its kind, which gets a trials for its trials."""
 
     def conduct(folder: RunFolder, attempt: int, resume: bool) -> str:
         from immunelab.sweep.search import conduct  # torch is loaded by the first trial's settings
 
-        return conduct(folder, attempt, Bench(home, folder, device, code, execute))
+        return conduct(folder, attempt, Trials(home, folder, device, code, execute))
 
     return conduct
 
 
-class Bench:
+class Trials:
     """Where a sweep's process carries out its trials, one at a time."""
 
     def __init__(self, home: Path, sweep: RunFolder, device: str, code: str, execute: attempt.Execute) -> None:
@@ -44,9 +44,9 @@ class Bench:
         """
         folder = self._place(spec, earlier)
         execute = self._watched(watch)
-        pulse = Pulse([], within=self.sweep)
-        with attempt.output_to(folder), pulse, pulse.carrying(folder), attempt.last_words(folder):
-            attempt.carry_out(folder, self.device, pulse, self.code, execute, "starting")
+        heartbeat = Heartbeat([], within=self.sweep)
+        with attempt.output_to(folder), heartbeat, heartbeat.carrying(folder), attempt.last_words(folder):
+            attempt.carry_out(folder, self.device, heartbeat, self.code, execute, "starting")
         attempt.tidy()
         return folder
 

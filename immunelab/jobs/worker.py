@@ -15,7 +15,7 @@ from typing import Any
 from immunelab.errors import UserError
 from immunelab.jobs import attempt, processes, queue, trials
 from immunelab.jobs.demand import Demand, demand
-from immunelab.jobs.heartbeat import Pulse
+from immunelab.jobs.heartbeat import Heartbeat
 from immunelab.runs import journal
 from immunelab.runs.journal import RunFolder
 
@@ -50,7 +50,7 @@ class _Worker:
 
     def run(self) -> int:
         """Every run of the list that nobody else takes. Standing in line, a run is taken; 0 if all of ours are done."""
-        with Pulse(self.folders) as self.pulse:
+        with Heartbeat(self.folders) as self.heartbeat:
             following = self._next(wait=True)
             while following:
                 folder, ticket = following
@@ -83,7 +83,7 @@ class _Worker:
         status = folder.recorded()
         if status.status == "interrupted" and status.started_at and folder.run_id not in self.interrupted:
             return False  # it was begun by another worker of this list, and whether to go on is for people to say
-        if status.status not in ("queued", "interrupted") or queue.standing(self.home, folder.run_id, ours=False):
+        if status.status not in ("queued", "interrupted") or queue.ticket_of(self.home, folder.run_id, ours=False):
             return False
         # A list's other workers have not taken what has no ticket; the line of a cluster is for us to take.
         return not processes.alive(status) or processes.in_line(status) or processes.alike(status)
@@ -99,7 +99,7 @@ class _Worker:
                 return None
             if on and spec.device not in ("auto", on):
                 return None
-            already = queue.standing(self.home, folder.run_id)
+            already = queue.ticket_of(self.home, folder.run_id)
             device = already[0] if already else on or queue.resolve_device(spec.device, self.home)
         except (UserError, OSError):
             if on:
@@ -113,7 +113,7 @@ class _Worker:
         try:
             if not folder.path.exists():  # it was stopped while it waited, and deleted
                 return None
-            with attempt.output_to(folder), self.pulse.carrying(folder), attempt.last_words(folder):
+            with attempt.output_to(folder), self.heartbeat.carrying(folder), attempt.last_words(folder):
                 self._ready(folder)  # says what is wrong with its parent
                 queue.resolve_device(folder.spec().device)  # or with its device
                 with self._turn(folder, device, ticket):
@@ -158,7 +158,7 @@ class _Worker:
             execute, message = _experiment, "starting: loading torch"
         if folder.spec().kind == "sweep":
             execute = trials.conducting(self.home, device, self.code, execute)
-        attempt.carry_out(folder, device, self.pulse, self.code, execute, message)
+        attempt.carry_out(folder, device, self.heartbeat, self.code, execute, message)
 
     def _ready(self, folder: RunFolder) -> bool:
         """Whether the parent, if any, is done. A UserError where it never will be."""

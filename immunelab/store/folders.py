@@ -40,17 +40,17 @@ SCHEMA = pa.schema(
 TICK = 100_000_000  # nanoseconds; two changes this close may carry one time stamp, so a fresh one is not trusted
 
 
-class Look(NamedTuple):
+class FileState(NamedTuple):
     """What one look at a run folder saw, without opening a file."""
 
     signature: int  # modification time of the folder in ns: it changes with every replaced file; -1 is "look again"
     size: int  # bytes of the journal
 
 
-def look(home: Path) -> dict[str, Look]:
+def scan(home: Path) -> dict[str, FileState]:
     """One look at every run folder of a home: two stat calls each."""
     now = time.time_ns()
-    found: dict[str, Look] = {}
+    found: dict[str, FileState] = {}
     try:
         with os.scandir(home / "runs") as entries:
             for entry in entries:
@@ -60,7 +60,7 @@ def look(home: Path) -> dict[str, Look]:
                     if not entry.is_dir(follow_symlinks=False):
                         continue
                     changed = entry.stat(follow_symlinks=False).st_mtime_ns
-                    found[entry.name] = Look(-1 if abs(now - changed) < TICK else changed, _size(entry.path))
+                    found[entry.name] = FileState(-1 if abs(now - changed) < TICK else changed, _size(entry.path))
                 except FileNotFoundError:
                     continue  # deleted while we looked
     except (FileNotFoundError, NotADirectoryError):

@@ -144,7 +144,7 @@ class Store:
                 known: dict[str, tables.Source] = {}
                 more = True
                 while more:
-                    changed = _changed(folders.look(self.home), known)
+                    changed = _changed(folders.scan(self.home), known)
                     with door.writing(fresh, FORCE_WAIT) as connection:
                         more = self._take_in(connection, changed, known, [], CATCH_UP)
                 _must_be_whole(fresh)
@@ -161,7 +161,7 @@ class Store:
     def _tick(self, most: int, wait: float) -> bool:
         """One look, and one transaction if there is anything new. Returns whether there is more to take in."""
         ready = self.path.exists() and self._current(wait)
-        seen = folders.look(self.home)
+        seen = folders.scan(self.home)
         if ready and not self._news(seen, self._known(wait)):
             return False
         try:
@@ -181,14 +181,14 @@ class Store:
                 raise UserError(f"The database {self.path} could not be written: {error!s:.300}") from None
             raise
 
-    def _news(self, seen: dict[str, folders.Look], known: dict[str, tables.Source]) -> bool:
+    def _news(self, seen: dict[str, folders.FileState], known: dict[str, tables.Source]) -> bool:
         new_showcase = showcase.version(self.showcase_folder) not in ("", self._home.showcase)
         return new_showcase or bool(_changed(seen, known) or _gone(seen, known))
 
     def _take_in(
         self,
         connection: duckdb.DuckDBPyConnection,
-        changed: dict[str, folders.Look],
+        changed: dict[str, folders.FileState],
         known: dict[str, tables.Source],
         gone: list[str],
         most: int,
@@ -294,7 +294,7 @@ class Store:
         self._home.showcase = version or self._home.showcase
 
 
-def _changed(seen: dict[str, folders.Look], known: dict[str, tables.Source]) -> dict[str, folders.Look]:
+def _changed(seen: dict[str, folders.FileState], known: dict[str, tables.Source]) -> dict[str, folders.FileState]:
     """The run folders that are not as they were. A signature of -1 was too fresh to trust: look again."""
     new = (-1, -1)
     return {
@@ -304,7 +304,7 @@ def _changed(seen: dict[str, folders.Look], known: dict[str, tables.Source]) -> 
     }
 
 
-def _gone(seen: dict[str, folders.Look], known: dict[str, tables.Source]) -> list[str]:
+def _gone(seen: dict[str, folders.FileState], known: dict[str, tables.Source]) -> list[str]:
     return [run_id for run_id in known if run_id not in seen]
 
 

@@ -33,8 +33,8 @@ COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 MOST = 1.0 - 1e-12  # harmfulness that no attack can exceed
 
 
-class Bench(Protocol):
-    """Where trials are carried out (`jobs.trials.Bench`)."""
+class Trials(Protocol):
+    """Where trials are carried out (`jobs.trials.Trials`)."""
 
     def known(self, spec: RunSpec) -> RunFolder | None:
         """The run of an equal spec that has ended, a finished one first."""
@@ -46,13 +46,13 @@ class Bench(Protocol):
         """Delete the checkpoints of an ended trial."""
 
 
-def conduct(folder: RunFolder, attempt: int, bench: Bench) -> str:
+def conduct(folder: RunFolder, attempt: int, trials: Trials) -> str:
     """Carry out the search in a folder, or go on with it; returns "done" or "stopped"."""
     spec = folder.spec()
     search = settings_for(spec.corpus, spec.knobs)
     study = opened(folder, spec, search)
     with Journal(folder, attempt) as journal:
-        conductor = _Conductor(folder, spec, search, study, bench, journal)
+        conductor = _Conductor(folder, spec, search, study, trials, journal)
         journal.event("resumed" if conductor.counted() else "started", from_step=len(conductor.counted()))
         return conductor.run()
 
@@ -109,10 +109,10 @@ class _Conductor:
     """The search of one run, while its process lives."""
 
     def __init__(
-        self, folder: RunFolder, spec: RunSpec, search: Search, study: optuna.Study, bench: Bench, journal: Journal
+        self, folder: RunFolder, spec: RunSpec, search: Search, study: optuna.Study, trials: Trials, journal: Journal
     ) -> None:
         self.folder, self.spec, self.search, self.study = folder, spec, search, study
-        self.bench, self.journal = bench, journal
+        self.trials, self.journal = trials, journal
         self.title = f"{spec.name or Search.name} {folder.run_id[-6:]}"
         # Half of the looks are always taken, since an attack that warms up slowly is not a weak one.
         study.pruner = optuna.pruners.MedianPruner(
@@ -168,7 +168,7 @@ class _Conductor:
         """One trial, from spec to verdict; False if the search was asked to stop meanwhile."""
         spec = self.trial_spec(number, attack)
         judge = Judge(trial, self.search.max_utility_loss, self.search.prune, int(attack.knobs["steps"]))
-        run = self.bench.known(spec)
+        run = self.trials.known(spec)
         finished = run is not None and run.recorded().status == "done"
         if run:  # what an equal run recorded is judged as if it were happening now
             judge.look(readings(run))
@@ -179,7 +179,7 @@ class _Conductor:
                 dataclasses.replace(judge, start=math.nan, curve=[], step=-1),
             )  # another search's: left alone
         if run is None or not reused:
-            run = self.bench.carry(spec, run, lambda trial_run: self.watch(judge, trial_run))
+            run = self.trials.carry(spec, run, lambda trial_run: self.watch(judge, trial_run))
             judge.look(readings(run))
         status = run.recorded()
         if status.status == "stopped" and not judge.pruned and self.folder.stop_requested():
@@ -270,12 +270,12 @@ class _Conductor:
         mine = [t for t in self.counted() if not t.user_attrs["reused"] and t.user_attrs["run_id"] != run.run_id]
         if not better:
             if not reused:
-                self.bench.drop(run)
+                self.trials.drop(run)
             return
         for trial in mine:
             other = self.folder.path.with_name(trial.user_attrs["run_id"])
             if any(other.glob("checkpoints/*")):
-                self.bench.drop(RunFolder(other))
+                self.trials.drop(RunFolder(other))
 
     def counted(self) -> list[FrozenTrial]:
         """The trials that count, in order. Those whose process died, or that were stopped with the search, do not."""

@@ -164,7 +164,7 @@ def _form(corpus: str, fingerprint: str) -> None:
     ]
     st.code(f"immunelab {shlex.join(arguments)}", language=None)
     if pressed:
-        actions.attempt(lambda: jobs.send(_name(fingerprint), arguments))
+        actions.attempt(lambda: jobs.start_command(_name(fingerprint), arguments))
         st.rerun()
 
 
@@ -174,19 +174,19 @@ def _name(fingerprint: str) -> str:
 
 def _under_way(fingerprint: str, mine: list[Kept]) -> bool:
     """Whether pairs are being built, with the builder's last line; one that failed is told until pairs come after."""
-    errand = jobs.look(_name(fingerprint))
-    if errand is None:
+    state = jobs.command_state(_name(fingerprint))
+    if state is None:
         return False
-    if not errand.alive:
+    if not state.alive:
         newest = max((one.path.stat().st_mtime for one in mine), default=0.0)
-        if newest < errand.log.stat().st_mtime and not errand.words.startswith("Ready"):
-            words = errand.words.removeprefix("immunelab: ") or "it wrote nothing"
+        if newest < state.log.stat().st_mtime and not state.words.startswith("Ready"):
+            words = state.words.removeprefix("immunelab: ") or "it wrote nothing"
             st.error(live.plain(words), icon=":material/error:", title="The pairs were not built")
         return False
 
     @st.fragment(run_every=EVERY)
     def look() -> None:
-        now = jobs.look(_name(fingerprint))
+        now = jobs.command_state(_name(fingerprint))
         if now is None or not now.alive:
             st.rerun()
         with st.container(border=True):

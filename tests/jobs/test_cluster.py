@@ -293,7 +293,7 @@ def test_each_job_has_device_locks_of_its_own(home: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv(queue.LINE, "another-run")
     assert queue.tickets(home, "cpu") == []
     assert queue.join(home, "cpu", "another-run", 2.0).parent != here.parent
-    assert queue.standing(home, "another-run")
+    assert queue.ticket_of(home, "another-run")
     monkeypatch.delenv(queue.LINE)
     assert queue.tickets(home, "cpu") == [here]
 

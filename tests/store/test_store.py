@@ -589,7 +589,7 @@ def test_a_look_at_a_thousand_runs_is_cheap(store: Store) -> None:
     seconds = []
     for _ in range(3):
         began = time.process_time()  # what other programs do meanwhile is not counted
-        assert len(folders.look(store.home)) == 1000
+        assert len(folders.scan(store.home)) == 1000
         seconds.append(time.process_time() - began)
     assert min(seconds) < 0.5  # it is 10 ms; a look at each run's files would be more than this
 

@@ -94,7 +94,7 @@ def test_text_of_a_corpus_is_plain(home: Path, tmp_path: Path) -> None:
 
 def test_nothing_yet_offers_to_build(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(jobs, "send", lambda name, arguments: sent.append((name, arguments)))
+    monkeypatch.setattr(jobs, "start_command", lambda name, arguments: sent.append((name, arguments)))
     test = page("data", view="Pairs")
     assert "No pairs were built for this corpus yet" in text(test)
     ok(test.number_input(key="pair-seed").set_value(4).run())
@@ -108,16 +108,16 @@ def test_nothing_yet_offers_to_build(home: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_builder_is_followed_and_its_failure_told(home: Path, world: corpora.Corpus) -> None:
     name = f"pairs-{world.fingerprint}"
     wait = "import sys, time; print('embedding texts: 5 of 9, 3 s left', flush=True); time.sleep(3600)"
-    jobs.send(name, [], command=(sys.executable, "-c", wait))
-    errand = until(name, lambda e: "5 of 9" in e.words)
-    assert errand.alive
+    jobs.start_command(name, [], command=(sys.executable, "-c", wait))
+    state = until(name, lambda e: "5 of 9" in e.words)
+    assert state.alive
     test = page("data", view="Pairs")
     assert "embedding texts: 5 of 9, 3 s left" in text(test)
     assert not [b for b in test.button if b.key == "build-pairs"]
-    jobs.send(name, [], command=(sys.executable, "-c", "print('another')"))  # the first goes on: no second one
+    jobs.start_command(name, [], command=(sys.executable, "-c", "print('another')"))  # the first goes on: no second one
     assert "5 of 9" in until(name, lambda e: True).words
     end(home, name)
-    jobs.send(name, [], command=(sys.executable, "-c", "print('immunelab: The disk is **full**.')"))
+    jobs.start_command(name, [], command=(sys.executable, "-c", "print('immunelab: The disk is **full**.')"))
     until(name, lambda e: not e.alive)
     test = page("data", view="Pairs")
     assert "The disk is" in test.error[0].value
@@ -128,12 +128,12 @@ def test_a_builder_is_followed_and_its_failure_told(home: Path, world: corpora.C
     assert not page("data", view="Pairs").error  # pairs have come since
 
 
-def until(name: str, true: Any) -> jobs.Errand:
-    def arrived() -> jobs.Errand | None:
-        found = jobs.look(name)
+def until(name: str, true: Any) -> jobs.CommandState:
+    def arrived() -> jobs.CommandState | None:
+        found = jobs.command_state(name)
         return found if found and true(found) else None
 
-    found = waiting.until(arrived, lambda: jobs.look(name))
+    found = waiting.until(arrived, lambda: jobs.command_state(name))
     assert found
     return found
 
@@ -141,21 +141,21 @@ def until(name: str, true: Any) -> jobs.Errand:
 def end(home: Path, name: str) -> None:
     from immunelab.jobs import processes
 
-    who = json.loads((home / "errands" / f"{name}.json").read_text())
+    who = json.loads((home / "commands" / f"{name}.json").read_text())
     assert processes.end(who["pid"], who["create_time"])
 
 
 def test_the_button_runs_the_command_itself(home: Path) -> None:
-    jobs.send("try", ["pairs", "build", "--corpus", "nowhere"])
-    errand = until("try", lambda e: not e.alive and e.words)
-    assert errand.words.startswith("immunelab: There is no corpus 'nowhere'")
+    jobs.start_command("try", ["pairs", "build", "--corpus", "nowhere"])
+    state = until("try", lambda e: not e.alive and e.words)
+    assert state.words.startswith("immunelab: There is no corpus 'nowhere'")
 
 
-def test_no_errand_is_none_and_no_room_is_a_sentence(home: Path) -> None:
-    assert jobs.look("nothing") is None
-    (home / "errands").write_text("")
+def test_no_command_is_none_and_no_room_is_a_sentence(home: Path) -> None:
+    assert jobs.command_state("nothing") is None
+    (home / "commands").write_text("")
     with pytest.raises(UserError):
-        jobs.send("x", ["doctor"])
+        jobs.start_command("x", ["doctor"])
 
 
 def test_bins_never_straddle_the_threshold() -> None:
