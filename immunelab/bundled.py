@@ -5,6 +5,7 @@ Standard library.
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from immunelab.errors import UserError
 
 CLONE = Path(__file__).resolve().parent.parent / "data"
 INSTALLED = Path(sysconfig.get_path("data")) / "share" / "immunelab"  # [tool.setuptools.data-files]
+SETTING = "IMMUNELAB_SHOWCASE"
+ABOUT = "showcase.json"  # in a folder of recorded runs
 
 
 def data() -> Path:
@@ -20,6 +23,18 @@ def data() -> Path:
         if folder.is_dir():
             return folder
     raise UserError(f"The shipped data was found neither in {CLONE} nor in {INSTALLED}. Reinstall from a fresh clone.")
+
+
+def showcase() -> Path:
+    """Where the shipped runs lie, whether or not there are any. `IMMUNELAB_SHOWCASE` names another folder, as
+    `immunelab showcase build --to` writes one; with `none` a new home starts empty, and need not read them first.
+    """
+    asked = os.environ.get(SETTING, "")
+    if asked == "none":
+        return Path(os.devnull)
+    if asked and not (Path(asked) / ABOUT).is_file():
+        raise UserError(f"{SETTING} is {asked[:200]!r}: neither none nor a folder with a {ABOUT}.")
+    return Path(asked) if asked else data() / "showcase"
 
 
 def measured(name: str) -> Path | None:

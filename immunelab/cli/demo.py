@@ -85,7 +85,7 @@ def showcase_table(args: argparse.Namespace) -> int:
 
 def _run(specs: list[RunSpec], home: Path, reuse: bool) -> tuple[list[str], int]:
     """The protocol's runs, carried out by one process of their own, and the exit code: 0 if all of them finished."""
-    run_ids = jobs.submit(specs, home, reuse=reuse)
+    run_ids = jobs.submit(specs, home, reuse=reuse, ready=False)  # what is to be shown or recorded is made here
     kept = sum(journal.RunFolder.open(home, i).status().status == "done" for i in run_ids)
     if kept:
         show.err.print(f"{kept} of {len(run_ids)} runs are already done and are not run again.")

@@ -14,7 +14,7 @@ from typing import Any
 from immunelab.errors import UserError
 from immunelab.jobs import failures, preflight, processes, queue
 from immunelab.jobs import reuse as equals
-from immunelab.runs import journal
+from immunelab.runs import journal, shipped
 from immunelab.runs.journal import RunFolder, Status, folders
 from immunelab.runs.spec import LABELS, RunSpec
 
@@ -34,19 +34,21 @@ def submit(
     go_on: bool = False,
     command: Sequence[str] | None = None,
     begin: Callable[[Path, Sequence[RunFolder]], None] | None = None,
+    ready: bool = True,
 ) -> list[str]:
     """Queue runs and start one detached worker that carries them out in order; returns their ids, in order.
 
-    A spec's model may be `run:<id>` or `run:#k`, the k-th of this list counted from 0; parent, parent hash and the
-    corpus's judge are filled in. With `reuse`, a spec that a finished run of this home has already is not run again:
-    that run's id is returned in its place. With `go_on`, an equal run that is under way is waited for, and one that has
-    ended unfinished is gone on with. Where others of the list start from it, a run serves too that leaves the same
-    weights and was evaluated otherwise. `command` starts another worker than ours, and `begin` hands the runs to a
-    cluster instead. A UserError before anything is written if a run can't be carried out.
+    A spec's model may be `run:<id>`, `run:#k`, the k-th of this list counted from 0, or `showcase:<defense>-<seed>`, an
+    immunized model that ships with the lab; parent, parent hash and the corpus's judge are filled in. With `reuse`, a
+    spec that a finished run has already, of this home or (if `ready`) a shipped one, is not run again: that run's id is
+    returned in its place. With `go_on`, an equal run that is under way is waited for, and one that has ended unfinished
+    is gone on with. Where others of the list start from it, a run serves too that leaves the same weights and was
+    evaluated otherwise. `command` starts another worker than ours, and `begin` hands the runs to a cluster instead. A
+    UserError before anything is written if a run can't be carried out.
     """
-    place, specs = journal.home(home), equals.judged(specs)
+    place, specs = journal.home(home), _resolved(specs, journal.home(home))
     states = equals.states(reuse, go_on)
-    have = equals.recorded(place) if states else equals.Record({}, {})
+    have = equals.recorded(place, ready) if states else equals.Record({}, {})
     planned = _planned(specs, place, have, states)
     new = [i for i, one in enumerate(planned) if one.state in ("new", "unfinished")]
     preflight.check(specs, place, here=begin is None, new=new)
@@ -61,6 +63,7 @@ def submit(
                 linked = _linked(spec, place, made)
                 found = have.match(linked, states, f"run:#{i}" in parents)
                 if found:
+                    found = shipped.adopt(place, found)
                     made.append(found)
                     if found not in carried and equals.state(found) == "unfinished":
                         queue_again(found)
@@ -85,8 +88,13 @@ def plan(
     specs: Sequence[RunSpec], home: Path | str | None = None, reuse: bool = True, go_on: bool = True
 ) -> list[equals.Planned]:
     """What `submit` would do with these specs, in order, without doing it."""
-    place, specs = journal.home(home), equals.judged(specs)
+    place, specs = journal.home(home), _resolved(specs, journal.home(home))
     return _planned(specs, place, equals.recorded(place), equals.states(reuse, go_on))
+
+
+def _resolved(specs: Sequence[RunSpec], place: Path) -> list[RunSpec]:
+    """The specs with who judges them, and with shipped models as runs of this home."""
+    return [dataclasses.replace(s, model=shipped.model(s.model, place)) for s in equals.judged(specs)]
 
 
 def _planned(specs: Sequence[RunSpec], place: Path, have: equals.Record, states: Sequence[str]) -> list[equals.Planned]:

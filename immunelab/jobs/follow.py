@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from immunelab import jobs
 from immunelab.errors import UserError
 from immunelab.formatting import duration
+from immunelab.runs import shipped
 from immunelab.runs.journal import RunFolder, Status, folders
 
 FORCE_AFTER = 20.0  # seconds that a stopped run has to finish its step and save
@@ -38,6 +39,8 @@ def run_id(text: str, home: Path) -> str:
 
 def model(text: str, home: Path) -> str:
     """A model as a spec names it: `run:last` and shortened ids are spelled out, and a run's whole id is enough."""
+    if text.startswith(shipped.PREFIX):
+        return shipped.model(text, home)
     if not text.startswith("run:"):
         return f"run:{text}" if text in {folder.run_id for folder in folders(home)} else text
     if text.startswith("run:#"):

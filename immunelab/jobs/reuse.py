@@ -11,6 +11,7 @@ from typing import NamedTuple
 from immunelab.corpus import described
 from immunelab.errors import UserError
 from immunelab.jobs import processes
+from immunelab.runs import shipped
 from immunelab.runs.journal import RunFolder, folders
 from immunelab.runs.spec import RunSpec
 
@@ -58,10 +59,12 @@ class Record(NamedTuple):
         return None
 
 
-def recorded(place: Path) -> Record:
-    """What a home holds."""
+def recorded(place: Path, ready: bool = True) -> Record:
+    """What a home holds, and, if `ready`, behind that the immunized models that ship with the lab."""
     record = Record({}, {})
-    for folder in reversed(folders(place)):
+    own = folders(place)
+    have = {folder.run_id for folder in own}
+    for folder in [*reversed(own), *(f for f in shipped.folders() if ready and f.run_id not in have)]:
         with contextlib.suppress(UserError, OSError):  # a folder that can't be read is not an equal run
             spec = folder.spec()
             record.equal.setdefault(spec.hash, []).append(folder)

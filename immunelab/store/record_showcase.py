@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from immunelab.bundled import ABOUT
 from immunelab.errors import UserError, unknown
-from immunelab.store.showcase import ABOUT, PREFIX, TABLES
+from immunelab.store.showcase import PREFIX, TABLES
 from immunelab.store.sync import Store
 
 PRIVATE = ("pid", "heartbeat")  # what only meant something where the run was made

@@ -7,7 +7,6 @@ folder in the showcase's folder is a further part of it, recorded on its own: of
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -15,27 +14,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from immunelab import bundled
+from immunelab.bundled import ABOUT
 from immunelab.errors import UserError
 
 PREFIX = "showcase-"
 TABLES = ("runs", "points", "layer_points", "scores", "examples", "checkpoints", "events")
 ADDED = ("events",)  # what older showcases lack
-ABOUT = "showcase.json"
-SETTING = "IMMUNELAB_SHOWCASE"
 PIECE = 200_000  # rows
-
-
-def shipped_folder() -> Path:
-    """Where the shipped runs lie, whether or not there are any. `IMMUNELAB_SHOWCASE` names another folder, as
-    `immunelab showcase build --to` writes one; with `none` a new home starts empty, and need not read them first.
-    """
-    asked = os.environ.get(SETTING, "")
-    if asked == "none":
-        return Path(os.devnull)
-    if asked and not (Path(asked) / ABOUT).is_file():
-        raise UserError(f"{SETTING} is {asked[:200]!r}: neither none nor a folder with a {ABOUT}.")
-    return Path(asked) if asked else bundled.data() / "showcase"
 
 
 def parts(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import duckdb
 import filelock
 import pyarrow as pa
 
+from immunelab import bundled
 from immunelab.errors import UserError
 from immunelab.runs import journal
 from immunelab.store import door, folders, migrations, question, showcase, tables
@@ -56,7 +57,7 @@ class Store:
     def __init__(self, home: Path | str | None = None, showcase_folder: Path | str | None = None) -> None:
         self.home = journal.home(home)
         self.path = self.home / "immunelab.duckdb"
-        self.showcase_folder = showcase.shipped_folder() if showcase_folder is None else Path(showcase_folder)
+        self.showcase_folder = bundled.showcase() if showcase_folder is None else Path(showcase_folder)
         self._home = _homes.setdefault(self.home, Home())
 
     def sync(self, force: bool = False, wait: float = FORCE_WAIT) -> None:

@@ -11,7 +11,7 @@ import streamlit as st
 
 from immunelab.errors import UserError
 from immunelab.method import catalogue
-from immunelab.runs import numerics
+from immunelab.runs import numerics, shipped
 from immunelab.runs.spec import RunSpec
 from immunelab.sweep import Choice, choose
 from immunelab.ui import reads
@@ -38,16 +38,20 @@ def models(runs: pd.DataFrame, copy: RunSpec | None) -> list[str]:
     done = runs[(runs["kind"] == "immunize") & (runs["status"] == "done") & ~runs["showcase"].astype(bool)]
     found = [m for m in known if not str(m).startswith("run:")] + [f"run:{i}" for i in done["run_id"]]
     first = [copy.model] if copy else []
-    return list(dict.fromkeys([*first, *found]))
+    have = set(runs["run_id"])
+    ready = [name for name, folder in shipped.named().items() if folder.run_id not in have]
+    return list(dict.fromkeys([*first, *found, *ready]))
 
 
 def model_name(runs: pd.DataFrame) -> Callable[[str], str]:
     """How a model is written in the choice."""
-    words = reads.labels(runs)
+    words, ready = reads.labels(runs), shipped.named()
 
     def name(model: str) -> str:
         if model == "fable":
             return "The corpus's own"
+        if model in ready:
+            return shipped.words(ready[model])
         return f"Checkpoint of {words.get(model[4:], model[4:])}" if model.startswith("run:") else model
 
     return name

@@ -10,6 +10,7 @@ import streamlit as st
 
 from immunelab.analysis.gradients import estimates
 from immunelab.figures.gradients import estimator_error
+from immunelab.runs import shipped
 from immunelab.runs.spec import RunSpec
 from immunelab.store import queries
 from immunelab.sweep import plan
@@ -25,6 +26,10 @@ def models(runs: pd.DataFrame) -> dict[str, str]:
     finished runs of this home left on disk."""
     words = reads.labels(runs)
     found = {"fable": "Fable, as it is shipped"}
+    have = set(runs["run_id"])
+    for name, folder in shipped.named().items():
+        if folder.run_id not in have:
+            found[name] = shipped.words(folder)
     done = runs[(runs["status"] == "done") & runs["kind"].isin(("immunize", "attack", "finetune"))]
     for run in done[~done["showcase"].astype(bool)].to_dict("records"):
         if reads.has_checkpoint(run["run_id"]):

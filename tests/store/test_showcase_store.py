@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from recorded import record, spec
 
+from immunelab import bundled
 from immunelab.errors import UserError
 from immunelab.store import Store, queries, record_showcase, showcase
 
@@ -85,19 +86,19 @@ def test_a_folder_within_is_a_part_of_it(shipped: Path, tmp_path: Path) -> None:
 def test_the_environment_names_another_showcase_or_none(
     shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(showcase.SETTING, str(shipped))
+    monkeypatch.setenv(bundled.SETTING, str(shipped))
     another = Store(tmp_path / "another")
     another.sync(force=True)
     assert len(queries.runs(another)) == 3
-    monkeypatch.setenv(showcase.SETTING, "none")
+    monkeypatch.setenv(bundled.SETTING, "none")
     empty = Store(tmp_path / "empty")
     empty.sync(force=True)
     assert queries.runs(empty).empty
-    monkeypatch.setenv(showcase.SETTING, str(tmp_path))
+    monkeypatch.setenv(bundled.SETTING, str(tmp_path))
     with pytest.raises(UserError, match="neither none nor a folder with a showcase"):
         Store(tmp_path / "home")
-    monkeypatch.delenv(showcase.SETTING)
-    assert showcase.version(showcase.shipped_folder()).count(" ") == len(showcase.parts(showcase.shipped_folder())) - 1
+    monkeypatch.delenv(bundled.SETTING)
+    assert showcase.version(bundled.showcase()).count(" ") == len(showcase.parts(bundled.showcase())) - 1
 
 
 def test_the_same_runs_give_the_same_version(shipped: Path, tmp_path: Path) -> None:
