@@ -47,6 +47,7 @@ START = {
 
         examples:
           immunelab attack --model run:last --rung 0.001
+          immunelab attack --model showcase:seam --rung 0.001      an immunized model that ships with the lab
           immunelab attack harmful-sft --model fable --learning-rate 6e-4 --steps 60 --detach
         """,
     ),
