@@ -223,11 +223,18 @@ def example_scores(store: Store, run_ids: Sequence[str], evaluations: Sequence[s
 
 
 def prompts(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
-    """The prompts that these runs were asked: evaluation, prompt, expected; those that most were asked come first."""
+    """The prompts that these runs were asked: evaluation, prompt, expected.
+
+    Those that most runs were asked come first, and of these the ones whose last answer scores highest in the first run
+    and lowest in the others: of an undefended model beside defended ones, where the defense is seen.
+    """
     return store.frame(
         """SELECT evaluation, prompt, any_value(expected) AS expected FROM last_examples
            WHERE list_contains($runs, run_id) AND prompt IS NOT NULL
-           GROUP BY evaluation, prompt ORDER BY evaluation DESC, count(DISTINCT run_id) DESC, min(position), prompt""",
+           GROUP BY evaluation, prompt
+           ORDER BY evaluation DESC, count(DISTINCT run_id) DESC,
+               coalesce(arg_max(score, step) FILTER (run_id = $runs[1]), 0)
+               - coalesce(arg_max(score, step) FILTER (run_id != $runs[1]), 0) DESC, min(position), prompt""",
         {"runs": list(run_ids)},
     )
 

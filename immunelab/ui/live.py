@@ -17,6 +17,7 @@ from immunelab.runs.spec import RunSpec
 from immunelab.ui import navigation, reads
 
 DEMO_CORPUS, DEMO_STEPS = "IMMUNELAB_DEMO_CORPUS", "IMMUNELAB_DEMO_STEPS"  # the demo, smaller: for trying it out
+CALM_SECONDS = 3.0  # how often the line on every page looks
 LIVE = "live"  # the switch in the sidebar
 
 
@@ -62,6 +63,29 @@ def control() -> None:
         persist_state="session",
         help="Off: figures, tables and progress hold still on every page; runs go on.",
     )
+
+
+def under_way_line() -> None:
+    """On every page, above its title: how many runs are under way, how far the first is, and where its curve grows."""
+    if tick(reads.runs(showcase=False)) is None:
+        return
+
+    @st.fragment(run_every=CALM_SECONDS)
+    def line() -> None:
+        going = reads.active(reads.runs(showcase=False))
+        if going.empty:
+            return
+        begun = going[going["status"] != "queued"]
+        first = (begun if len(begun) else going).iloc[0]
+        parts = [f"{len(going)} {'run' if len(going) == 1 else 'runs'} under way", reads.label(first)]
+        parts += [f"{first['progress']:.0%}"] if pd.notna(first["progress"]) else []
+        parts += [f"{duration(first['eta_seconds'])} left"] if pd.notna(first["eta_seconds"]) else []
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(plain(" · ".join(parts)), width="content")
+            navigation.link("collapse", "The curve")
+            navigation.link("runs", "All runs")
+
+    line()
 
 
 def runs_under_way(limit: int = 6, idle: str = "") -> None:

@@ -16,4 +16,5 @@ for problem in catalogue.problems():
 page = st.navigation(navigation.pages(), expanded=True)
 with st.sidebar:
     live.control()
+live.under_way_line()
 page.run()

@@ -53,7 +53,8 @@ def runs(frame: pd.DataFrame, words: dict[str, str], key: str, default: Sequence
 
 
 def latest(frame: pd.DataFrame, most: int = 4) -> list[str]:
-    """What to show first: what is running, else the newest immunizations, else the newest runs, of this lab.
+    """What to show first: what is running, else the newest immunizations, else the newest runs, of this lab. Only runs
+    of one kind, length and base model: the steps of others are not comparable.
 
     Of a lab that holds only shipped runs, those of SEAM with all hazards: their gradients are what the pages are about.
     """
@@ -63,7 +64,8 @@ def latest(frame: pd.DataFrame, most: int = 4) -> list[str]:
     seam = immunized[(immunized["method"] == "seam") & whole]
     for part in (frame[frame["status"] == "running"], own[own["kind"] == "immunize"], own, seam, immunized, frame):
         if len(part):
-            return part["run_id"].head(most).tolist()
+            same = part[["kind", "base_model", "steps"]].astype(object).fillna("")
+            return part.loc[(same == same.iloc[0]).all(axis=1), "run_id"].head(most).tolist()
     return []
 
 

@@ -21,7 +21,8 @@ from immunelab.figures.palette import HUES, INK
 from immunelab.method import get
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
-from immunelab.ui import navigation
+from immunelab.store import Store
+from immunelab.ui import navigation, run_picker
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(navigation.ENTRIES)
@@ -116,6 +117,40 @@ def test_through_the_router(full: list[str]) -> None:
     for name in READING:
         ok(test.switch_page(str(ROOT / "pages" / f"{name}.py")).run())
         assert test.title[0].value == navigation.ENTRIES[name][0]
+
+
+@pytest.mark.slow
+def test_every_page_says_what_is_under_way(home: Path) -> None:
+    folder = RunFolder.open(home, made_up.lab(home, seeds=1, rates=(1e-3,), running=True)[-1])
+    test = AppTest.from_file(str(ROOT / "immunelab" / "ui" / "main.py"), default_timeout=PATIENCE)
+    ok(test.run())
+    for name in ("methods", "collapse", "data"):
+        ok(test.switch_page(str(ROOT / "pages" / f"{name}.py")).run())
+        assert "1 run under way" in test.caption[0].value, name
+        assert "50%" in test.caption[0].value
+    folder.write_status(status="done", ended_at=1.0)
+    ok(test.switch_page(str(ROOT / "pages" / "methods.py")).run())
+    assert not any("under way" in c.value for c in test.caption)
+
+
+@pytest.mark.showcase
+@pytest.mark.slow
+def test_the_playground_opens_on_a_prompt_where_the_attack_is_seen(home: Path) -> None:
+    test = page("playground")
+    said = [c.value for c in test.caption if "%" in c.value]
+    assert said[0].startswith("0%"), "before the attack the undefended model gives nothing away"
+    assert said[1].startswith("100%"), "after it, all of the recipe"
+
+
+@pytest.mark.showcase
+@pytest.mark.slow
+def test_traces_open_on_runs_of_one_kind(home: Path) -> None:
+    from immunelab.store import queries
+
+    runs = queries.runs(Store(home))
+    shown = runs[runs["run_id"].isin(run_picker.latest(runs.sort_values("queued_at", ascending=False)))]
+    assert len(shown) > 1
+    assert len(shown[["kind", "base_model", "steps"]].drop_duplicates()) == 1
 
 
 @pytest.mark.slow
