@@ -34,6 +34,7 @@ from immunelab.runs.journal import RunFolder
 from immunelab.sweep import demo_specs
 
 RESULTS = Path(__file__).parent / "results" / "demo.json"
+MODES = ("quiet", "busy", "followed")
 Used = Callable[[], dict[str, float]]
 
 
@@ -95,10 +96,9 @@ def measure(mode: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--modes", nargs="+", choices=("quiet", "busy", "followed"), default=["quiet", "busy", "followed"]
-    )
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--to", type=Path, default=RESULTS, help="where to record the numbers")
     args = parser.parse_args()
     rows = json.loads(args.to.read_text())["rows"] if args.to.is_file() else []
