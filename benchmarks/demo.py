@@ -38,10 +38,11 @@ MODES = ("quiet", "busy", "followed")
 Used = Callable[[], dict[str, float]]
 
 
-def demo(home: Path) -> float:
-    """Seconds from queueing the demo's runs until the last has ended; an exit if one fails."""
+def demo(home: Path, queued: Callable[[], object] = lambda: None) -> float:
+    """Seconds from queueing the demo's runs until the last has ended; an exit if one fails. `queued()` once they are."""
     began = time.monotonic()
     ids = jobs.submit(demo_specs((0,), "fable"), home, ready=False)
+    queued()
     found = [RunFolder.open(home, run_id) for run_id in ids]
     while not all(folder.status().ended for folder in found):
         time.sleep(0.5)
@@ -52,8 +53,8 @@ def demo(home: Path) -> float:
 
 
 @contextmanager
-def following(home: Path, page: str) -> Iterator[Used]:
-    """The app with a page open in Chromium; yields what gives seconds of processor time of server and browser."""
+def following(home: Path, page: str) -> Iterator[tuple[Callable[[], object], Used]]:
+    """The app with a page open in Chromium; yields what loads it anew, and seconds of processor time so far."""
     from playwright.sync_api import sync_playwright
 
     chromium = next(filter(Path.exists, map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser"))), None)
@@ -68,7 +69,7 @@ def following(home: Path, page: str) -> Iterator[Used]:
             mine = [p for p in psutil.Process().children(recursive=True) if "chrom" in p.name()]
             return {"server": _seconds(server), "browser": sum(map(_seconds, mine))}
 
-        yield used
+        yield tab.reload, used
         chrome.close()
 
 
@@ -86,9 +87,9 @@ def measure(mode: str) -> dict[str, Any]:
         home = Path(place) / "lab"
         home.mkdir()
         if mode == "followed":
-            with following(home, "collapse") as used:
+            with following(home, "collapse") as (reload, used):
                 before = used()
-                took = demo(home)
+                took = demo(home, reload)  # a page looks each second if runs go when it is drawn
                 shares = {name: round((seconds - before[name]) / took, 3) for name, seconds in used().items()}
             return {"mode": mode, "seconds": round(took, 1), "of one core": shares}
         with neighbors(int(mode == "busy")):
