@@ -39,7 +39,7 @@ Used = Callable[[], dict[str, float]]
 
 
 def demo(home: Path, queued: Callable[[], object] = lambda: None) -> float:
-    """Seconds from queueing the demo's runs until the last has ended; an exit if one fails. `queued()` once they are."""
+    """Seconds from queueing the demo's runs, after which `queued` is called, to the end; an exit if one fails."""
     began = time.monotonic()
     ids = jobs.submit(demo_specs((0,), "fable"), home, ready=False)
     queued()
