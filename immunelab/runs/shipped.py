@@ -36,7 +36,7 @@ def named() -> dict[str, RunFolder]:
 def words(folder: RunFolder) -> str:
     """What a shipped model is called in a list of models."""
     spec = folder.spec()
-    return f"After immunize {spec.method} on {spec.corpus}, seed {spec.seed}, as it is shipped"
+    return f"Immunized with {spec.method}, seed {spec.seed}, as it is shipped"
 
 
 def find(name: str) -> RunFolder:
