@@ -19,7 +19,7 @@ source = "recorded runs that ship with the project"
 if curves.empty:
     curves, source = reads.curves(), "runs of this lab"
 comparable = collapse.comparable(curves[curves["status"] == "done"])
-tale = headline.recall(reads.revision(), tuple(comparable["run_id"].unique()), Thresholds(), comparable)
+tale = headline.recall(reads.finished(comparable), Thresholds(), comparable)
 
 if tale is None:
     navigation.nothing_yet(

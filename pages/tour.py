@@ -16,7 +16,7 @@ if len(sources) > 1:
     source = st.segmented_control("Runs", sources, default=source, required=True, key="source", bind="query-params")
 curves = reads.curves(showcase=source == "Showcase")
 curves = collapse.comparable(curves[curves["status"] == "done"])
-tale = headline.tell(curves, Thresholds())
+tale = headline.recall(reads.finished(curves), Thresholds(), curves)
 if tale is None:
     navigation.nothing_yet(
         "No undefended and immunized model to compare yet",

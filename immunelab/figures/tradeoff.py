@@ -90,11 +90,12 @@ def _paths(figure: go.Figure, mine: pd.DataFrame, name: Variant, style: Style) -
     y: list[float | None] = []
     ids: list[str | None] = []
     text: list[str | None] = []
-    for run_id, run in mine.sort_values("step").groupby("run_id", sort=True):
+    told = mine.sort_values("step").assign(told=lambda rows: _words(rows))
+    for run_id, run in told[["run_id", "utility", "harmfulness", "told"]].groupby("run_id", sort=True):
         x += [*run["utility"], None]
         y += [*run["harmfulness"], None]
         ids += [*[str(run_id)] * len(run), None]
-        text += [*_words(run), None]
+        text += [*run["told"], None]
     figure.add_scatter(
         x=x,
         y=y,
@@ -149,8 +150,8 @@ def _front(figure: go.Figure, line: pd.DataFrame, name: Variant, style: Style) -
 
 def _words(rows: pd.DataFrame) -> Sequence[str]:
     """A checkpoint in words: defense, intensity, seed, step, outcome."""
+    told = complete(rows)[["defense", "variant", "learning_rate", "seed", "step", "outcome"]]
     return [
-        f"{title_of(r['defense'], r['variant'])}, lr {r['learning_rate']:g}, seed {r['seed']}, step {r['step']:g}"
-        + (f": {r['outcome']}" if r["outcome"] else "")
-        for r in complete(rows).to_dict("records")
+        f"{title_of(defense, variant)}, lr {rate:g}, seed {seed}, step {step:g}" + (f": {outcome}" if outcome else "")
+        for defense, variant, rate, seed, step, outcome in told.itertuples(index=False, name=None)
     ]

@@ -149,8 +149,10 @@ def scores(
     )
 
 
-def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
+def attack_curves(store: Store, run_ids: Sequence[str] | None = None, showcase: bool | None = None) -> pd.DataFrame:
     """One row per attack run and evaluated step: what the attack had reached, the settings, and the base.
+
+    `showcase` True: only shipped runs, False: only this home's.
 
     `harmfulness`, `utility`, `refusal_rate`, `perplexity`, `repetition` are the aggregates over a whole evaluation,
     with `_n` and `_stderr` for the first two; where several evaluations give one metric, the first by name is used
@@ -168,6 +170,7 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.Data
     curves = store.frame(
         f"""WITH attacks AS (
                 SELECT * FROM runs WHERE kind = 'attack' AND ($runs IS NULL OR list_contains($runs, run_id))
+                    AND ($showcase IS NULL OR showcase = $showcase)
             ), whole AS (
                 SELECT * FROM last_scores
                 WHERE split = 'all' AND run_id IN (SELECT run_id FROM attacks UNION SELECT root FROM attacks)
@@ -192,7 +195,7 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None) -> pd.Data
                 a.run_id IN (SELECT run_id FROM events WHERE event = 'provider') AS provided
             FROM steps s JOIN attacks a USING (run_id) JOIN variants v USING (run_id) LEFT JOIN bases USING (root)
             ORDER BY a.showcase DESC, a.queued_at, s.run_id, s.step""",
-        {"runs": None if run_ids is None else list(run_ids)},
+        {"runs": None if run_ids is None else list(run_ids), "showcase": showcase},
     )
     return _with_subject(curves)
 

@@ -108,6 +108,11 @@ class Store:
                 states.append(f"{state.st_mtime_ns}-{state.st_size}")
         return " ".join(states)
 
+    @property
+    def shipped(self) -> str:
+        """Which version of the shipped runs was taken in."""
+        return self._home.showcase
+
     def frame(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> pd.DataFrame:
         """A query's rows. Waits at most 2 s for the file, then a UserError names the process that holds it."""
         with self._reading() as connection:

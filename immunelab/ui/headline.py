@@ -62,8 +62,8 @@ def tell(curves: pd.DataFrame, thresholds: Thresholds) -> Story | None:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def recall(revision: str, run_ids: tuple[str, ...], thresholds: Thresholds, _curves: pd.DataFrame) -> Story | None:
-    """As `tell`, kept as long as nothing new is recorded (`reads.revision`) and the same runs are asked about."""
+def recall(finished: int, thresholds: Thresholds, _curves: pd.DataFrame) -> Story | None:
+    """As `tell`, kept as long as the same runs are asked about (`reads.finished`)."""
     return tell(_curves, thresholds)
 
 

@@ -28,7 +28,13 @@ SOURCES = {"Showcase": True, "This lab": False, "Both": None}
 
 def read(source: str, subject: str) -> pd.DataFrame:
     """The finished and live attacks to draw, one per defense, attack and seed; archived runs are left out."""
-    return collapse.comparable(reads.curves(SOURCES[source]), subject)
+    showcase = SOURCES[source]
+    return _comparable(reads.version(showcase), subject, reads.curves(showcase)).copy(deep=False)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _comparable(version: int, subject: str, _curves: pd.DataFrame) -> pd.DataFrame:
+    return collapse.comparable(_curves, subject)
 
 
 def cells(curves: pd.DataFrame) -> frozenset[tuple[object, ...]]:

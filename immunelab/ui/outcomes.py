@@ -30,7 +30,7 @@ CAPTION = (
 def show_map(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
     """The map of one attack's ladder, all defenses of `curves`; asks which attack where several are recorded."""
     done = curves[curves["status"] == "done"] if "status" in curves else curves
-    table = _ladder(reads.revision(), tuple(done["run_id"].unique()), thresholds, done)
+    table = _ladder(reads.finished(done), thresholds, done)
     if table.empty:
         st.caption("No finished attack is recorded yet.")
         return
@@ -55,7 +55,7 @@ def show_map(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
-def _ladder(revision: str, run_ids: tuple[str, ...], thresholds: Thresholds, _curves: pd.DataFrame) -> pd.DataFrame:
+def _ladder(finished: int, thresholds: Thresholds, _curves: pd.DataFrame) -> pd.DataFrame:
     return outcome_table.ladder(outcome_table.outcome_table(_curves, thresholds))
 
 

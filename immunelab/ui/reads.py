@@ -1,11 +1,14 @@
 """What the pages read: the store's queries, kept until something new is recorded, with failures told in a sentence.
 
-No connection is kept and no model is loaded; torch is never imported on this path.
+All sessions share what is read, so ten readers of a page cost one query. No connection is kept and no model is loaded;
+torch is never imported on this path.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +18,14 @@ import streamlit as st
 
 from immunelab import jobs
 from immunelab.analysis.collapse import INTENSITY
+from immunelab.analysis.variants import KEYS, complete
 from immunelab.errors import UserError
 from immunelab.runs import journal
 from immunelab.store import Busy, Store, queries
 from immunelab.store.door import READ_WAIT
 
 ACTIVE = ("queued", "running", "stopping")
-LIVE_SECONDS = 1.0  # how often pages look while something runs; equal to how often the store takes in journals
+LIVE_SECONDS = 2.0  # how often pages look while something runs: runs need the processor more than pages do
 USUAL = "harmful-sft"  # the attack that labels call just that
 T = TypeVar("T")
 
@@ -37,30 +41,36 @@ def stop_on_error(question: Callable[[], T]) -> T:
 
 def ask(query: Callable[..., pd.DataFrame], *args: Any, **named: Any) -> pd.DataFrame:
     """What a function of `store.queries` returns for this home's store, kept until something new is taken in."""
-
-    def answer() -> pd.DataFrame:
-        store = _store(_home())
-        return _answer(_home(), store.revision, query.__name__, args, named)
-
-    return stop_on_error(answer)
-
-
-def revision() -> str:
-    """Another text whenever something was recorded since: what is computed from the record is kept under it."""
-    return f"{_home()} {Store(journal.home(None)).revision}"
+    return _ask(query, args, named).frame.copy(deep=False)  # pandas copies what a page writes to
 
 
 def runs(showcase: bool | None = None) -> pd.DataFrame:
     """One row a run, the newest first; `showcase` True: only shipped runs, False: only this home's."""
-    frame = ask(queries.runs)
-    frame = frame if showcase is None else frame[frame["showcase"].astype(bool) == showcase]
-    return frame.sort_values("queued_at", ascending=False, na_position="last")
+    found = _whole(queries.runs, showcase)
+    return _newest_first(found.version, found.frame).copy(deep=False)
 
 
 def curves(showcase: bool | None = None) -> pd.DataFrame:
     """One row per attack run and checkpoint, with the run's settings and status."""
-    frame = ask(queries.attack_curves)
-    return frame if showcase is None else frame[frame["showcase"].astype(bool) == showcase]
+    return _whole(queries.attack_curves, showcase).frame.copy(deep=False)
+
+
+def version(showcase: bool | None = None) -> int:
+    """Another number whenever `curves` has other rows or values: what is made of them is kept under it."""
+    return _whole(queries.attack_curves, showcase).version
+
+
+def finished(curves: pd.DataFrame) -> int:
+    """A number for the attacks of a frame and how their defenses are told apart. Of finished runs nothing else changes,
+    so what is made of them is kept under it."""
+    known = complete(curves).drop_duplicates("run_id")[["run_id", *KEYS]]
+    return hash((_home(), *known.itertuples(index=False, name=None)))
+
+
+def standing() -> tuple[object, ...]:
+    """Another value whenever a run began or ended, or an attack was scored: what takes many queries is kept under it,
+    and not made anew for every step of a run."""
+    return (_home(), version(), tuple(runs(showcase=False)[["run_id", "status"]].itertuples(index=False, name=None)))
 
 
 def checkpoints(run_id: str) -> pd.DataFrame:
@@ -126,7 +136,7 @@ def _home() -> str:
     return str(journal.home(None))
 
 
-@st.cache_data(ttl=2 * LIVE_SECONDS, max_entries=4, show_spinner=False)
+@st.cache_data(ttl=LIVE_SECONDS, max_entries=4, show_spinner=False)
 def _made_true(home: str) -> list[str]:
     return jobs.reconcile(home)  # a run whose process is gone is interrupted, never running
 
@@ -138,10 +148,62 @@ def _store(home: str) -> Store:
     return store
 
 
-@st.cache_data(ttl=60 * LIVE_SECONDS, max_entries=48, show_spinner=False)
-def _answer(home: str, revision: str, query: str, args: tuple[Any, ...], named: dict[str, Any]) -> pd.DataFrame:
-    found: pd.DataFrame = getattr(queries, query)(Store(journal.home(home)), *args, **named)
-    return found
+class Answer:
+    """A frame that a query gave, shared by all sessions: it is asked again after something new was taken in, and has
+    another version only if other rows came back."""
+
+    numbers = itertools.count(1)
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.asked_at: object = None  # what was known when the query was asked last
+        self.frame = pd.DataFrame()
+        self.version = 0
+
+    def renew(self, state: object, ask: Callable[[], pd.DataFrame]) -> Answer:
+        """The answer in this state of what it is made from. Of many who ask, one does, and the others wait for it."""
+        with self.lock:
+            if self.asked_at != state:
+                found = ask()
+                if not self.version or not found.equals(self.frame):
+                    self.frame, self.version = found, next(self.numbers)
+                self.asked_at = state
+        return self
+
+
+def _ask(query: Callable[..., pd.DataFrame], args: tuple[Any, ...], named: dict[str, Any]) -> Answer:
+    def answer() -> Answer:
+        store = _store(_home())
+        # Shipped runs change with the shipped version alone.
+        state = store.shipped if named.get("showcase") else store.revision
+        kept = _answers(_home(), query.__name__, args, named)
+        return kept.renew(state, lambda: getattr(queries, query.__name__)(store, *args, **named))
+
+    return stop_on_error(answer)
+
+
+def _whole(query: Callable[..., pd.DataFrame], showcase: bool | None) -> Answer:
+    """Of shipped runs, of this home's, or of both, which are then read apart: shipped ones are most, and stay."""
+    if showcase is not None:
+        return _ask(query, (), {"showcase": showcase})
+    shipped, own = (_ask(query, (), {"showcase": k}) for k in (True, False))
+    both = _answers(_home(), query.__name__, ("both",), {})
+    return both.renew((shipped.version, own.version), lambda: _together([shipped.frame, own.frame]))
+
+
+def _together(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    filled = [f for f in frames if len(f)]
+    return pd.concat(filled, ignore_index=True) if filled else frames[0]
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _newest_first(version: int, _frame: pd.DataFrame) -> pd.DataFrame:
+    return _frame.sort_values("queued_at", ascending=False, na_position="last")
+
+
+@st.cache_resource(ttl=600, max_entries=96, show_spinner=False)
+def _answers(home: str, query: str, args: tuple[Any, ...], named: dict[str, Any]) -> Answer:
+    return Answer()
 
 
 @st.cache_data(max_entries=8, show_spinner=False)  # a page that waits for a long query must not wait for its schema

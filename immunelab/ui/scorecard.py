@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -16,7 +15,6 @@ from immunelab.analysis import export
 from immunelab.analysis.scorecard import Scorecard
 from immunelab.analysis.verdicts import FAILS, HOLDS, INVALID, OPEN, UNMEASURED, VACUOUS, Condition, Limits
 from immunelab.figures.palette import title_of
-from immunelab.runs import journal
 from immunelab.runs.spec import CorpusName, RunSpec
 from immunelab.store import Store
 from immunelab.sweep import learning, on
@@ -129,13 +127,12 @@ def side_by_side(runs: pd.DataFrame, chosen: Limits) -> None:
 
 def scorecard(run_ids: Sequence[str], chosen: Limits) -> Scorecard:
     """The scorecard of these immunizations, from what is recorded now."""
-    store = Store(journal.home(None))
-    return reads.stop_on_error(lambda: _scorecard(str(store.home), store.revision, tuple(run_ids), chosen))
+    return reads.stop_on_error(lambda: _scorecard(reads.standing(), tuple(run_ids), chosen))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _scorecard(home: str, revision: str, run_ids: tuple[str, ...], chosen: Limits) -> Scorecard:
-    return reports.of(Store(Path(home)), list(run_ids), chosen)
+def _scorecard(standing: tuple[object, ...], run_ids: tuple[str, ...], chosen: Limits) -> Scorecard:
+    return reports.of(Store(reads.home()), list(run_ids), chosen)
 
 
 def verdicts(found: Scorecard) -> None:
