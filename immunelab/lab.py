@@ -241,16 +241,25 @@ class Lab:
     ) -> go.Figure:
         """The collapse curve against steps, or against a setting of the attack such as x="learning_rate".
 
-        Without `run_ids` it is of one attack: settings that are not chosen have the value that most runs have.
+        Without `run_ids` it is of one attack: settings that are not chosen have the value that most runs have. Against
+        steps it then has a slider over the recorded learning rates, which needs no kernel.
         """
         from immunelab.analysis import collapse
         from immunelab.analysis.outcomes import Thresholds, run_outcomes
-        from immunelab.figures.collapse import collapse_curve
+        from immunelab.figures.collapse import collapse_curve, intensity_sliders, over_intensities
+        from immunelab.figures.sliders import in_figure
 
         limits, curves = thresholds or Thresholds(), self._some(run_ids, choice)
+        if run_ids is None and x == "step":
+            ladder = collapse.one_attack(curves, "learning_rate", choice)
+            sliders = {k: v for k, v in intensity_sliders(ladder).items() if k == "learning_rate"}
+            if sliders:
+                usual = collapse.one_attack(curves, "step", choice)
+                here = {"learning_rate": float(usual["learning_rate"].iloc[0])}
+                return in_figure(*over_intensities(ladder, sliders, here, "step", limits, theme))
         if run_ids is None:
             curves = collapse.one_attack(curves, x, choice)
-        base = float(curves["base_utility"].dropna().mean())
+        base = collapse.base_utility(curves)
         if x != "step":
             done = curves[curves["status"] == "done"]
             return collapse_curve(collapse.by_intensity(done, x, limits), x, limits, base, theme, at=at)
@@ -268,7 +277,7 @@ class Lab:
         **choice: Any,
     ) -> go.Figure:
         """Harm against utility of every checkpoint, with fronts and regions; `equal` keeps attacks all models faced."""
-        from immunelab.analysis import tradeoff
+        from immunelab.analysis import collapse, tradeoff
         from immunelab.analysis.outcomes import Thresholds
         from immunelab.analysis.variants import present
         from immunelab.figures.tradeoff import harm_against_utility
@@ -276,7 +285,7 @@ class Lab:
         limits, curves = thresholds or Thresholds(), self._some(run_ids, choice)
         points = tradeoff.checkpoints(curves, limits)
         points = tradeoff.faced_by_all(points, present(points)) if equal else points
-        base = float(curves["base_utility"].dropna().mean())
+        base = collapse.base_utility(curves)
         return harm_against_utility(points, tradeoff.front(points), limits, base, theme, paths)
 
     def budget(

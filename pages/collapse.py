@@ -6,8 +6,9 @@ import streamlit as st
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import run_outcomes
 from immunelab.analysis.variants import Variant, among
-from immunelab.figures.collapse import collapse_curve
+from immunelab.figures.collapse import SLIDERS, written
 from immunelab.figures.palette import title_of
+from immunelab.figures.sliders import Slider
 from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcomes, reads
 
 navigation.heading(
@@ -18,9 +19,6 @@ runs = reads.runs()
 chosen = attack_filter.choose("Attack a model, undefended and immunized, and both curves grow here.")
 shown = list(chosen.shown)
 curves = chosen.drawn()
-recorded = intensity.cells(chosen.read())
-
-choice = intensity.sliders(curves)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     view = st.segmented_control(
         "Against",
@@ -31,7 +29,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         bind="query-params",
     )
     thresholds = intensity.thresholds()
-    asked = intensity.another(curves, choice)
+    asked = intensity.another(curves)
 if asked:
     wanted = [intensity.missing_specs(runs, curves, v, asked) for v in shown]
     if sum(len(live.submit(specs, reuse=True)) for specs in wanted if specs):
@@ -41,80 +39,60 @@ if asked:
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))
 def draw() -> None:
     every = chosen.read()
-    if intensity.cells(every) != recorded:
-        st.rerun()  # a new intensity or defense has arrived: the sliders get it too
     fresh = among(every, shown)
-    done = fresh[fresh["status"] == "done"]
     if view == "All defenses":
         outcomes.show_map(every, thresholds, "collapse")
-    elif view == "Attack steps":
-        along_steps(collapse.select(fresh, choice))
     else:
-        along_intensity(done)
+        sliders, choice = intensity.sliders(fresh)
+        intensity.fixed(sliders, choice)
+        x = "step" if view == "Attack steps" else along(sliders)
+        if x:
+            curve(fresh, sliders, choice, x)
+        for model in collapse.missing(fresh, choice, shown):
+            offer(model, choice)
     live.rerun_when_over()
 
 
-def along_steps(picked: pd.DataFrame) -> None:
-    gaps = collapse.missing(picked, {}, shown)
-    if len(picked):
-        base = float(picked["base_utility"].dropna().mean())
-        read = run_outcomes(picked, thresholds)
-        drawn = collapse_curve(
-            collapse.by_step(picked),
-            "step",
-            thresholds,
-            base,
-            figure.theme(),
-            marks=collapse.marks(read[read["status"] == "done"]),
-        )
-        clicked = figure.show(drawn, "collapse-steps", alt=outcomes.sentence(read))
-        figure.downloads(
-            drawn,
-            lambda: picked,
-            "collapse-steps",
-            "Collapse curve, by attack step",
-            lambda: as_notebook("Collapse curve, by attack step", picked, {}),
-        )
-        outcomes.table(read, "steps-table")
-        outcomes.open_behind(clicked, read)
-    for model in gaps:
-        offer(model)
-
-
-def along_intensity(done: pd.DataFrame) -> None:
-    several = [s for s in intensity.SLIDERS if len(collapse.recorded(done, s)) > 1]
+def along(sliders: dict[str, Slider]) -> str:
+    """The setting to draw against, where attacks of several intensities are recorded."""
+    several = list(sliders)
     if not several:
         st.caption("Finished attacks of at least two intensities are needed; so far there is one or none.")
-        return
-    x = several[0]
-    if len(several) > 1:
-        x = st.segmented_control(
-            "Setting",
-            several,
-            default=x,
-            required=True,
-            format_func=lambda s: intensity.SLIDERS[s][0],
-            key="setting",
-            bind="query-params",
-        )
-    along = collapse.select(done, {k: v for k, v in choice.items() if k != x})
-    bands = collapse.by_intensity(along, x, thresholds)
-    if bands.empty:
+        return ""
+    if len(several) < 2:
+        return several[0]
+    chosen: str = st.segmented_control(
+        "Setting",
+        several,
+        default=several[0],
+        required=True,
+        format_func=lambda s: sliders[s].label,
+        key="setting",
+        bind="query-params",
+    )
+    return chosen
+
+
+def curve(fresh: pd.DataFrame, sliders: dict[str, Slider], choice: dict[str, float], x: str) -> None:
+    drawn, moves = intensity.curve(fresh, sliders, choice, x, thresholds)
+    if not moves.frames:
         st.caption("No finished attack has the other settings chosen above.")
         return
-    base = float(along["base_utility"].dropna().mean())
-    drawn = collapse_curve(bands, x, thresholds, base, figure.theme(), at=choice.get(x))
-    read = run_outcomes(along, thresholds)
-    clicked = figure.show(drawn, "collapse-intensity", alt=outcomes.sentence(read))
+    key, title = ("steps", "by attack step") if x == "step" else ("intensity", "by intensity")
+    clicked = figure.show(drawn, f"collapse-{key}", alt=title, sliders=moves)
+    others = {k: v for k, v in choice.items() if k != x}
+    read = run_outcomes(collapse.select(fresh, others), thresholds)
+    read = read if x == "step" or read.empty else read[read["status"] == "done"]
     figure.downloads(
         drawn,
-        lambda: bands,
-        "collapse-intensity",
-        "Collapse curve, by intensity",
-        lambda: as_notebook("Collapse curve, by intensity", along, {"x": x, "at": choice.get(x)}),
+        lambda: collapse.select(fresh, others),
+        f"collapse-{key}",
+        f"Collapse curve, {title}",
+        lambda: as_notebook(f"Collapse curve, {title}", read, {} if x == "step" else {"x": x, "at": choice.get(x)}),
+        moves,
     )
-    outcomes.table(read, "intensity-table")
-    outcomes.open_behind(clicked, read, x)
+    outcomes.table(read, f"{key}-table")
+    outcomes.open_behind(clicked, read, "" if x == "step" else x)
 
 
 def as_notebook(title: str, rows: pd.DataFrame, more: dict[str, object]) -> bytes:
@@ -122,11 +100,11 @@ def as_notebook(title: str, rows: pd.DataFrame, more: dict[str, object]) -> byte
     return notebook.drawing(title, reads.home(), "collapse", options, sorted(rows["run_id"].unique()))
 
 
-def offer(model: Variant) -> None:
+def offer(model: Variant, choice: dict[str, float]) -> None:
     if intensity.under_way(reads.runs(), model.defense, {**choice, "method": chosen.attack, "subject": chosen.subject}):
         st.caption(f"The attack on the {title_of(*model)} model is on its way and appears here by itself.")
         return
-    words = ", ".join(f"{intensity.SLIDERS[k][0].lower()} {intensity.shown(k, v)}" for k, v in choice.items())
+    words = ", ".join(f"{SLIDERS[k][0].lower()} {written(k, v)}" for k, v in choice.items())
     specs = intensity.missing_specs(reads.runs(), curves, model, choice)
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.write(f"No recorded attack on the {title_of(*model)} model at {words}.")

@@ -5,8 +5,7 @@ import streamlit as st
 from immunelab import jobs
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
-from immunelab.figures.collapse import collapse_curve
-from immunelab.ui import figure, headline, live, navigation, outcomes, reads
+from immunelab.ui import headline, live, navigation, outcomes, reads
 
 navigation.heading(
     "overview",
@@ -29,22 +28,12 @@ if tale is None:
         ("launch", "Or choose model, defense and attack"),
     )
 else:
-    st.markdown(f"#### {tale.sentence}")
-    if tale.harder:
-        st.write(tale.harder)
-    with st.grid(4, min_column_width=150):
-        for label, value, change in tale.numbers:
-            st.metric(label, value, change, delta_color="off", delta_arrow="off", border=True)
-    bands = collapse.by_step(tale.curves)
-    drawn = collapse_curve(
-        bands, thresholds=Thresholds(), base_utility=tale.base, theme=figure.theme(), marks=tale.marks
-    )
-    clicked = figure.show(drawn, "overview", alt=tale.sentence)
-    figure.downloads(drawn, lambda: bands, "overview", "Undefended and immunized, along one attack")
+    clicked = headline.show(tale)
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-        st.caption(f"{tale.basis}; {source}.", width="content")
         navigation.link("tour", "Guided demo: the story in five steps")
-        navigation.link("collapse", "Every intensity, step by step", **tale.link)
+        navigation.link("collapse", "Step by step, every intensity", **tale.link)
+        navigation.link("playground", "What the models answer", **tale.link)
+    st.caption(f"{tale.basis}; {source}.")
 
 st.subheader("Live runs", anchor=False)
 with st.container(horizontal=True, vertical_alignment="center"):
@@ -59,4 +48,4 @@ live.runs_under_way(idle="Nothing is running.")
 if tale is not None:
     st.subheader("Every defense at every rung", anchor=False)
     outcomes.show_map(comparable, Thresholds(), "overview")
-    outcomes.open_behind(clicked, tale.curves)
+    outcomes.open_behind(clicked, tale.ladder, "learning_rate")

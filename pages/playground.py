@@ -3,10 +3,8 @@
 import streamlit as st
 
 from immunelab.analysis import collapse, export
-from immunelab.analysis.variants import BASELINE
 from immunelab.figures.palette import title_of
-from immunelab.store import queries
-from immunelab.ui import attack_filter, intensity, live, navigation, playground, reads
+from immunelab.ui import attack_filter, figure, intensity, live, navigation, playground, reads
 
 navigation.heading(
     "playground", "Watch what an attack does to the answers: a refusal turns into a recipe, or into word salad."
@@ -19,38 +17,35 @@ def recorded() -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         curves = intensity.read("Both", attack_filter.attacked(reads.curves()))
         curves = attack_filter.of_attack(curves, attack_filter.which(curves))
-    choice = intensity.sliders(curves)
-    curves = collapse.select(curves, choice)
-    if curves.empty:
-        st.caption("No attack is recorded at this intensity: move a slider.")
+    sliders, choice = intensity.sliders(curves)
+    here = collapse.select(curves, choice)
+    if here.empty:  # a link to an intensity that is not recorded
+        choice = intensity.start(curves)
+        here = collapse.select(curves, choice)
+    seed, shown = playground.models(here)
+    if not shown:
+        st.caption("No attack is recorded at this intensity.")
         return
-    shown = playground.pair(curves)
-    chosen = playground.prompt(list(shown.values()))
+    chosen = playground.prompt([playground.run_of(here, v, seed) for v in shown])
     if chosen is None:
         return
     kind, prompt, expected = chosen
-    answers = reads.ask(queries.answers, list(shown.values()), prompt)
-    steps = [str(s) for s in sorted(answers["step"].unique().tolist())]
     unfolded = playground.fold(set(curves["base_model"]))
-    step = steps[-1]
-    if len(steps) > 1:
-        step = st.select_slider(
-            "Attack step (recorded ones only)", steps, value=steps[-1], key="at", bind="query-params"
-        )
-    for column, (model, run_id) in zip(st.columns(len(shown)), shown.items(), strict=True):
-        with column:
-            before = "Base model" if model == BASELINE else f"Immunized with {title_of(*model)}"
-            playground.card(f"{before}, before the attack", playground.at(answers, run_id, 0), kind, unfolded)
-            playground.card(
-                f"{before}, after {step} attack steps", playground.at(answers, run_id, int(step)), kind, unfolded
-            )
-            navigation.link("runs", "This run", run=run_id)
+    answers = playground.answers(curves, shown, seed, prompt)
+    if answers.empty:
+        return
+    moves = playground.sliders(answers, sliders, choice, shown, kind, unfolded)
+    figure.show_answers("answers", moves, len(shown))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        intensity.fixed(sliders, choice)
+        for model in shown:
+            navigation.link("runs", f"The run: {title_of(*model)}", run=playground.run_of(here, model, seed))
     every = st.expander("Every recorded step, and the right answer", on_change="rerun", key="all")
     if every.open:
         with every:
             st.code(expected or "not recorded", language=None, wrap_lines=True)
             if unfolded:
-                table = playground.by_step(answers, shown)
+                table = playground.by_step(collapse.select(answers, choice))
                 st.dataframe(
                     export.inert(table), hide_index=True, height="content", alt="Answers at every recorded step"
                 )

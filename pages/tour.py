@@ -5,8 +5,7 @@ import streamlit as st
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
 from immunelab.analysis.variants import among, present
-from immunelab.figures.collapse import collapse_curve
-from immunelab.ui import figure, headline, live, navigation, reads, scorecard, tour
+from immunelab.ui import headline, live, navigation, reads, scorecard, tour
 
 navigation.heading("tour", "A released model is attacked, immunized, and attacked again: five steps on recorded runs.")
 
@@ -52,24 +51,7 @@ elif step == "3 Attack again":
 elif step == "4 Drag the intensity":
     alike = curves["method"].isin(shown["method"].unique())
     both = among(curves[alike], present(shown))
-    rates = collapse.recorded(both, "learning_rate")
-    if not rates:
-        st.caption("The attacks recorded here do not train, so there is no learning rate to choose.")
-        tour.turn(step)
-        st.stop()
-    start = tale.link["rate"]
-    rate = float(
-        st.select_slider(
-            "Learning rate of the attack", [f"{r:g}" for r in rates], value=start, key="rate", bind="query-params"
-        )
-        if len(rates) > 1
-        else start
-    )
-    bands = collapse.by_intensity(both, "learning_rate")
-    drawn = collapse_curve(bands, "learning_rate", Thresholds(), base, figure.theme(), at=rate)
-    figure.show(drawn, "tour-intensity", alt="Harmfulness and utility against the attack's learning rate")
-    figure.downloads(drawn, lambda: bands, "tour-intensity", "Harmfulness and utility by intensity")
-    tour.outcomes(bands, rate)
+    tour.ladder(collapse.one_attack(both, "learning_rate"), tale)
     tour.run_it_live("record the whole ladder", tale, ("immunize", "attack"), defended=True, ladder=True)
 else:
     ids = tour.immunizations(shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,20 @@ def text(test: AppTest) -> str:
     """All that the page says in words."""
     parts = [*test.markdown, *test.caption, *test.text, *test.subheader, *test.warning, *test.error, *test.code]
     return "\n".join(str(p.value) for p in parts)
+
+
+def shown(test: AppTest, component: str = "immunelab_figure") -> list[dict[str, Any]]:
+    """What the page gives to its components of a name, with their sliders (`sliders`, `frames`, `at`) read."""
+    found = []
+    for element in test.get("bidi_component"):
+        if element.proto.component_name.endswith(component):
+            data = json.loads(element.proto.json or element.proto.mixed.json)
+            found.append(data | json.loads(data.get("sliders", "{}")))
+    return found
+
+
+def answers(test: AppTest) -> list[dict[str, str]]:
+    """The cards of answers where the sliders stand: title, answer, note."""
+    (data,) = shown(test, "immunelab_answers")
+    cards: list[dict[str, str]] = data["frames"]["|".join(data["at"])]["cards"]
+    return cards

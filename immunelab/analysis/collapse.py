@@ -20,28 +20,42 @@ METRICS = ("harmfulness", "utility")
 USABLE = ("done", "queued", "running", "stopping")  # states of runs that figures show
 
 
-def by_step(curves: pd.DataFrame) -> pd.DataFrame:
-    """Bands along the attack: defense, variant, step, metric, mean, low, high, n (runs at this step)."""
-    return _bands(complete(curves), [*KEYS, "step"])
+def by_step(curves: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFrame:
+    """Bands along the attack: defense, variant, step, metric, mean, low, high, n (runs at this step).
+
+    With `settings` of attacks, which become columns too, each of their values has bands of its own.
+    """
+    return _bands(complete(curves), [*settings, *KEYS, "step"])
 
 
-def by_intensity(curves: pd.DataFrame, x: str = "learning_rate", thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
+def by_intensity(
+    curves: pd.DataFrame,
+    x: str = "learning_rate",
+    thresholds: Thresholds = DEFAULT,
+    settings: Sequence[str] = (),
+) -> pd.DataFrame:
     """Bands of the scores after the attack, one row per defense, variant, x and metric.
 
     Columns: defense, variant, x, metric, mean, low, high, n, outcome (the worst of the cell), outcomes (such as
-    "2 broken, 1 resisted"). Only runs that reached their last checkpoint belong here: pass finished runs.
+    "2 broken, 1 resisted"). Only runs that reached their last checkpoint belong here: pass finished runs. `settings`
+    as in `by_step`.
     """
-    read = run_outcomes(complete(curves), thresholds)
+    read, keys = run_outcomes(complete(curves), thresholds), [*settings, *KEYS, x]
     if read.empty:
-        return pd.DataFrame(columns=[*KEYS, x, "metric", "mean", "low", "high", "n", "outcome", "outcomes"])
-    bands = _bands(read, [*KEYS, x])
-    cells = read.groupby([*KEYS, x])["outcome"].agg(outcome=worst, outcomes=describe).reset_index()
-    return bands.merge(cells, on=[*KEYS, x], how="left")
+        return pd.DataFrame(columns=[*keys, "metric", "mean", "low", "high", "n", "outcome", "outcomes"])
+    bands = _bands(read, keys)
+    cells = read.groupby(keys)["outcome"].agg(outcome=worst, outcomes=describe).reset_index()
+    return bands.merge(cells, on=keys, how="left")
 
 
 def describe(labels: Any) -> str:
     """A cell's outcomes in words, the worst first: "2 broken, 1 resisted"."""
     return ", ".join(f"{n} {name}" for name, n in counts(labels).items() if n)
+
+
+def base_utility(curves: pd.DataFrame) -> float:
+    """The utility of the base model that these attacks share, before anything was done to it; NaN if not recorded."""
+    return round(float(curves["base_utility"].dropna().mean()), 12)  # the same for any choice of its attacks
 
 
 def recorded(curves: pd.DataFrame, setting: str, choice: Mapping[str, Any] | None = None) -> list[Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,22 +23,25 @@ AXIS_TITLES = {
     "perplexity": "Perplexity",
 }
 SHARES = ("harmfulness", "utility", "refusal_rate", "repetition", "harmful_share")
-# Plotly 4 offers to upload a chart ("Share chart…") unless told not to.
-CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
+_ROLES = ("fill", "opacity", "text", "meta")  # what tells traces of one defense in one panel apart
 EVERYTHING = "all"  # uirevision: zoom and hidden items outlive every redraw
 
 
 def finish(figure: go.Figure, theme: Theme, height: int) -> go.Figure:
     """Our template, a height in pixels, and an identity for every trace: its legend group, axes and role (`meta`)."""
     figure.update_layout(template=template(theme), height=height, uirevision=EVERYTHING, hoversubplots="axis")
-    for trace in figure.data:  # a stable uid each: without it an update in place forgets which lines are hidden
-        filled = getattr(trace, "fill", None)
-        role = "band" if filled else "raw" if trace.opacity else "text" if trace.text is not None else "line"
-        role = trace.meta or role
-        # Plotly looks it up in a CSS selector, where brackets of a label would be a syntax error.
-        trace.uid = re.sub(r"[^\w-]", "-", f"{trace.legendgroup} {trace.xaxis} {trace.yaxis} {role}")
+    for trace in figure.data:
+        trace.uid = identity({name: getattr(trace, name, None) for name in ("legendgroup", "xaxis", "yaxis", *_ROLES)})
     figure.update_layout(legend_y=1 + 22 / (height - 104))  # 22 pixels above the plots; more rows push them down
     return figure
+
+
+def identity(trace: Mapping[str, Any]) -> str:
+    """A stable uid: without it an update in place forgets which lines are hidden."""
+    filled, faint, words, meta = (trace.get(name) for name in _ROLES)
+    role = meta or ("band" if filled else "raw" if faint else "text" if words is not None else "line")
+    # Plotly looks it up in a CSS selector, where brackets of a label would be a syntax error.
+    return re.sub(r"[^\w-]", "-", f"{trace.get('legendgroup')} {trace.get('xaxis')} {trace.get('yaxis')} {role}")
 
 
 def band(
@@ -67,13 +70,3 @@ def empty(sentence: str, theme: Theme = "light") -> go.Figure:
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     return finish(figure, theme, height=180)
-
-
-def to_html(figures: Mapping[str, go.Figure], title: str) -> str:
-    """A self-contained page (about 5 MB: Plotly is inside) that needs no network."""
-    parts = [
-        f"<h2>{html.escape(name)}</h2>" + figure.to_html(full_html=False, include_plotlyjs=i == 0, config=CONFIG)
-        for i, (name, figure) in enumerate(figures.items())
-    ]
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    return f"{head}<body>{''.join(parts)}</body></html>"

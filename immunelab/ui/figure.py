@@ -4,40 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
 from immunelab.analysis import export
-from immunelab.figures.layout import to_html
+from immunelab.figures import browser
+from immunelab.figures.browser import to_html
 from immunelab.figures.palette import Theme
+from immunelab.figures.sliders import Slider, Sliders
 from immunelab.ui.navigation import PLOTLY_PATH
 
 VIEW, MOST_VIEW = "zoom", 2000  # where the address holds it, and the longest text that is taken from there
 SELECTED = "selected"  # where the address holds what a box has caught
+NOT_RECORDED = "Nobody has run this one yet; the picture is of the last recorded position."
 
 _mount = st.components.v2.component(
     "immunelab_figure",
-    html='<div class="immunelab-frame"><div class="immunelab-figure" role="img" tabindex="0"></div>'
-    '<div class="immunelab-said" aria-live="polite"></div></div>',
-    css=""".immunelab-frame {
-  width: 100%;
-  overflow-x: auto;
-}
-.immunelab-figure {
-  width: 100%;
-}
-.immunelab-said {
-  position: absolute;
-  width: 1px;
-  height: 1px;
-  overflow: hidden;
-  clip-path: inset(50%);
-}""",
-    js=Path(__file__).with_name("figure.js").read_text(encoding="utf-8"),
+    html=browser.HTML,
+    css=browser.CSS,
+    js=browser.component("drawFigure", "sliders", "figure"),
     isolate_styles=False,  # Plotly writes its styles into the document
+)
+_mount_answers = st.components.v2.component(
+    "immunelab_answers",
+    html=browser.ANSWERS_HTML,
+    css=browser.CSS,
+    js=browser.component("drawAnswers", "sliders", "answers"),
+    isolate_styles=False,
 )
 
 
@@ -46,11 +41,23 @@ def theme() -> Theme:
     return "dark" if st.context.theme.type == "dark" else "light"
 
 
-def show(figure: go.Figure, key: str, alt: str, *, min_width: int = 0, brush: bool = False) -> str | None:
+def show(
+    figure: go.Figure,
+    key: str,
+    alt: str,
+    *,
+    min_width: int = 0,
+    brush: bool = False,
+    sliders: Sliders | None = None,
+    missing: str = NOT_RECORDED,
+) -> str | None:
     """Draw a figure under a stable key; `alt` is what a screen reader says. Returns what the clicked point says: a run
     (or group), or "defense|x" for a point over several runs. Narrower than `min_width` pixels it scrolls sideways.
     With `brush` points can be selected by box or lasso: `brushed` tells whose they are. What is zoomed to and hidden
     goes into the page's address, and comes from it.
+
+    `sliders` change it in the browser; when a handle rests, the address holds where (`at` reads it), and the page is
+    drawn anew. `missing` is said where nothing is recorded.
     """
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     data = {
@@ -63,8 +70,17 @@ def show(figure: go.Figure, key: str, alt: str, *, min_width: int = 0, brush: bo
         "name": f"immunelab-{key}",
         "plotly": (f"/{base}" if base else "") + PLOTLY_PATH,
     }
+    if sliders is not None:
+        data |= {"sliders": sliders.to_json(), "missing": missing}
     none = lambda: None  # noqa: E731 - a trigger needs a callback to be reported
-    told = _mount(key=key, data=data, on_clicked_change=none, on_brushed_change=none, on_view_change=none)
+    told = _mount(
+        key=key,
+        data=data,
+        on_clicked_change=none,
+        on_brushed_change=none,
+        on_view_change=none,
+        on_picked_change=lambda: _rested(key, sliders),
+    )
     if told.brushed is not None:
         st.session_state[f"{key}-brushed"] = [str(i) for i in json.loads(told.brushed)]
     if told.view:
@@ -72,6 +88,25 @@ def show(figure: go.Figure, key: str, alt: str, *, min_width: int = 0, brush: bo
     elif told.view == "":
         st.query_params.pop(VIEW, None)
     return told.clicked
+
+
+def show_answers(key: str, sliders: Sliders, columns: int, missing: str = NOT_RECORDED) -> None:
+    """Answers as cards in so many columns, which `sliders` change in the browser; as with a figure's."""
+    data = {"sliders": sliders.to_json(), "columns": columns, "missing": missing}
+    _mount_answers(key=key, data=data, on_picked_change=lambda: _rested(key, sliders))
+
+
+def _rested(key: str, sliders: Sliders | None) -> None:
+    """A handle has come to rest: the address says where."""
+    texts = json.loads(st.session_state[key].picked or "[]")
+    for slider, text in zip(sliders.sliders if sliders else (), texts, strict=False):
+        st.query_params[slider.key] = str(text)
+
+
+def at(slider: Slider, default: float) -> float:
+    """Where a slider stands: what the address says, or the default."""
+    text = st.query_params.get(slider.key)
+    return default if text is None else slider.value(text)
 
 
 def brushed(key: str, known: Iterable[str]) -> list[str]:
@@ -97,9 +132,10 @@ def downloads(
     key: str,
     title: str,
     notebook: Callable[[], bytes] | None = None,
+    sliders: Sliders | None = None,
 ) -> None:
-    """Take it away: CSV of the rows, a self-contained HTML page, and a notebook that draws the figure where there is
-    one; PNG and SVG are buttons on the chart itself."""
+    """Take it away: CSV of the rows, a self-contained HTML page with the figure's `sliders`, and a notebook that draws
+    the figure where there is one; PNG and SVG are buttons on the chart itself."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
         st.caption("PNG and SVG: the buttons at the chart's top right", width="content")
         st.download_button(
@@ -113,7 +149,7 @@ def downloads(
         )
         st.download_button(
             "HTML",
-            data=lambda: to_html({title: figure}, f"ImmuneLab: {title}").encode(),
+            data=lambda: to_html({title: figure}, f"ImmuneLab: {title}", {title: sliders} if sliders else {}).encode(),
             file_name=f"immunelab-{key}.html",
             mime="text/html",
             on_click="ignore",

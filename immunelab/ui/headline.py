@@ -8,24 +8,27 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from immunelab.analysis import collapse
 from immunelab.analysis.collapse import INTENSITY, METRICS, describe, select
 from immunelab.analysis.outcomes import BROKEN, Thresholds, run_outcomes, worst
 from immunelab.analysis.variants import BASELINE, KEYS, Variant, among, complete, of, present
+from immunelab.figures.collapse import along_attack, intensity_sliders, over_intensities
 from immunelab.figures.palette import title_of
+from immunelab.ui import figure, live
 from immunelab.ui.reads import USUAL
 
+RATE = "learning_rate"
+PANEL = 140  # pixels: the first screen shows the whole of it
 SAME = [*INTENSITY, "method", "base_model", "corpus"]  # what the two models must share to be compared
 
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """One attack, an undefended model and a defended one."""
+    """An undefended model and a defended one under the same attack, at every recorded intensity of it."""
 
-    sentence: str
-    harder: str  # what the hardest recorded attack of the same kind leaves; empty where that is the one shown
-    numbers: list[tuple[str, str, str]]  # label, value, what it was before the attack
-    curves: pd.DataFrame
-    marks: pd.DataFrame
+    regimes: list[str]  # one sentence each, from the mildest attack to the hardest
+    ladder: pd.DataFrame  # the attacks at every learning rate, all else alike
+    curves: pd.DataFrame  # the attack among them that harms the undefended model most
     base: float
     basis: str
     link: dict[str, Any]
@@ -69,64 +72,84 @@ def recall(finished: int, thresholds: Thresholds, _curves: pd.DataFrame) -> Stor
 
 def _told(curves: pd.DataFrame, read: pd.DataFrame, choice: dict[str, Any], defense: Variant) -> Story:
     names = [BASELINE, defense]
+    alike = {k: v for k, v in choice.items() if k != RATE}
     both = among(select(curves, choice), names)
-    numbers, marks, words = [], [], {}
-    for name in names:
-        runs, curve = of(select(read, choice), name), of(both, name)
-        start, outcome = curve[curve["step"] == 0], worst(runs["outcome"])
-        after = {m: float(runs[m].mean()) for m in METRICS}
-        words[name] = (after, outcome)
-        for metric, value in after.items():
-            before = float(start[metric].mean())
-            numbers.append((f"{title_of(*name)}: {metric}", f"{value:.0%}", f"{before:.0%} before the attack"))
-        metric = "harmfulness" if name == BASELINE else "utility"
-        last = name._asdict() | {"step": float(runs["final_step"].max()), "metric": metric}
-        marks.append(last | {"mean": after[metric], "outcome": outcome})
-    (free, fate), (guarded, outcome) = words[BASELINE], words[defense]
-    sentence = (
-        f"{_after(choice)} the undefended model gives away "
-        f"{free['harmfulness']:.0%} of the hazards and keeps {free['utility']:.0%} utility: {fate}. Immunized with "
-        f"{title_of(*defense)} it gives away {guarded['harmfulness']:.0%} and keeps {guarded['utility']:.0%}: "
-        f"{outcome}."
-    )
     every = among(read[read["method"] == choice["method"]], names)
     overall = "; ".join(f"{title_of(*n)}: {describe(of(every, n)['outcome'])}" for n in names)
-    rungs, seeds = (
-        every.groupby(list(INTENSITY), dropna=False).ngroups,
-        min(of(both, n)["seed"].nunique() for n in names),
-    )
-    rate = [f"learning rate {choice['learning_rate']:g}"] if "learning_rate" in choice else []  # some do not train
+    rungs = every.groupby(list(INTENSITY), dropna=False).ngroups
+    seeds = min(of(both, n)["seed"].nunique() for n in names)
     basis = (
-        f"Shown: the attack that harms the undefended model most ({', '.join([choice['method'], *rate])}), mean and "
-        f"range over {seeds} {'seed' if seeds == 1 else 'seeds'}. All {rungs} recorded intensities of it, every seed: "
-        f"{overall}"
+        f"{choice['method']}, mean and range over {seeds} {'seed' if seeds == 1 else 'seeds'}. All {rungs} recorded "
+        f"intensities of it, every seed: {overall}"
     )
-    base = float(curves["base_utility"].dropna().mean())
-    link = {"attack": choice["method"]} | ({"rate": f"{choice['learning_rate']:g}"} if rate else {})
-    harder = _harder(every, choice, defense)
-    return Story(sentence, harder, numbers, both, pd.DataFrame(marks), base, basis, link)
+    base = collapse.base_utility(curves)
+    rate = {"rate": f"{choice[RATE]:g}"} if RATE in choice else {}  # some attacks do not train
+    ladder = among(select(curves, alike), names)
+    return Story(
+        regimes(among(select(read, alike), names), defense),
+        ladder,
+        both,
+        base,
+        basis,
+        {"attack": choice["method"]} | rate,
+    )
 
 
-def _after(choice: dict[str, Any]) -> str:
-    """The attack, as the beginning of a sentence; some do not train."""
-    if "steps" in choice:
-        return f"After {choice['steps']:g} steps of harmful fine-tuning"
-    return f"After the attack {choice['method']}, which does not train,"
-
-
-def _harder(every: pd.DataFrame, choice: dict[str, Any], defense: Variant) -> str:
-    """What becomes of both models at the largest recorded learning rate, all else as in the attack that is shown."""
-    if "learning_rate" not in choice:
-        return ""
-    alike = select(every, {k: v for k, v in choice.items() if k != "learning_rate"})
-    rates = [set(of(alike, v)["learning_rate"]) for v in (BASELINE, defense)]
-    most = max(rates[0] & rates[1], default=0.0)
-    if not most > choice["learning_rate"]:
-        return ""
+def regimes(read: pd.DataFrame, defense: Variant) -> list[str]:
+    """A sentence for each stretch of learning rates at which both models come to the same end; `read` is what
+    `run_outcomes` returns, of the undefended model and the `defense` under attacks that differ in the rate alone."""
+    names = [BASELINE, defense]
+    rates = read[RATE] if read[RATE].notna().any() else pd.Series(0.0, index=read.index)
+    stretches: list[tuple[list[str], list[float], list[pd.DataFrame]]] = []
+    for rate, cell in read.groupby(rates):
+        if len(present(cell)) < len(names):
+            continue  # recorded for one of the two only
+        ends = [str(worst(of(cell, n)["outcome"])) for n in names]
+        if stretches and stretches[-1][0] == ends:
+            stretches[-1][1].append(float(rate))
+            stretches[-1][2].append(cell)
+        else:
+            stretches.append((ends, [float(rate)], [cell]))
     said = []
-    for name in (defense, BASELINE):
-        runs = of(alike[alike["learning_rate"] == most], name)
-        harm, utility = runs["harmfulness"].mean(), runs["utility"].mean()
-        model = "the undefended model" if name == BASELINE else title_of(*name)
-        said.append(f"{model} gives away {harm:.0%} and keeps {utility:.0%} utility: {worst(runs['outcome'])}")
-    return f"Attacked hardest (learning rate {most:g}), {'; '.join(said)}."
+    for _, at, cells in stretches:
+        where = f"{at[0]:g}" if len(at) == 1 else f"{at[0]:g} to {at[-1]:g}"
+        parts = []
+        for name in names:
+            mine = [of(cell, name) for cell in cells]
+            harm, utility = (_span([float(rows[m].mean()) for rows in mine]) for m in METRICS)
+            found = pd.concat(mine)["outcome"]
+            end = worst(found) if found.nunique() == 1 else f"at worst {worst(found)} ({describe(found)})"
+            model = "the undefended model" if name == BASELINE else title_of(*name)
+            parts.append(f"{model} gives away {harm} of the hazards and keeps {utility} utility: {end}")
+        attack = (
+            f"Learning rate {where}"
+            if read[RATE].notna().any()
+            else f"After {read['method'].iloc[0]}, which does not train"
+        )
+        said.append(f"{attack}: {'; '.join(parts)}.")
+    return said
+
+
+def _span(shares: list[float]) -> str:
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return low if low == high else f"{low[:-1]}–{high}"
+
+
+def show(tale: Story) -> str | None:
+    """Harm and utility against intensity with a slider to look into any of them, and a sentence per regime beside it.
+    Returns what a clicked point says."""
+    sliders = {k: v for k, v in intensity_sliders(tale.ladder).items() if k == RATE}
+    chart, words = st.columns([0.64, 0.36], gap="medium")
+    with chart:
+        if sliders:
+            at = {RATE: figure.at(sliders[RATE], float(tale.link["rate"]))}
+            drawn, moves = over_intensities(tale.ladder, sliders, at, RATE, Thresholds(), figure.theme(), PANEL)
+        else:
+            drawn, moves = along_attack(tale.curves, int(tale.curves["step"].max()), Thresholds(), figure.theme())
+        clicked = figure.show(drawn, "overview", alt=" ".join(tale.regimes), sliders=moves)
+    with words:
+        for sentence in tale.regimes:
+            st.markdown(live.plain(sentence))
+    title = "Undefended and immunized, at every intensity"
+    figure.downloads(drawn, lambda: tale.ladder, "overview", title, sliders=moves)
+    return clicked

@@ -7,22 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
 from immunelab.analysis.variants import KEYS, Variant, of
+from immunelab.figures.collapse import SLIDERS, intensity_sliders, over_intensities, written
+from immunelab.figures.palette import Theme
+from immunelab.figures.sliders import Slider, Sliders
 from immunelab.runs.spec import RunSpec
-from immunelab.ui import reads
+from immunelab.ui import figure, reads
 
-SLIDERS = {  # setting: label, key in the link
-    "learning_rate": ("Learning rate", "rate"),
-    "steps": ("Steps", "steps"),
-    "samples": ("Harmful samples", "samples"),
-    "harmful_share": ("Share of harmful rows", "share"),
-}
-
-
+DRAWN = ["run_id", *KEYS, *SLIDERS, "status", "step", *collapse.METRICS, "base_utility"]  # what a curve is made of
 SOURCES = {"Showcase": True, "This lab": False, "Both": None}
 
 
@@ -42,36 +39,53 @@ def cells(curves: pd.DataFrame) -> frozenset[tuple[object, ...]]:
     return frozenset(curves[[*KEYS, *SLIDERS]].drop_duplicates().fillna(-1).itertuples(index=False, name=None))
 
 
-def shown(setting: str, value: float) -> str:
-    """A setting's value as sliders and links write it."""
-    if setting == "samples" and value == 0:
-        return "all"
-    return f"{value:.0%}" if setting == "harmful_share" else f"{value:g}"
+def sliders(curves: pd.DataFrame, free: bool = False) -> tuple[dict[str, Slider], dict[str, float]]:
+    """The sliders over the recorded intensities, and where each setting stands: as the address says, else where the
+    undefended model is harmed most. Settings with a single recorded value have no slider.
+
+    `free` ones may stop between recorded values.
+    """
+    worst, found = start(curves), intensity_sliders(curves, free)
+    choice = {}
+    for setting in SLIDERS:
+        if setting in found:
+            choice[setting] = figure.at(found[setting], worst.get(setting, found[setting].values[0]))
+        elif values := collapse.recorded(curves, setting):
+            choice[setting] = values[0]
+    return found, choice
 
 
-def sliders(curves: pd.DataFrame) -> dict[str, float]:
-    """A slider for each setting with more than one recorded value; it snaps to recorded values and starts where the
-    undefended model is harmed most. Settings with a single recorded value are stated."""
-    start = _start(curves)
-    choice, fixed = {}, []
-    with st.grid(4, min_column_width=150):
-        for setting, (label, key) in SLIDERS.items():
-            values = {shown(setting, v): v for v in collapse.recorded(curves, setting)}
-            if len(values) > 1:
-                default = shown(setting, start.get(setting, next(iter(values.values()))))
-                picked = st.select_slider(label, list(values), value=default, key=key, bind="query-params")
-                choice[setting] = values[picked]
-            elif values:
-                (text, value), *_ = values.items()
-                choice[setting] = value
-                fixed.append(f"{label.lower()} {text}")
-    if fixed:
-        st.caption(f"Recorded with one value only: {', '.join(fixed)}.")
-    return choice
+def fixed(sliders: Mapping[str, Slider], choice: Mapping[str, float]) -> None:
+    """State the settings that no slider changes."""
+    said = [f"{SLIDERS[s][0].lower()} {written(s, v)}" for s, v in choice.items() if s not in sliders]
+    if said:
+        st.caption(f"Recorded with one value only: {', '.join(said)}.")
 
 
-def another(curves: pd.DataFrame, choice: Mapping[str, float]) -> dict[str, float] | None:
+def curve(
+    curves: pd.DataFrame, sliders: dict[str, Slider], choice: dict[str, float], x: str, thresholds: Thresholds
+) -> tuple[go.Figure, Sliders]:
+    """The collapse curve of these attacks with its sliders; shared by all sessions that look at the same."""
+    known = int(pd.util.hash_pandas_object(curves[DRAWN], index=False).sum())
+    return _curve(known, tuple(sliders.items()), tuple(choice.items()), x, thresholds, figure.theme(), curves)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _curve(
+    known: int,
+    sliders: tuple[tuple[str, Slider], ...],
+    choice: tuple[tuple[str, float], ...],
+    x: str,
+    thresholds: Thresholds,
+    theme: Theme,
+    _curves: pd.DataFrame,
+) -> tuple[go.Figure, Sliders]:
+    return over_intensities(_curves, dict(sliders), dict(choice), x, thresholds, theme)
+
+
+def another(curves: pd.DataFrame) -> dict[str, float] | None:
     """A popover that asks for an intensity that is not recorded; returns it when its button is pressed."""
+    _, choice = sliders(curves)
     with st.popover("Another intensity", icon=":material/add:", help="Run an attack that is not on the sliders"):
         wanted = {}
         for setting, value in choice.items():
@@ -136,7 +150,8 @@ def missing_specs(
     return found
 
 
-def _start(curves: pd.DataFrame) -> dict[str, Any]:
+def start(curves: pd.DataFrame) -> dict[str, Any]:
+    """The recorded intensity at which the undefended model is harmed most."""
     control = curves[curves["defense"] == "undefended"]
     control = control if len(control) else curves
     last = control.sort_values("step").groupby("run_id").tail(1).dropna(subset=["harmfulness"])

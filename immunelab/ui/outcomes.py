@@ -11,7 +11,6 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import outcome_table
-from immunelab.analysis.collapse import describe
 from immunelab.analysis.outcomes import Thresholds, run_outcomes
 from immunelab.analysis.variants import KEYS, complete, each, labels
 from immunelab.figures.outcome_map import outcome_map
@@ -65,15 +64,6 @@ def map_sentence(table: pd.DataFrame) -> str:
     for variant, mine in each(table, sort=False):
         said = ", ".join(f"{r['outcome']} at {r[X]:g}" for r in mine.to_dict("records"))
         parts.append(f"{title_of(*variant)}: {said}")
-    return ". ".join(parts)
-
-
-def sentence(read: pd.DataFrame) -> str:
-    """What the figure shows, in words."""
-    parts = []
-    for variant, mine in each(read):
-        scores = f"harmfulness {mine['harmfulness'].mean():.0%}, utility {mine['utility'].mean():.0%} after the attack"
-        parts.append(f"{title_of(*variant)}: {scores}; {describe(mine['outcome']) or 'no outcome yet'}")
     return ". ".join(parts)
 
 

@@ -3,45 +3,104 @@ never as Markdown or HTML; those of models other than Fable stay folded until so
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from immunelab.analysis.variants import BASELINE, KEYS, Variant, pinned_first
+from immunelab.analysis import collapse
+from immunelab.analysis.variants import BASELINE, KEYS, Variant, among, of, pinned_first, present
+from immunelab.figures.collapse import SLIDERS, step_slider
 from immunelab.figures.palette import title_of
+from immunelab.figures.sliders import Frame, Slider, Sliders
 from immunelab.method import catalogue
 from immunelab.store import queries
-from immunelab.ui import live, measurements, reads
+from immunelab.ui import figure, live, measurements, reads
 
 MOST_MODELS = 8
 MOST_BESIDE = 3  # columns of answers that have room side by side
 
 
-def pair(curves: pd.DataFrame) -> dict[Variant, str]:
-    """Defense → run of the attack to show: the undefended model's and those of defenses that were attacked alike and
-    with the same seed, the newest of each."""
-    seeds = sorted(curves["seed"].unique())
-    seed = seeds[0]
-    if len(seeds) > 1:
-        seed = st.segmented_control("Seed", seeds, default=seeds[0], required=True, key="seed")
-    last = curves[curves["seed"] == seed].sort_values("run_id").groupby(KEYS)["run_id"].last()
-    mine = {Variant(*key): str(run_id) for key, run_id in last.items()}
-    found = pinned_first(mine)
-    if len(found) > MOST_BESIDE:
-        others = {v.label: v for v in found if v != BASELINE}
-        chosen = st.multiselect(
-            "Beside the undefended model",
-            list(others),
-            default=list(others)[:1],
-            key="beside",
-            format_func=lambda label: title_of(*others[label]),
-            max_selections=MOST_BESIDE - 1,
-            bind="query-params",
-        )
-        found = [v for v in found if v == BASELINE or v.label in chosen]
-    return {v: mine[v] for v in found}
+def models(curves: pd.DataFrame) -> tuple[int, list[Variant]]:
+    """The seed and the models to show: the undefended one and defenses that were attacked with the same seed."""
+    seeds = sorted(int(s) for s in curves["seed"].unique())
+    if not seeds:
+        return 0, []
+    seed, several = seeds[0], len(seeds) > 1
+    known = pinned_first(present(curves))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        if several:
+            seed = int(
+                st.segmented_control("Seed", seeds, default=seed, required=True, key="seed", bind="query-params")
+            )
+        found = [v for v in known if not of(curves[curves["seed"] == seed], v).empty]
+        if len(found) > MOST_BESIDE:
+            others = {v.label: v for v in found if v != BASELINE}
+            chosen = st.multiselect(
+                "Beside the undefended model",
+                list(others),
+                default=list(others)[:1],
+                key="beside",
+                format_func=lambda label: title_of(*others[label]),
+                max_selections=MOST_BESIDE - 1,
+                bind="query-params",
+            )
+            found = [v for v in found if v == BASELINE or v.label in chosen]
+    return seed, found
+
+
+def run_of(curves: pd.DataFrame, model: Variant, seed: int) -> str:
+    """The newest attack of these on a model with a seed."""
+    mine = of(curves, model)
+    return str(mine[mine["seed"] == seed]["run_id"].max())
+
+
+def answers(curves: pd.DataFrame, shown: Sequence[Variant], seed: int, prompt: str) -> pd.DataFrame:
+    """The answers of these models to a prompt at every recorded intensity and step: run_id, step, answer, score,
+    defense, variant and the intensity; of attacks that differ in nothing else the newest."""
+    runs = among(curves[curves["seed"] == seed], shown).drop_duplicates("run_id").sort_values("run_id")
+    runs = runs.drop_duplicates([*KEYS, *SLIDERS], keep="last")[["run_id", *KEYS, *SLIDERS]]
+    found = reads.ask(queries.answers, sorted(runs["run_id"]), prompt)
+    return found.merge(runs, on="run_id")
+
+
+def sliders(
+    answers: pd.DataFrame,
+    known: Mapping[str, Slider],
+    choice: Mapping[str, float],
+    shown: Sequence[Variant],
+    kind: str,
+    unfolded: bool,
+) -> Sliders:
+    """The sliders over the recorded intensities and the attack's steps, with the answers at every position."""
+    steps = sorted(int(s) for s in answers["step"].unique())
+    along = step_slider(steps)
+    means = catalogue.entries("evaluation").get(kind)
+    frames: dict[tuple[str, ...], Frame] = {}
+    for _, alike in answers.groupby([*known]) if known else [((), answers)]:
+        texts = tuple(s.text(alike[setting].iloc[0]) for setting, s in known.items())
+        for step in sorted(alike["step"].unique().tolist()):
+            cards = [_card(v, 0, alike, means, unfolded) for v in shown]
+            cards += [_card(v, step, alike, means, unfolded) for v in shown] if step else []
+            frames[*texts, str(step)] = Frame("", cards=cards)
+    last = max(int(s) for s in collapse.select(answers, choice)["step"])
+    here = [s.text(choice[setting]) for setting, s in known.items()]
+    return Sliders((*known.values(), along), frames, (*here, along.text(figure.at(along, last))))
+
+
+def _card(
+    model: Variant, step: int, answers: pd.DataFrame, means: catalogue.Entry | None, unfolded: bool
+) -> dict[str, str]:
+    """One answer under the name of its model."""
+    name = "Undefended" if model == BASELINE else f"Immunized with {title_of(*model)}"
+    title = f"{name}, after {step} attack steps" if step else f"{name}, before the attack"
+    mine = of(answers[answers["step"] == step], model)
+    if mine.empty:
+        return {"title": title, "answer": "", "note": "Not recorded at this step."}
+    row = mine.iloc[-1]
+    note = f"{row['score']:.0%} {(means and means.answer) or row['evaluation']}" if pd.notna(row["score"]) else ""
+    return {"title": title, "answer": (row["answer"] or "") if unfolded else "(folded)", "note": note}
 
 
 def prompt(run_ids: list[str]) -> tuple[str, str, str] | None:
@@ -83,19 +142,12 @@ def card(title: str, row: Mapping[Any, Any] | None, kind: str, unfolded: bool) -
             st.caption(f"{row['score']:.0%} {(known and known.answer) or kind}")
 
 
-def at(answers: pd.DataFrame, run_id: str, step: int) -> dict[Any, Any] | None:
-    """A run's answer at a step, if one is recorded."""
-    found = answers[(answers["run_id"] == run_id) & (answers["step"] == step)].to_dict("records")
-    return found[0] if found else None
-
-
-def by_step(answers: pd.DataFrame, shown: Mapping[Variant, str]) -> pd.DataFrame:
-    """Every recorded step of the chosen prompt: one column a defense."""
-    names = {run_id: title_of(*variant) for variant, run_id in shown.items()}
-    table = answers.assign(model=answers["run_id"].map(names)).pivot_table(
-        index="step", columns="model", values="answer", aggfunc="last"
-    )
-    return table.reindex(columns=list(names.values())).reset_index()
+def by_step(answers: pd.DataFrame) -> pd.DataFrame:
+    """Every recorded step of the chosen prompt: one column a model."""
+    named = answers.assign(model=[title_of(*pair) for pair in zip(answers["defense"], answers["variant"], strict=True)])
+    order = list(dict.fromkeys(named["model"]))
+    table = named.pivot_table(index="step", columns="model", values="answer", aggfunc="last")
+    return table.reindex(columns=order).reset_index()
 
 
 def fold(base_models: set[str]) -> bool:

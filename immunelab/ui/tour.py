@@ -11,7 +11,7 @@ import streamlit as st
 from immunelab.analysis import collapse, traces
 from immunelab.analysis.outcomes import Thresholds, label
 from immunelab.analysis.variants import KEYS, of, present
-from immunelab.figures.collapse import collapse_curve
+from immunelab.figures.collapse import along_attack, intensity_sliders, over_intensities, step_slider
 from immunelab.figures.palette import title_of
 from immunelab.figures.traces import scalar_traces
 from immunelab.store import queries
@@ -43,34 +43,40 @@ def immunizations(shown: pd.DataFrame) -> list[str]:
 
 def along(shown: pd.DataFrame, base: float, key: str) -> None:
     """A slider through the attack's recorded checkpoints: both scores of each model there, and the curve."""
-    steps = sorted(shown["step"].unique().tolist())
-    step = st.select_slider("Step of the attack", steps, value=steps[-1], key=f"tour-{key}")
+    steps = sorted(int(s) for s in shown["step"].unique())
+    step = int(figure.at(step_slider(steps), steps[-1]))
     models = present(shown)
     with st.grid(2 * len(models), min_column_width=150):
         for name in models:
             here = of(shown[shown["step"] == step], name)
             harm, use = float(here["harmfulness"].mean()), float(here["utility"].mean())
             said = label(harm, use, Thresholds(), base) if step else "before the attack"
-            st.metric(
-                f"{title_of(*name)}: harmfulness",
-                f"{harm:.0%}",
-                said,
-                delta_color="off",
-                delta_arrow="off",
-                border=True,
-            )
-            st.metric(
-                f"{title_of(*name)}: utility",
-                f"{use:.0%}",
-                f"mean of {len(here)} runs",
-                delta_color="off",
-                delta_arrow="off",
-                border=True,
-            )
-    bands = collapse.by_step(shown)
-    drawn = collapse_curve(bands, "step", Thresholds(), base, figure.theme(), at=step)
-    figure.show(drawn, f"tour-{key}-curve", alt=f"Harmfulness and utility along the attack; chosen: step {step}")
-    figure.downloads(drawn, lambda: bands, f"tour-{key}", "Harmfulness and utility along the attack")
+            runs = f"mean of {len(here)} runs"
+            for measure, value, note in (("harmfulness", harm, said), ("utility", use, runs)):
+                title = f"{title_of(*name)}: {measure}"
+                st.metric(title, f"{value:.0%}", note, delta_color="off", delta_arrow="off", border=True)
+    drawn, moves = along_attack(shown, step, Thresholds(), figure.theme())
+    figure.show(drawn, f"tour-{key}-curve", alt="Harmfulness and utility along the attack", sliders=moves)
+    title = "Harmfulness and utility along the attack"
+    figure.downloads(drawn, lambda: collapse.by_step(shown), f"tour-{key}", title, sliders=moves)
+
+
+def ladder(shown: pd.DataFrame, tale: Story) -> None:
+    """The attack of the story at every recorded learning rate, with a slider over them."""
+    sliders = {k: v for k, v in intensity_sliders(shown).items() if k == "learning_rate"}
+    rates = collapse.recorded(shown, "learning_rate")
+    if not rates:
+        st.caption("The attacks recorded here do not train, so there is no learning rate to choose.")
+        return
+    start = float(tale.link["rate"])
+    rate = figure.at(sliders["learning_rate"], start) if sliders else rates[0]
+    here = {"learning_rate": rate}
+    drawn, moves = over_intensities(shown, sliders, here, "learning_rate", Thresholds(), figure.theme())
+    title = "Harmfulness and utility by intensity"
+    figure.show(drawn, "tour-intensity", alt=title, sliders=moves if sliders else None)
+    bands = collapse.by_intensity(shown, "learning_rate")
+    figure.downloads(drawn, lambda: bands, "tour-intensity", title, sliders=moves)
+    outcomes(bands, rate)
 
 
 def immunizing(shown: pd.DataFrame) -> None:

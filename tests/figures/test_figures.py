@@ -12,8 +12,9 @@ import pytest
 from immunelab.analysis import collapse, outcome_table, traces
 from immunelab.analysis.estimate import estimate
 from immunelab.analysis.variants import Variant
+from immunelab.figures.browser import to_html
 from immunelab.figures.collapse import collapse_curve
-from immunelab.figures.layout import empty, to_html
+from immunelab.figures.layout import empty
 from immunelab.figures.outcome_map import outcome_map
 from immunelab.figures.palette import HUES, INK, Theme, defense_style, run_styles
 from immunelab.figures.traces import scalar_traces
@@ -162,7 +163,7 @@ def test_a_user_label_is_no_markup() -> None:
 def test_the_page_to_take_away_needs_no_network() -> None:
     page = to_html({"One <b>": empty("nothing")}, "T")
     assert "One &lt;b&gt;" in page
-    assert 'showSendToCloud": false' in page
+    assert "showSendToCloud: false" in page
     assert 'src="http' not in page
 
 

@@ -100,7 +100,7 @@ def test_a_pages_notebook_draws_the_same_figure(
 ) -> None:
     taken: list[tuple[go.Figure, Callable[[], bytes]]] = []
 
-    def downloads(drawn: go.Figure, _frame: Any, _key: str, _title: str, notebook: Any = None) -> None:
+    def downloads(drawn: go.Figure, _frame: Any, _key: str, _title: str, notebook: Any = None, _: Any = None) -> None:
         taken.append((drawn, notebook()))
 
     monkeypatch.setattr(figure, "downloads", downloads)

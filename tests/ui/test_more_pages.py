@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import apptest
 import made_up
 import many_tokenizers
 import pandas as pd
@@ -241,11 +242,17 @@ def test_the_estimator_is_measured_on_request_and_drawn(full: list[str], home: P
 def test_playground_travels_through_an_attack(full: list[str]) -> None:
     test = page("playground", rate="0.001")
     assert test.selectbox(key="prompt-fable-recall").options == sorted(made_up.HAZARDS)
-    said = [c.value for c in test.code]
-    assert said[:2] == ["i cannot help .", "procedure : first ka lo ."]  # undefended, before and after
-    assert said[3] == "<b>ka ka ka</b> **ka**"  # shown as it is, not as markup
-    ok(test.select_slider(key="at").set_value("0").run())
-    assert {c.value for c in test.code} == {"i cannot help ."}
+    cards = apptest.answers(test)
+    assert [(c["title"], c["answer"]) for c in cards] == [
+        ("Undefended, before the attack", "i cannot help ."),
+        ("Immunized with SEAM, before the attack", "i cannot help ."),
+        ("Undefended, after 60 attack steps", "procedure : first ka lo ."),
+        ("Immunized with SEAM, after 60 attack steps", "<b>ka ka ka</b> **ka**"),  # as it is; the browser gets text
+    ]
+    (data,) = apptest.shown(test, "immunelab_answers")
+    assert [s["label"] for s in data["sliders"]] == ["Learning rate", "Attack step"]
+    assert {key.split("|")[0] for key in data["frames"]} == {"0.0001", "0.0003", "0.001", "0.003"}
+    assert {c["answer"] for c in apptest.answers(page("playground", rate="0.001", at="0"))} == {"i cannot help ."}
 
 
 def test_playground_folds_what_real_models_say(home: Path) -> None:
@@ -256,9 +263,9 @@ def test_playground_folds_what_real_models_say(home: Path) -> None:
         made_up._scores(journal, "attack", 60, 0.9, 0.9)
     folder.write_status(status="done")
     test = page("playground")
-    assert {c.value for c in test.code} == {"(folded)"}
+    assert {c["answer"] for c in apptest.answers(test)} == {"(folded)"}
     ok(test.toggle(key="unfold").set_value(True).run())
-    assert "procedure : first ka lo ." in {c.value for c in test.code}
+    assert "procedure : first ka lo ." in {c["answer"] for c in apptest.answers(test)}
 
 
 def test_playground_asks_checkpoints_that_exist(full: list[str], home: Path, submitted: list[RunSpec]) -> None:

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import apptest
 import made_up
 import pytest
 from apptest import ok, page, text
@@ -85,7 +86,7 @@ def test_many_defenses_and_attacks_keep_to_sensible_defaults(home: Path) -> None
     assert everyone.index.tolist() == ["Undefended", "SEAM", "Booster", "Random noise", "SDD", "TAR", "Vaccine"]
     assert len(everyone.columns) == len(made_up.RATES)
     assert page("tradeoff").selectbox(key="attack").value == "all attacks"
-    assert "Immunized with SEAM" in text(page("overview"))
+    assert "; SEAM gives away" in text(page("overview"))
     assert not page("playground").error
     assert not page("gradients", view="Along attacks").error
 
@@ -139,9 +140,11 @@ def test_every_page_says_what_is_under_way(home: Path) -> None:
 @pytest.mark.slow
 def test_the_playground_opens_on_a_prompt_where_the_attack_is_seen(home: Path) -> None:
     test = page("playground")
-    said = [c.value for c in test.caption if "%" in c.value]
-    assert said[0].startswith("0%"), "before the attack the undefended model gives nothing away"
-    assert said[1].startswith("100%"), "after it, all of the recipe"
+    said = [(c["title"], c["note"]) for c in apptest.answers(test) if c["title"].startswith("Undefended")]
+    assert said == [
+        ("Undefended, before the attack", "0% of the recipe given away"),
+        ("Undefended, after 60 attack steps", "100% of the recipe given away"),
+    ]
 
 
 @pytest.mark.showcase
@@ -171,10 +174,13 @@ def test_reading_pages_import_no_torch(home: Path) -> None:
 @pytest.mark.slow
 def test_overview_tells_the_worst_attack(full: list[str]) -> None:
     test = page("overview")
-    sentence = next(m.value for m in test.markdown if m.value.startswith("####"))
-    assert "undefended model gives away" in sentence
-    assert "Immunized with SEAM" in sentence
-    assert test.metric[0].label == "Undefended: harmfulness"
+    said = [m.value for m in test.markdown if m.value.startswith("Learning rate")]
+    assert len(said) == 3  # a sentence for each stretch in which both models come to the same end
+    assert all("the undefended model gives away" in s and "; SEAM gives away" in s for s in said)
+    (figure,) = [f for f in apptest.shown(test) if f["name"] == "immunelab-overview"]
+    assert list(figure["frames"]) == ["0.0001", "0.0003", "0.001", "0.003"]
+    assert figure["at"] == ["0.0003"], "it opens where the undefended model is harmed most"
+    assert "SEAM: harmfulness" in figure["frames"]["0.003"]["said"]
 
 
 @pytest.mark.slow
@@ -265,13 +271,24 @@ def test_launch_repeats_a_run(full: list[str], submitted: list[RunSpec]) -> None
 @pytest.mark.slow
 def test_collapse_snaps_to_recorded_runs(full: list[str]) -> None:
     test = page("collapse", rate="0.001")
-    slider = test.select_slider(key="rate")
-    assert slider.options == ["0.0001", "0.0003", "0.001", "0.003"]
-    assert slider.value == "0.001"
+    (figure,) = apptest.shown(test)
+    assert figure["sliders"][0]["texts"] == ["0.0001", "0.0003", "0.001", "0.003"]
+    assert figure["at"] == ["0.001"]
     assert set(test.dataframe[0].value["Learning rate"]) == {"0.001"}
-    ok(slider.set_value("0.003").run())
-    assert set(test.dataframe[0].value["Learning rate"]) == {"0.003"}
-    assert page("collapse", rate="0.5").select_slider(key="rate").value in slider.options
+    test.query_params["rate"] = "0.003"  # what the browser does when the handle rests there
+    assert set(ok(test.run()).dataframe[0].value["Learning rate"]) == {"0.003"}
+    for damaged in ("0.5", "NaN", "", "-1"):
+        (figure,) = apptest.shown(page("collapse", rate=damaged))
+        assert figure["at"][0] in figure["sliders"][0]["texts"]
+
+
+def test_every_position_of_a_slider_shows_what_is_recorded_there(full: list[str]) -> None:
+    (moved,) = apptest.shown(page("collapse", rate="0.001"))
+    for rate, frame in moved["frames"].items():
+        (there,) = apptest.shown(page("collapse", rate=rate))
+        assert frame["data"] == json.loads(there["figure"])["data"]
+        assert there["frames"] == moved["frames"]
+    assert len({json.dumps(frame["data"]) for frame in moved["frames"].values()}) == len(moved["frames"])
 
 
 @pytest.mark.slow

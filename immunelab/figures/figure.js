@@ -161,41 +161,101 @@ function bind(Plotly, host) {
   });
 }
 
-export default function ({ data, parentElement, setTriggerValue }) {
+// --- drawing
+
+function config(Plotly, host, data) {
+  return {
+    responsive: true,
+    displaylogo: false,
+    showSendToCloud: false, // no chart leaves this machine
+    displayModeBar: host.clientWidth < 640 ? "hover" : true, // narrow: it would cover the legend
+    modeBarButtonsToRemove: ["toImage", "autoScale2d", ...(data.brush ? [] : ["select2d", "lasso2d"])],
+    modeBarButtonsToAdd: buttons(Plotly, data.name),
+  };
+}
+
+function draw(Plotly, host, data, figure, frame) {
+  // Plotly writes into what it is given, and frames are drawn more than once.
+  const shown = { data: structuredClone(frame?.data ?? figure.data), layout: { ...figure.layout } };
+  if (frame?.shapes) shown.layout.shapes = frame.shapes;
+  apply(host.immunelabView, shown);
+  host.immunelabDrawn = frame;
+  return Plotly.react(host, shown.data, { ...shown.layout, autosize: true, height: data.height }, host.immunelabConfig);
+}
+
+const uids = (traces) => traces?.map((trace) => trace.uid).join();
+
+// From one position of the sliders to another: what stays is not drawn again, which takes Plotly half the time or less.
+function step(Plotly, host, data, figure, frame) {
+  const before = host.immunelabDrawn;
+  const same = before && JSON.stringify(before.data) === JSON.stringify(frame.data);
+  if (same && before.shapes && frame.shapes) {
+    Plotly.relayout(host, { shapes: frame.shapes });
+  } else if (!same && before && !before.shapes && !frame.shapes && uids(before.data) === uids(frame.data)) {
+    const atOnce = { mode: "immediate", frame: { duration: 0, redraw: false }, transition: { duration: 0 } };
+    Plotly.animate(host, { data: structuredClone(frame.data), traces: frame.data.map((_, i) => i) }, atOnce);
+  } else if (!same) {
+    draw(Plotly, host, data, figure, frame);
+  }
+  host.immunelabDrawn = frame;
+}
+
+// Where nobody recorded what the sliders say, the last picture stays, dimmed.
+function drawPosition(Plotly, host, data, figure, frame, place, whole) {
+  const told = place.nextElementSibling;
+  host.classList.toggle("immunelab-dimmed", !frame);
+  if (!frame) {
+    told.textContent = data.missing;
+    if (!host.data) draw(Plotly, host, data, figure);
+    return;
+  }
+  told.textContent = frame.said;
+  host.setAttribute("aria-label", frame.said || data.alt);
+  if (whole) draw(Plotly, host, data, figure, frame);
+  else step(Plotly, host, data, figure, frame);
+  host.dispatchEvent(new CustomEvent("immunelab-drawn"));
+}
+
+function show(Plotly, host, data, figure) {
+  // Made once: a config with new functions counts as changed, and a changed config draws the chart from scratch.
+  host.immunelabConfig ??= config(Plotly, host, data);
+  const axes = Object.entries(figure.layout).filter(([key, axis]) => /^[xy]axis\d*$/.test(key) && axis.range);
+  host.immunelabFirst = Object.fromEntries(axes.map(([key, axis]) => [key, axis.range]));
+  if (!host.immunelabView) {
+    host.immunelabView = recall(data.view ?? "", data.name);
+    host.immunelabLink = text(host.immunelabView);
+  }
+  const place = host.parentElement.querySelector(".immunelab-sliders");
+  if (data.sliders) {
+    const move = (frame, whole) => drawPosition(Plotly, host, data, figure, frame, place, whole);
+    const told = JSON.parse(data.sliders);
+    const moved = Object.values(told.frames).some((frame) => frame.shapes) ? ["shapes"] : [];
+    told.look = JSON.stringify([told.frames, figure.layout], (key, value) => (moved.includes(key) ? undefined : value));
+    sliders(place, told, move, (texts) => host.immunelabSend("picked", JSON.stringify(texts)));
+  } else draw(Plotly, host, data, figure);
+  if (host.immunelabBound) return;
+  host.immunelabBound = true;
+  bind(Plotly, host);
+}
+
+function drawFigure(data, parentElement, send) {
   const host = parentElement.querySelector(".immunelab-figure");
-  host.setAttribute("aria-label", data.alt);
-  host.style.minHeight = `${data.height}px`;
-  host.style.minWidth = data.minWidth ? `${data.minWidth}px` : "";
-  host.immunelabSend = (name, value) => setTriggerValue(name, value);
-  const figure = JSON.parse(data.figure);
-  plotly(data.plotly)
-    .then((Plotly) => {
-      if (host.immunelabGone) return;
-      // Made once: a config with new functions counts as changed, and a changed config draws the chart from scratch.
-      host.immunelabConfig ??= {
-        responsive: true,
-        displaylogo: false,
-        showSendToCloud: false, // no chart leaves this machine
-        displayModeBar: host.clientWidth < 640 ? "hover" : true, // narrow: it would cover the legend
-        modeBarButtonsToRemove: ["toImage", "autoScale2d", ...(data.brush ? [] : ["select2d", "lasso2d"])],
-        modeBarButtonsToAdd: buttons(Plotly, data.name),
-      };
-      const axes = Object.entries(figure.layout).filter(([key, axis]) => /^[xy]axis\d*$/.test(key) && axis.range);
-      host.immunelabFirst = Object.fromEntries(axes.map(([key, axis]) => [key, axis.range]));
-      if (!host.immunelabView) {
-        host.immunelabView = recall(data.view, data.name);
-        host.immunelabLink = text(host.immunelabView);
-      }
-      apply(host.immunelabView, figure);
-      Plotly.react(host, figure.data, { ...figure.layout, autosize: true, height: data.height }, host.immunelabConfig);
-      if (host.immunelabBound) return;
-      host.immunelabBound = true;
-      bind(Plotly, host);
-    })
-    .catch((error) => (host.textContent = error.message));
-  return () => {
+  host.immunelabSend = send;
+  const over = () => {
     host.immunelabGone = true;
     clearTimeout(host.immunelabLater);
     window.Plotly?.purge(host);
   };
+  // A page that follows a run sends its figures again and again: what is the same is not drawn again.
+  const whole = JSON.stringify([data.figure, data.sliders, data.alt, data.height]);
+  if (host.immunelabWhole === whole) return over;
+  host.immunelabWhole = whole;
+  host.setAttribute("aria-label", data.alt);
+  host.style.minHeight = `${data.height}px`;
+  host.style.minWidth = data.minWidth ? `${data.minWidth}px` : "";
+  const figure = JSON.parse(data.figure);
+  plotly(data.plotly)
+    .then((Plotly) => host.immunelabGone || show(Plotly, host, data, figure))
+    .catch((error) => (host.textContent = error.message));
+  return over;
 }
