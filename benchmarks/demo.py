@@ -53,14 +53,21 @@ def demo(home: Path, queued: Callable[[], object] = lambda: None) -> float:
 
 
 @contextmanager
-def following(home: Path, page: str) -> Iterator[tuple[Callable[[], object], Used]]:
-    """The app with a page open in Chromium; yields what loads it anew, and seconds of processor time so far."""
+def open_browser() -> Iterator[Any]:
+    """A tab in a headless Chromium."""
     from playwright.sync_api import sync_playwright
 
     chromium = next(filter(Path.exists, map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser"))), None)
-    with App(home) as app, sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         chrome = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        tab = chrome.new_page(viewport={"width": 1440, "height": 900})
+        yield chrome.new_page(viewport={"width": 1440, "height": 900})
+        chrome.close()
+
+
+@contextmanager
+def following(home: Path, page: str) -> Iterator[tuple[Callable[[], object], Used]]:
+    """The app with a page open in Chromium; yields what loads it anew, and seconds of processor time so far."""
+    with App(home) as app, open_browser() as tab:
         tab.goto(f"http://127.0.0.1:{app.port}/{page}")
         tab.get_by_role("heading", level=1).wait_for(timeout=60_000)
         server = psutil.Process(app.process.pid)
@@ -70,7 +77,6 @@ def following(home: Path, page: str) -> Iterator[tuple[Callable[[], object], Use
             return {"server": _seconds(server), "browser": sum(map(_seconds, mine))}
 
         yield tab.reload, used
-        chrome.close()
 
 
 def _seconds(process: psutil.Process) -> float:

@@ -9,7 +9,7 @@ from immunelab.analysis.variants import Variant, among
 from immunelab.figures.collapse import SLIDERS, written
 from immunelab.figures.palette import title_of
 from immunelab.figures.sliders import Slider
-from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcomes, reads
+from immunelab.ui import attack_filter, compute, figure, intensity, live, navigation, notebook, outcomes, reads
 
 navigation.heading(
     "collapse", "Harmfulness (share of hazards given away) and utility (benign accuracy) while a model is attacked."
@@ -36,19 +36,32 @@ if asked:
         st.rerun()
 
 
-@st.fragment(run_every=live.tick(reads.runs(showcase=False)))
+compute.forget_given_up(runs)
+soon = compute.waiting(runs, curves)
+
+
+@st.fragment(run_every=live.tick(reads.runs(showcase=False), soon))
 def draw() -> None:
     every = chosen.read()
     fresh = among(every, shown)
+    runs = reads.runs()
+    if soon and not compute.waiting(runs, fresh):
+        st.rerun()  # from now on it looks less often: what it asked for needs the processor
     if view == "All defenses":
         outcomes.show_map(every, thresholds, "collapse")
     else:
-        sliders, choice = intensity.sliders(fresh)
+        sliders, choice = intensity.sliders(fresh, free=True)
+        missing = collapse.missing(fresh, choice, shown)
+        asked = figure.rested() and set(missing) == set(shown)
+        if asked and compute.ask(runs, fresh, shown, choice):
+            st.rerun()
         intensity.fixed(sliders, choice)
+        with st.container():  # stands here even when it is empty, so that the figure keeps its place
+            compute.progress(runs)
         x = "step" if view == "Attack steps" else along(sliders)
         if x:
             curve(fresh, sliders, choice, x)
-        for model in collapse.missing(fresh, choice, shown):
+        for model in missing:
             offer(model, choice)
     live.rerun_when_over()
 
@@ -79,7 +92,7 @@ def curve(fresh: pd.DataFrame, sliders: dict[str, Slider], choice: dict[str, flo
         st.caption("No finished attack has the other settings chosen above.")
         return
     key, title = ("steps", "by attack step") if x == "step" else ("intensity", "by intensity")
-    clicked = figure.show(drawn, f"collapse-{key}", alt=title, sliders=moves)
+    clicked = figure.show(drawn, f"collapse-{key}", alt=title, sliders=moves, missing=compute.MISSING)
     others = {k: v for k, v in choice.items() if k != x}
     read = run_outcomes(collapse.select(fresh, others), thresholds)
     read = read if x == "step" or read.empty else read[read["status"] == "done"]
@@ -116,4 +129,3 @@ def offer(model: Variant, choice: dict[str, float]) -> None:
 
 
 draw()
-live.runs_under_way()

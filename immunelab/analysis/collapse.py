@@ -20,27 +20,18 @@ METRICS = ("harmfulness", "utility")
 USABLE = ("done", "queued", "running", "stopping")  # states of runs that figures show
 
 
-def by_step(curves: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFrame:
-    """Bands along the attack: defense, variant, step, metric, mean, low, high, n (runs at this step).
-
-    With `settings` of attacks, which become columns too, each of their values has bands of its own.
-    """
-    return _bands(complete(curves), [*settings, *KEYS, "step"])
+def by_step(curves: pd.DataFrame) -> pd.DataFrame:
+    """Bands along the attack: defense, variant, step, metric, mean, low, high, n (runs at this step)."""
+    return _bands(complete(curves), [*KEYS, "step"])
 
 
-def by_intensity(
-    curves: pd.DataFrame,
-    x: str = "learning_rate",
-    thresholds: Thresholds = DEFAULT,
-    settings: Sequence[str] = (),
-) -> pd.DataFrame:
+def by_intensity(curves: pd.DataFrame, x: str = "learning_rate", thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
     """Bands of the scores after the attack, one row per defense, variant, x and metric.
 
     Columns: defense, variant, x, metric, mean, low, high, n, outcome (the worst of the cell), outcomes (such as
-    "2 broken, 1 resisted"). Only runs that reached their last checkpoint belong here: pass finished runs. `settings`
-    as in `by_step`.
+    "2 broken, 1 resisted"). Only runs that reached their last checkpoint belong here: pass finished runs.
     """
-    read, keys = run_outcomes(complete(curves), thresholds), [*settings, *KEYS, x]
+    read, keys = run_outcomes(complete(curves), thresholds), [*KEYS, x]
     if read.empty:
         return pd.DataFrame(columns=[*keys, "metric", "mean", "low", "high", "n", "outcome", "outcomes"])
     bands = _bands(read, keys)

@@ -27,14 +27,14 @@ from immunelab.corpus import pairing
 from immunelab.corpus.embedding import MiniLM
 from immunelab.corpus.tokens import Batches, fitting
 from immunelab.errors import UserError
-from immunelab.experiment import measuring, provider
+from immunelab.experiment import measuring, provider, scored
 from immunelab.method import Batch, Defense, Edit, Evaluation, Memory, Method, Provider, Service, Trained, configure
 from immunelab.runs import numerics
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import KIND_OF_METHOD, RunSpec
 from immunelab.training import checkpoints, loop, models
 from immunelab.training import gradients as g
-from immunelab.training.generation import Subject
+from immunelab.training.generation import Measured, Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,6 +119,7 @@ class Run:
     first: int = 0  # the step that it was resumed from
     began: float = field(default_factory=time.monotonic)
     reported: float = 0.0
+    lengths: dict[str, int] = field(default_factory=dict)  # words of the last answer to each question
 
     def __post_init__(self) -> None:
         self.at_once = measuring.at_once(sum(p.numel() for p in self.model.parameters()))
@@ -194,15 +195,31 @@ class Run:
     def evaluate(self, step: int) -> None:
         """Every evaluation on the present weights, or on what a provider would serve now, into the journal."""
         with self.host.serving(self.model) if self.host else nullcontext({}) as scalars:
-            subject = self.subject()
-            subject.ask_ahead([prompt for evaluation in self.evaluations for prompt in evaluation.prompts(subject)])
-            for evaluation in self.evaluations:
-                found = evaluation.measure(subject)
-                measuring.record(self.journal, self.spec.kind, step, evaluation.name, found, self.corpus.harm)
+            home, key = self.folder.path.parents[1], "" if step or self.host else self.key()
+            found = scored.recall(home, key) or self.measure()
+            for name, measured in found:
+                measuring.record(self.journal, self.spec.kind, step, name, measured, self.corpus.harm)
+            scored.keep(home, key, found)
         if step and scalars:
             self.journal.points(self.spec.kind, step, scalars)
         if self.watch:
             self.watch(step)
+
+    def measure(self) -> list[tuple[str, Measured]]:
+        """What each evaluation finds, by name; they share the answers."""
+        subject = self.subject()
+        subject.ask_ahead([prompt for evaluation in self.evaluations for prompt in evaluation.prompts(subject)])
+        return [(evaluation.name, evaluation.measure(subject)) for evaluation in self.evaluations]
+
+    def key(self) -> str:
+        """Under what the scores of the attacked model are kept for other attacks on it; empty for other runs."""
+        if self.spec.kind != "attack":
+            return ""
+        told = {"corpus": self.corpus.fingerprint, "tokens": self.corpus.answer_tokens, "batch": self.at_once}
+        told |= {"refusals": self.corpus.refusals(), "length": self.corpus.max_length, "versions": versions()}
+        words = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else repr(self.tokenizer)
+        told |= {"tokenizer": words, "template": self.tokenizer.chat_template}
+        return scored.key(self.model, self.evaluations, told)
 
     def subject(self) -> Subject:
         """The model as anyone would ask it now: as the method in force leaves it, with the provider's system prompt."""
@@ -218,6 +235,7 @@ class Run:
             batch_size=self.at_once,
             cache=self.folder.path.parents[1] / CACHE,
             refusals=self.corpus.refusals(),
+            lengths=self.lengths,
         )
 
     def keep(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:

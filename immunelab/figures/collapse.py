@@ -10,6 +10,7 @@ position, and Plotly's Python objects take twenty times as long to make.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,18 @@ SLIDERS = {  # setting: label, key in the link
     "harmful_share": ("Share of harmful rows", "share"),
 }
 PANEL = 190  # pixels
+USED = (  # columns that a collapse curve is made of
+    "run_id",
+    *KEYS,
+    *SLIDERS,
+    "status",
+    "step",
+    "harmfulness",
+    "harmfulness_n",
+    "utility",
+    "utility_n",
+    "base_utility",
+)
 LOGARITHMIC = ("learning_rate", "samples")
 Trace = dict[str, Any]
 
@@ -134,24 +147,29 @@ def over_intensities(
     `panel` is the height of a panel in pixels.
     """
     curves = complete(curves)
-    defenses, base = present(curves), collapse.base_utility(curves)
-    read, others = run_outcomes(curves, thresholds), [s for s in sliders if s != x]
-    done = curves[curves["status"] == "done"]
-    bands = collapse.by_step(curves, others) if x == "step" else collapse.by_intensity(done, x, thresholds, others)
+    curves = curves[[c for c in USED if c in curves.columns]]
+    defenses, base = tuple(present(curves)), collapse.base_utility(curves)
+    others = [s for s in sliders if s != x]
+    drawn = curves if x == "step" else curves[curves["status"] == "done"]
     frames: dict[tuple[str, ...], Frame] = {}
-    for _, band in bands.groupby(others) if others else [((), bands)]:
-        choice = {setting: band[setting].iloc[0] for setting in others if len(band)}
-        mine = collapse.select(read, choice)
-        marks = collapse.marks(mine[mine["status"] == "done"]) if x == "step" else None
-        traces = collapse_traces(band, x, theme, marks, defenses)
-        for value in sorted(band[x].unique()) if x in sliders else [None]:
-            place = choice if value is None else choice | {x: value}
-            shapes = None if value is None else collapse_shapes(bands, thresholds, base, theme, value)
-            said = sentence(collapse.select(mine, place))
-            frames[_texts(sliders, place)] = Frame(said, traces, shapes)
+    bands = []
+    for _, mine in drawn.groupby(others) if others else [((), drawn)]:
+        if mine.empty:
+            continue
+        band, traces, told = _alike(_Rows(mine), x, thresholds, theme, defenses)
+        bands.append(band)
+        choice = {setting: mine[setting].iloc[0] for setting in others}
+        for value, said in told.items():
+            place = choice | ({x: value} if x in sliders else {})
+            frames[_texts(sliders, place)] = Frame(said, traces, None if x == "step" else [])
+    whole = pd.concat(bands) if bands else collapse.by_step(drawn)
+    if x in sliders:
+        for key, frame in frames.items():
+            value = sliders[x].value(key[list(sliders).index(x)])
+            frames[key] = dataclasses.replace(frame, shapes=collapse_shapes(whole, thresholds, base, theme, value))
     here = _texts(sliders, at)
     first = frames.get(here) or next(iter(frames.values()), Frame("", []))
-    figure = _figure(bands, x, thresholds, base, theme, at.get(x), first.data or [], panel)
+    figure = _figure(whole, x, thresholds, base, theme, at.get(x), first.data or [], panel)
     return figure, Sliders(tuple(sliders.values()), frames, here)
 
 
@@ -187,6 +205,35 @@ def _scores(here: pd.DataFrame, step: int, base: float, thresholds: Thresholds) 
         outcome = outcomes.label(harm, utility, thresholds, base) if step else "before the attack"
         parts.append(f"{title_of(*variant)}: harmfulness {harm:.0%}, utility {utility:.0%}; {outcome}")
     return ". ".join(parts)
+
+
+class _Rows:
+    """A frame as the key of a cache: equal to one with the same content."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+        self.content = pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()
+
+    def __hash__(self) -> int:
+        return hash(self.content)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Rows) and other.content == self.content
+
+
+@functools.lru_cache(maxsize=256)  # while a run goes on, one position changes, and the others stay
+def _alike(
+    rows: _Rows, x: str, thresholds: Thresholds, theme: Theme, defenses: tuple[Variant, ...]
+) -> tuple[pd.DataFrame, list[Trace], dict[Any, str]]:
+    """Of attacks that differ in nothing but `x`: bands, traces, and what is said at each x (None: of all of them)."""
+    read = run_outcomes(rows.frame, thresholds)
+    if x == "step":
+        band = collapse.by_step(rows.frame)
+        marks = collapse.marks(read[read["status"] == "done"])
+        return band, collapse_traces(band, x, theme, marks, defenses), {None: sentence(read)}
+    band = collapse.by_intensity(rows.frame, x, thresholds)
+    told = {value: sentence(read[read[x] == value]) for value in sorted(band[x].unique())}
+    return band, collapse_traces(band, x, theme, None, defenses), told
 
 
 def _texts(sliders: Mapping[str, Slider], place: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from immunelab.errors import UserError
-from immunelab.jobs import failures, preflight, processes, queue
+from immunelab.jobs import failures, preflight, processes, queue, warm
 from immunelab.jobs import reuse as equals
 from immunelab.runs import journal, shipped
 from immunelab.runs.journal import RunFolder, Status, folders
@@ -35,6 +35,7 @@ def submit(
     command: Sequence[str] | None = None,
     begin: Callable[[Path, Sequence[RunFolder]], None] | None = None,
     ready: bool = True,
+    from_warm: bool = False,
 ) -> list[str]:
     """Queue runs and start one detached worker that carries them out in order; returns their ids, in order.
 
@@ -43,7 +44,8 @@ def submit(
     spec that a finished run has already, of this home or (if `ready`) a shipped one, is not run again: that run's id is
     returned in its place. With `go_on`, an equal run that is under way is waited for, and one that has ended unfinished
     is gone on with. Where others of the list start from it, a run serves too that leaves the same weights and was
-    evaluated otherwise. `command` starts another worker than ours, and `begin` hands the runs to a cluster instead. A
+    evaluated otherwise. `command` starts another worker than ours, and `begin` hands the runs to a cluster instead.
+    With `from_warm` workers come from a process that has torch loaded, which is started where there is none. A
     UserError before anything is written if a run can't be carried out.
     """
     place, specs = journal.home(home), _resolved(specs, journal.home(home))
@@ -76,7 +78,7 @@ def submit(
             if begin and carried:
                 begin(place, carried)
             elif start and carried:
-                _start(place, carried, command)
+                _start(place, carried, command, from_warm)
         except OSError as error:
             for folder in created:
                 shutil.rmtree(folder.path, ignore_errors=True)
@@ -236,11 +238,16 @@ def reconcile(home: Path | str | None = None, command: Sequence[str] | None = No
     return lost
 
 
-def _start(place: Path, folders: Sequence[RunFolder], command: Sequence[str] | None) -> None:
+def _start(place: Path, folders: Sequence[RunFolder], command: Sequence[str] | None, from_warm: bool = False) -> None:
     """Start workers, and put the first run of each in line: its place is that of its submission, however long the
     worker takes to come up. Call it inside `changing`, which the worker needs before it looks."""
     specs = {folder.run_id: folder.spec() for folder in folders}
-    workers = processes.start(place, folders, command, _side_by_side(specs))
+    number = _side_by_side(specs)
+    workers = warm.start(place, [*specs], folders[0].log_path, number) if from_warm and not command else []
+    if workers:
+        processes.name_carriers(folders, workers)
+    else:
+        workers = processes.start(place, folders, command, number)
     # What waits for another run could stand before the very run that it waits for.
     ready = [f for f in folders if not specs[f.run_id].parent or _done(place, specs[f.run_id].parent)]
     for folder, worker in zip(ready, workers, strict=False):

@@ -123,10 +123,15 @@ def start(
         since = born(child.pid)
         if since is not None:  # else it ended at once, and the runs read as queued by nobody, which is the truth
             started.append((child.pid, since))
-    for i, folder in enumerate(folders if started else ()):
-        pid, since = started[i % len(started)]
-        folder.write_status(pid=pid, create_time=since, host=HOST)
+    name_carriers(folders, started)
     return started
+
+
+def name_carriers(folders: Sequence[RunFolder], workers: Sequence[tuple[int, float]]) -> None:
+    """Write into each run one of the workers that will carry it, by process id and start time."""
+    for i, folder in enumerate(folders if workers else ()):
+        pid, since = workers[i % len(workers)]
+        folder.write_status(pid=pid, create_time=since, host=HOST)
 
 
 def born(pid: int) -> float | None:

@@ -30,11 +30,18 @@ class Scope:
 
     def read(self) -> pd.DataFrame:
         """The attacks of the choice as they are now, of every defense."""
-        return of_judge(of_attack(intensity.read(self.source, self.subject), self.attack), self.judge)
+        curves = intensity.read(self.source, self.subject)
+        version = reads.version(intensity.SOURCES[self.source])
+        return _alike(version, self.subject, self.attack, self.judge, curves).copy(deep=False)
 
     def drawn(self) -> pd.DataFrame:
         """The same, of the defenses to draw."""
         return among(self.read(), self.shown)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _alike(version: int, subject: str, attack: str, judge: str, _curves: pd.DataFrame) -> pd.DataFrame:
+    return of_judge(of_attack(_curves, attack), judge)
 
 
 def choose(empty: str, *, every_attack: bool = False) -> Scope:

@@ -17,6 +17,7 @@ from immunelab.figures.sliders import Slider, Sliders
 from immunelab.ui.navigation import PLOTLY_PATH
 
 VIEW, MOST_VIEW = "zoom", 2000  # where the address holds it, and the longest text that is taken from there
+RESTED = "rested"  # in the session, until it is asked for
 SELECTED = "selected"  # where the address holds what a box has caught
 NOT_RECORDED = "Nobody has run this one yet; the picture is of the last recorded position."
 
@@ -99,8 +100,14 @@ def show_answers(key: str, sliders: Sliders, columns: int, missing: str = NOT_RE
 def _rested(key: str, sliders: Sliders | None) -> None:
     """A handle has come to rest: the address says where."""
     texts = json.loads(st.session_state[key].picked or "[]")
+    st.session_state[RESTED] = True
     for slider, text in zip(sliders.sliders if sliders else (), texts, strict=False):
         st.query_params[slider.key] = str(text)
+
+
+def rested() -> bool:
+    """Whether the page is drawn because the reader has just let a slider go; said once."""
+    return bool(st.session_state.pop(RESTED, False))
 
 
 def at(slider: Slider, default: float) -> float:

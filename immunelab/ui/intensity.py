@@ -129,24 +129,44 @@ def thresholds() -> Thresholds:
 def missing_specs(
     runs: pd.DataFrame, curves: pd.DataFrame, model: Variant, choice: Mapping[str, float]
 ) -> list[RunSpec]:
-    """The runs that would fill a gap: recorded attacks on this model, one a seed, with the chosen intensity.
+    """The runs that would fill a gap, as one list to submit."""
+    return chained(missing_chains(runs, curves, model, choice))
 
-    A recorded attack on a model that is not on this disk (the shipped showcase has no checkpoints) brings its
+
+def chained(chains: Sequence[Sequence[RunSpec]]) -> list[RunSpec]:
+    """Chains of runs, each of which may start from the one before it in its own chain, as one list to submit."""
+    found: list[RunSpec] = []
+    for chain in chains:
+        begin = len(found)
+        for spec in chain:
+            within = spec.model.removeprefix("run:#") if spec.model.startswith("run:#") else ""
+            found.append(dataclasses.replace(spec, model=f"run:#{begin + int(within)}") if within else spec)
+    return found
+
+
+def missing_chains(
+    runs: pd.DataFrame, curves: pd.DataFrame, model: Variant, choice: Mapping[str, float]
+) -> list[list[RunSpec]]:
+    """Recorded attacks on this model, a chain a seed, with the chosen intensity.
+
+    A recorded attack on a model that is not on this disk (most of the shipped showcase has no checkpoints) brings its
     immunization along; `jobs.submit` takes a finished one of the same settings where there is one.
     """
     mine = of(curves[curves["run_id"].isin(runs["run_id"])], model)
-    by_id = {r["run_id"]: r for r in runs.to_dict("records")}
-    found: list[RunSpec] = []
+    by_id = {
+        r["run_id"]: r
+        for r in runs[runs["run_id"].isin({*mine["run_id"], *mine["parent"].dropna()})].to_dict("records")
+    }
+    found: list[list[RunSpec]] = []
     for _, same_seed in mine.groupby("seed"):
         run_id = same_seed["run_id"].iloc[-1]
         spec = RunSpec.from_json(str(by_id[run_id]["spec"]), run_id)
         knobs = spec.knobs | {k: int(v) if k in ("steps", "samples") else float(v) for k, v in choice.items()}
-        source = spec.model
+        chain, source = [], spec.model
         if spec.parent in by_id and bool(by_id[spec.parent]["showcase"]):
             guard = RunSpec.from_json(str(by_id[spec.parent]["spec"]), spec.parent)
-            found.append(dataclasses.replace(guard, group="collapse"))
-            source = f"run:#{len(found) - 1}"
-        found.append(dataclasses.replace(spec, knobs=knobs, model=source, name="", group="collapse"))
+            chain, source = [dataclasses.replace(guard, group="collapse")], "run:#0"
+        found.append([*chain, dataclasses.replace(spec, knobs=knobs, model=source, name="", group="collapse")])
     return found
 
 

@@ -17,7 +17,6 @@ from immunelab.runs.spec import RunSpec
 from immunelab.ui import navigation, reads
 
 DEMO_CORPUS, DEMO_STEPS = "IMMUNELAB_DEMO_CORPUS", "IMMUNELAB_DEMO_STEPS"  # the demo, smaller: for trying it out
-CALM_SECONDS = 3.0  # how often the line on every page looks
 LIVE = "live"  # the switch in the sidebar
 
 
@@ -25,7 +24,7 @@ def submit(specs: list[RunSpec], reuse: bool = False, go_on: bool = False) -> li
     """Queue runs; a mistake the user can mend is told in place, and nothing is queued. With `reuse`, what a finished
     run of this home has already is not run again; with `go_on`, an unfinished one is gone on with."""
     try:
-        run_ids = jobs.submit(specs, reuse=reuse, go_on=go_on)
+        run_ids = jobs.submit(specs, reuse=reuse, go_on=go_on, from_warm=True)
     except UserError as error:
         st.error(str(error), icon=":material/error:")
         return []
@@ -48,10 +47,12 @@ def _shortened(spec: RunSpec, most: int) -> RunSpec:
     return dataclasses.replace(spec, knobs={**spec.knobs, "steps": steps, "samples": 0}, evaluate_every=steps)
 
 
-def tick(frame: pd.DataFrame) -> float | None:
-    """How often a page should look again: each second while runs go, else (and while paused) not at all."""
+def tick(frame: pd.DataFrame, soon: bool = False) -> float | None:
+    """How often a page should look again, in seconds, while runs go; else (and while paused) not at all. `soon`: the
+    reader has asked for these runs and waits for them."""
     follow = st.session_state.get(LIVE, True)
-    return reads.LIVE_SECONDS if follow and len(reads.active(frame)) else None
+    every = reads.SOON_SECONDS if soon else reads.LIVE_SECONDS
+    return every if follow and len(reads.active(frame)) else None
 
 
 def control() -> None:
@@ -70,7 +71,7 @@ def under_way_line() -> None:
     if tick(reads.runs(showcase=False)) is None:
         return
 
-    @st.fragment(run_every=CALM_SECONDS)
+    @st.fragment(run_every=reads.LIVE_SECONDS)
     def line() -> None:
         going = reads.active(reads.runs(showcase=False))
         if going.empty:

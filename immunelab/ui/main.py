@@ -18,3 +18,4 @@ with st.sidebar:
     live.control()
 live.under_way_line()
 page.run()
+server.settle()

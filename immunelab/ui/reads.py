@@ -25,7 +25,8 @@ from immunelab.store import Busy, Store, queries
 from immunelab.store.door import READ_WAIT
 
 ACTIVE = ("queued", "running", "stopping")
-LIVE_SECONDS = 2.0  # how often pages look while something runs: runs need the processor more than pages do
+LIVE_SECONDS = 3.0  # how often pages look while something runs: runs need the processor more than pages do
+SOON_SECONDS = 0.8  # the same while the reader waits for what he has just asked for
 USUAL = "harmful-sft"  # the attack that labels call just that
 T = TypeVar("T")
 
@@ -102,6 +103,7 @@ def forget() -> None:
 
     stop_on_error(take_in)
     _made_true.clear()
+    _taken_in.clear()
 
 
 def label(run: Any) -> str:
@@ -141,11 +143,16 @@ def _made_true(home: str) -> list[str]:
     return jobs.reconcile(home)  # a run whose process is gone is interrupted, never running
 
 
+@st.cache_data(ttl=SOON_SECONDS - 0.1, max_entries=4, show_spinner=False)
+def _taken_in(home: str) -> None:
+    """So often, and not once more while a page is drawn, which would then ask all its questions again."""
+    Store(journal.home(home)).sync()
+
+
 def _store(home: str) -> Store:
     _made_true(home)
-    store = Store(journal.home(home))
-    store.sync()
-    return store
+    _taken_in(home)
+    return Store(journal.home(home))
 
 
 class Answer:

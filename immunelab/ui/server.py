@@ -7,6 +7,7 @@ address would otherwise run that page by Streamlit's old discovery of `pages/`, 
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 from collections.abc import AsyncIterator
@@ -57,6 +58,16 @@ def local(address: str | None) -> bool:
         return ipaddress.ip_address(address.strip("[]")).is_loopback
     except ValueError:
         return address == "localhost"
+
+
+@st.cache_resource(show_spinner=False)
+def settle() -> None:
+    """After the first page: what has been loaded by now stays, and the collector need not look at it again.
+
+    Streamlit collects garbage after each run of a page, which takes a tenth of a second with Plotly and pandas loaded.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @asynccontextmanager
