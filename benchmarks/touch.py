@@ -60,7 +60,7 @@ LET_GO = """(rate) => {
   return document.querySelector('.immunelab-slider output').value;
 }"""
 POINTS = """(text) => {
-  const drawn = document.querySelector('.immunelab-sliders').immunelabSliders.drawn ?? '';
+  const drawn = document.querySelector('.immunelab-sliders')?.immunelabSliders?.drawn ?? '';
   const dimmed = document.querySelector('.immunelab-figure').classList.contains('immunelab-dimmed');
   if (dimmed || !drawn.startsWith(text + '|')) return 0;
   const lines = document.querySelector('.immunelab-figure').data.filter((t) => t.showlegend);

@@ -55,6 +55,7 @@ def chromium() -> str:
 # The shipped runs take a home's first opening seconds, and most tests are of runs of their own: those that are about
 # the shipped ones are marked `showcase`.
 os.environ["IMMUNELAB_SHOWCASE"] = "none"
+os.environ["IMMUNELAB_WARM"] = "0"  # a process that outlives a test has no business here; its own test asks for it
 
 
 @pytest.fixture(autouse=True)

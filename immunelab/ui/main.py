@@ -16,6 +16,7 @@ for problem in catalogue.problems():
 page = st.navigation(navigation.pages(), expanded=True)
 with st.sidebar:
     live.control()
-live.under_way_line()
+with st.container():  # even when it is empty: what follows keeps its place, and charts are not drawn anew
+    live.under_way_line()
 page.run()
 server.settle()

@@ -9,14 +9,15 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import collapse, traces
+from immunelab.analysis.collapse import INTENSITY
 from immunelab.analysis.outcomes import Thresholds, label
-from immunelab.analysis.variants import KEYS, of, present
+from immunelab.analysis.variants import KEYS, complete, of, present
 from immunelab.figures.collapse import along_attack, intensity_sliders, over_intensities, step_slider
 from immunelab.figures.palette import title_of
 from immunelab.figures.traces import scalar_traces
 from immunelab.store import queries
 from immunelab.sweep import demo_specs
-from immunelab.ui import figure, live, reads
+from immunelab.ui import compute, figure, live, reads
 from immunelab.ui.headline import Story
 
 STEPS = {
@@ -25,7 +26,8 @@ STEPS = {
     "2 Immunize": "The defense changes the weights before release, so that a harmful step is a step against "
     "everything else the model can do. Choose what to look at while it trains.",
     "3 Attack again": "The same attack on both models. Drag the step, and compare what each gives away and keeps.",
-    "4 Drag the intensity": "An attacker chooses how hard to train. Every position is a recorded attack.",
+    "4 Drag the intensity": "An attacker chooses how hard to train. Every mark is a recorded attack; let the "
+    "slider go between them, and the attack is run.",
     "5 Read the scorecard": "What may be claimed from these runs, and what may not. Move the thresholds.",
 }
 FIRST = next(iter(STEPS))
@@ -61,19 +63,42 @@ def along(shown: pd.DataFrame, base: float, key: str) -> None:
     figure.downloads(drawn, lambda: collapse.by_step(shown), f"tour-{key}", title, sliders=moves)
 
 
-def ladder(shown: pd.DataFrame, tale: Story) -> None:
-    """The attack of the story at every recorded learning rate, with a slider over them."""
-    sliders = {k: v for k, v in intensity_sliders(shown).items() if k == "learning_rate"}
+def ladder(both: pd.DataFrame, tale: Story) -> None:
+    """The attack of the story at every recorded learning rate, with a slider over them: let go where nobody ran, it
+    runs there. The picture grows as attacks finish."""
+    runs = reads.runs()
+    compute.forget_given_up(runs)
+
+    @st.fragment(run_every=live.tick(reads.runs(showcase=False)))
+    def grows() -> None:
+        asked = st.session_state.get(compute.ASKED, [])
+        own = reads.curves(showcase=False)
+        new = own[own["run_id"].isin(asked) & (own["status"] == "done")]
+        _ladder(pd.concat([both, new[~new["run_id"].isin(both["run_id"])]]), tale)
+        live.rerun_when_over()
+
+    grows()
+
+
+def _ladder(shown: pd.DataFrame, tale: Story) -> None:
+    shown = complete(shown).assign(variant=lambda f: f["variant"].fillna(""))
+    sliders = {k: v for k, v in intensity_sliders(shown, free=True).items() if k == "learning_rate"}
     rates = collapse.recorded(shown, "learning_rate")
     if not rates:
         st.caption("The attacks recorded here do not train, so there is no learning rate to choose.")
         return
     start = float(tale.link["rate"])
     rate = figure.at(sliders["learning_rate"], start) if sliders else rates[0]
-    here = {"learning_rate": rate}
+    here, runs = {"learning_rate": rate}, reads.runs()
+    if rate not in rates and figure.rested():
+        alike = {k: shown[k].iloc[0] for k in INTENSITY if k != "learning_rate" and shown[k].notna().any()}
+        if compute.ask(runs, shown, present(shown), here | alike):
+            st.rerun()
+    with st.container():
+        compute.progress(runs)
     drawn, moves = over_intensities(shown, sliders, here, "learning_rate", Thresholds(), figure.theme())
     title = "Harmfulness and utility by intensity"
-    figure.show(drawn, "tour-intensity", alt=title, sliders=moves if sliders else None)
+    figure.show(drawn, "tour-intensity", alt=title, sliders=moves if sliders else None, missing=compute.MISSING)
     bands = collapse.by_intensity(shown, "learning_rate")
     figure.downloads(drawn, lambda: bands, "tour-intensity", title, sliders=moves)
     outcomes(bands, rate)

@@ -113,3 +113,61 @@ def test_a_large_minibatch_is_read_in_parts_with_the_same_loss(
     assert in_parts == pytest.approx(float(wanted), rel=1e-5)
     monkeypatch.setattr(generation, "LOGITS", 1)
     assert mean_loss(llama, rows) == (pytest.approx(float(wanted), rel=1e-5), n)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_cache_with_room_gives_the_same_tokens(window: int | None) -> None:
+    """Also where some layers look back a few tokens only, and where the room is too small."""
+    made: Any = model("qwen, chatml") if window is None else sliding(window)
+    asked = torch.randint(10, 90, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(asked)
+    mask[0, :4] = 0
+
+    def said(**more: Any) -> list[list[int]]:
+        out = made.generate(asked, attention_mask=mask, max_new_tokens=24, do_sample=False, pad_token_id=0, **more)
+        return [list(row) for row in out[:, 9:].tolist()]
+
+    usual = said()
+    assert len({token for row in usual for token in row}) > 2
+    for room in (24, 40, 5):
+        assert said(**generation.roomy_cache(made, room)) == usual
+
+
+def sliding(window: int) -> PreTrainedModel:
+    """A random model some of whose layers look back only so many tokens, and keep a cache of their own kind."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(1)
+    config = Gemma3TextConfig(
+        vocab_size=len(many_tokenizers.tokenizer("qwen, chatml")),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=window,
+        layer_types=["sliding_attention", "full_attention"],
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return Gemma3ForCausalLM(config)
+
+
+def test_answers_of_like_length_are_asked_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[str]] = []
+
+    def said(_model: object, _tokenizer: object, texts: list[str], _most: int) -> list[str]:
+        batches.append(texts)
+        return ["word " * int(text) for text in texts]
+
+    monkeypatch.setattr(generation, "greedy", said)
+    lengths: dict[str, int] = {}
+    prompts = ["1", "20", "2", "9", "30", "3"]
+    for _ in range(2):
+        subject = Subject(None, None, None, lambda p: p, None, batch_size=4, lengths=lengths)  # type: ignore[arg-type]
+        answers = subject.answers(prompts)
+        assert [len(a.split()) for a in answers] == [1, 20, 2, 9, 30, 3]
+    assert batches == [["1", "20", "2", "9"], ["30", "3"], ["1", "2", "3"], ["9"], ["20", "30"]]

@@ -173,6 +173,57 @@ def test_a_link_restores_the_slider_and_moving_it_changes_link_and_chart(tab: An
     until(lambda: handle.get_attribute("aria-valuetext") == "0.0006")
 
 
+MOVE = """(text) => {
+  const input = document.querySelector('.immunelab-slider input');
+  const {values, texts} = JSON.parse(document.querySelector('.immunelab-sliders').immunelabSliders.made)[0];
+  const at = texts.includes(text) ? values[texts.indexOf(text)] : Number(text);
+  const [low, high] = [Math.log(values[0]), Math.log(values[values.length - 1])];
+  input.value = Math.round((Number(input.max) * (Math.log(at) - low)) / (high - low));
+  input.dispatchEvent(new Event('input', {bubbles: true}));
+}"""
+DRAWN = """() => document.querySelector('.immunelab-figure').data.map(
+  (t) => [t.name ?? '', [...t.x].join(), [...t.y].join()])"""
+
+
+def test_a_slider_redraws_without_the_server(tab: Any, app: App) -> None:
+    open_page(tab, app, "collapse?rate=0.0003")
+    tab.locator(".immunelab-figure .legend .legendtoggle").first.click()  # a hidden line stays hidden
+    tab.wait_for_function("() => document.querySelector('.immunelab-figure .legend .traces').style.opacity < 1")
+    tab.wait_for_timeout(1000)
+    tab.wait_for_selector('.stApp[data-test-script-state="notRunning"]')
+    tab.context.set_offline(True)
+    before = tab.evaluate(DRAWN)
+    tab.evaluate(MOVE, "0.001")
+    tab.wait_for_function(f"before => JSON.stringify(({DRAWN})()) !== JSON.stringify(before)", arg=before)
+    moved, hidden = tab.evaluate(DRAWN), legend(tab)
+    assert hidden[0].startswith("(Undefended")
+    tab.context.set_offline(False)
+    open_page(tab, app, "collapse?rate=0.001")
+    assert tab.evaluate(DRAWN) == moved, "what a cold link to that position draws"
+    assert tab.locator(".immunelab-told").inner_text().startswith("Undefended: harmfulness")
+
+
+def test_the_page_to_take_away_has_the_slider(tab: Any, app: App, tmp_path: Path) -> None:
+    open_page(tab, app, "collapse?rate=0.0003")
+    with tab.expect_download() as taken:
+        tab.get_by_role("button", name="HTML").first.click()
+    page = tmp_path / "figure.html"
+    taken.value.save_as(page)
+    tab.context.set_offline(True)
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(page.as_uri())
+    tab.wait_for_selector(CHART)
+    before = tab.evaluate(DRAWN)
+    handle = tab.get_by_role("slider", name="Learning rate")
+    handle.focus()
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_function(f"before => JSON.stringify(({DRAWN})()) !== JSON.stringify(before)", arg=before)
+    assert handle.get_attribute("aria-valuetext") == "0.0006"
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    tab.context.set_offline(False)
+
+
 def test_the_chart_is_labelled_for_screen_readers(tab: Any, app: App) -> None:
     open_page(tab, app, "collapse")
     label = tab.get_attribute(".immunelab-figure", "aria-label")
@@ -411,3 +462,19 @@ def test_the_estimators_error_is_measured_from_its_button(demo_tab: Any, small: 
     demo_tab.get_by_role("button", name="Measure it").click()
     demo_tab.wait_for_selector(CHART)
     assert "smallest relative error" in demo_tab.get_attribute(".immunelab-figure", "aria-label")
+
+
+def test_a_slider_let_go_where_nobody_ran_computes_it(demo_tab: Any, small: App) -> None:
+    """After the demo: the curve of a new learning rate grows in the page, undefended and immunized."""
+    open_page(demo_tab, small, "collapse?source=This+lab&rate=0.0003")
+    known = {f.run_id for f in folders(small.home)}
+    demo_tab.evaluate(MOVE, "0.00047")
+    dimmed = "document.querySelector('.immunelab-figure').classList.contains('immunelab-dimmed')"
+    demo_tab.wait_for_function(f"() => {dimmed}")
+    new = until(lambda: [f for f in folders(small.home) if f.run_id not in known])
+    until(lambda: all(f.status().status == "done" for f in new))
+    assert {f.spec().knobs["learning_rate"] for f in new} == {0.00047}
+    assert len({f.spec().model for f in new}) == 2
+    demo_tab.wait_for_function(f"() => !{dimmed}")
+    assert [name.rsplit(" (", 1)[0] for name in legend(demo_tab)] == ["Undefended", "SEAM"]
+    assert demo_tab.get_by_role("slider", name="Learning rate").get_attribute("aria-valuetext") == "0.00047"
