@@ -331,6 +331,24 @@ class Lab:
         chosen = reports.find(runs, of)
         return reports.of(store, reports.seeds_of(runs, chosen[0]) if all_seeds else chosen, limits)
 
+    def export(
+        self,
+        path: Path | str,
+        subject: str = "",
+        attack: str = "",
+        defenses: Sequence[str] = (),
+        completions: bool = False,
+    ) -> int:
+        """Write one HTML page with figures, sliders and answers that opens without a lab or a network; its bytes.
+
+        Arguments and errors as `reports.static_page.write`.
+        """
+        from immunelab.reports import static_page
+
+        return static_page.write(
+            self.store, Path(path), subject=subject, attack=attack, defenses=defenses, completions=completions
+        )
+
     def _some(self, run_ids: Sequence[str] | None, choice: Mapping[str, Any]) -> pd.DataFrame:
         curves = self.curves(run_ids, **choice)
         if curves.empty:

@@ -3,6 +3,7 @@
 import streamlit as st
 
 from immunelab.analysis import collapse, export
+from immunelab.figures.answers import answer_sliders, by_step
 from immunelab.figures.palette import title_of
 from immunelab.ui import attack_filter, figure, intensity, live, navigation, playground, reads
 
@@ -34,7 +35,7 @@ def recorded() -> None:
     answers = playground.answers(curves, shown, seed, prompt)
     if answers.empty:
         return
-    moves = playground.sliders(answers, sliders, choice, shown, kind, unfolded)
+    moves = answer_sliders(answers, sliders, choice, shown, kind, unfolded, figure.at)
     figure.show_answers("answers", moves, len(shown))
     with st.container(horizontal=True, vertical_alignment="center"):
         intensity.fixed(sliders, choice)
@@ -45,7 +46,7 @@ def recorded() -> None:
         with every:
             st.code(expected or "not recorded", language=None, wrap_lines=True)
             if unfolded:
-                table = playground.by_step(collapse.select(answers, choice))
+                table = by_step(collapse.select(answers, choice))
                 st.dataframe(
                     export.inert(table), hide_index=True, height="content", alt="Answers at every recorded step"
                 )

@@ -24,7 +24,7 @@ Runs are kept in ./lab, or in the folder that --home or IMMUNELAB_HOME names.
 GROUPS: dict[str, tuple[Callable[[Any], None], ...]] = {
     "one run": (demo.add, start.add),
     "many runs": (grids.add, search.add),
-    "results": (recorded.add, scorecard.add),
+    "results": (recorded.add, scorecard.add, scorecard.add_export),
     "manage runs": (recorded.add_control,),
     "models and data": (models.add, data.add, fable.add, pairs.add),
     "this installation": (about.add, demo.add_showcase, recorded.add_store),

@@ -138,6 +138,48 @@ def _print(found: Scorecard) -> None:
     show.table(("condition", "verdict", "runs", "what was found"), rows, right=("runs",))
 
 
+def export(args: argparse.Namespace) -> int:
+    """Write the page to take away."""
+    from immunelab.formatting import size
+    from immunelab.reports import static_page
+
+    path = Path(args.page)
+    written = static_page.write(
+        submit.store_of(args),
+        path,
+        subject=args.subject,
+        attack=args.attack,
+        defenses=args.defense or (),
+        completions=args.completions,
+    )
+    show.out.print(f"{path}: {size(written)}. It opens from disk and from any static host.", markup=False)
+    return 0
+
+
+def add_export(commands: Any) -> None:
+    """Add `export`."""
+    c = options.command(
+        commands,
+        "export",
+        export,
+        "write one page with figures, sliders and answers to put beside a paper",
+        """
+        The page opens from disk, without a server, a network or an installation: overview, collapse with sliders over
+        every recorded intensity, outcomes, trade-off, gradients, scorecards, answers, settings and measures. What is
+        looked at goes into the page's address. Answers of models other than Fable's are left out.
+
+        examples:
+          immunelab export lab.html
+          immunelab export seam.html --defense seam --defense repnoise
+        """,
+    )
+    c.add_argument("page", metavar="PAGE.html", help="where to write it")
+    c.add_argument("--subject", default="", metavar="S", help="base model, with its corpus if that is not Fable")
+    c.add_argument("--attack", default="", metavar="A", help="attack (default: the one with most recorded runs)")
+    c.add_argument("--defense", action="append", metavar="D", help="a defense to show; again for more (default: all)")
+    c.add_argument("--completions", action="store_true", help="answers of real models too; they may be harmful")
+
+
 def add(commands: Any) -> None:
     """Add `scorecard`."""
     c = options.command(

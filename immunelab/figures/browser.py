@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def component(function: str, *names: str) -> str:
 
 def to_html(figures: Mapping[str, go.Figure], title: str, sliders: Mapping[str, Sliders] | None = None) -> str:
     """A self-contained page (about 5 MB: Plotly is inside) that needs no network. `sliders` of a figure work in it."""
-    told = [_data(name, figure, (sliders or {}).get(name)) for name, figure in figures.items()]
+    told = [drawing(name, figure, (sliders or {}).get(name)) for name, figure in figures.items()]
     parts = [f"<h2>{html.escape(name)}</h2>{HTML}" for name in figures]
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -68,7 +68,14 @@ def script_json(value: Any) -> str:
     return json.dumps(value).replace("<", "\\u003c")
 
 
-def _data(name: str, figure: go.Figure, sliders: Sliders | None) -> dict[str, Any]:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as HTML, its texts escaped."""
+    lines = [f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows]
+    return f"<table><tr>{''.join(f'<th>{html.escape(h)}</th>' for h in head)}</tr>{''.join(lines)}</table>"
+
+
+def drawing(name: str, figure: go.Figure, sliders: Sliders | None = None) -> dict[str, Any]:
+    """What the script needs to draw a figure."""
     data = {
         "figure": figure.to_json(remove_uids=False),
         "height": int(figure.layout.height or 400),

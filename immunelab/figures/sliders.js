@@ -4,6 +4,9 @@ const PLACES = 1000; // positions of a free slider
 const NEAR = 12; // so many positions from a recorded value it snaps
 const REST = 200; // milliseconds without a move
 
+// As Python writes it with %g, which is how recorded values are written.
+const written = (value) => (value !== 0 && Math.abs(value) < 1e-4 ? value.toExponential().replace(/e-(\d)$/, "e-0$1") : String(value));
+
 // How a slider's positions stand for values: `place` of a value, and what stands `at` a place.
 function scale({ values, texts, free, logarithmic, whole }) {
   const f = logarithmic && values[0] > 0 ? Math.log : (v) => v;
@@ -22,7 +25,7 @@ function scale({ values, texts, free, logarithmic, whole }) {
     if (gaps[near] <= NEAR) return recorded(near);
     const exact = back(low + (p / PLACES) * (high - low));
     const value = whole ? Math.round(exact) : Number(exact.toPrecision(2));
-    return values.includes(value) ? recorded(values.indexOf(value)) : { value, text: String(value), recorded: false };
+    return values.includes(value) ? recorded(values.indexOf(value)) : { value, text: written(value), recorded: false };
   };
   return { most: PLACES, marks, place, at };
 }

@@ -46,6 +46,11 @@ def page(*cards: Scorecard, figures: str = "") -> str:
     return f"{head}<body>{''.join(parts)}</body></html>"
 
 
+def verdicts_table(*cards: Scorecard) -> str:
+    """The verdicts of several cards as one HTML table."""
+    return _html(*_overview(cards))
+
+
 def _overview(cards: Sequence[Scorecard]) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Head and rows: one row a defense, one column a condition, with the verdict and its n."""
     titles = list(dict.fromkeys(c.title for card in cards for c in card.conditions))

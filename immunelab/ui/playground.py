@@ -9,14 +9,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from immunelab.analysis import collapse
 from immunelab.analysis.variants import BASELINE, KEYS, Variant, among, of, pinned_first, present
-from immunelab.figures.collapse import SLIDERS, step_slider
+from immunelab.figures.collapse import SLIDERS
 from immunelab.figures.palette import title_of
-from immunelab.figures.sliders import Frame, Slider, Sliders
 from immunelab.method import catalogue
 from immunelab.store import queries
-from immunelab.ui import figure, live, measurements, reads
+from immunelab.ui import live, measurements, reads
 
 MOST_MODELS = 8
 MOST_BESIDE = 3  # columns of answers that have room side by side
@@ -65,44 +63,6 @@ def answers(curves: pd.DataFrame, shown: Sequence[Variant], seed: int, prompt: s
     return found.merge(runs, on="run_id")
 
 
-def sliders(
-    answers: pd.DataFrame,
-    known: Mapping[str, Slider],
-    choice: Mapping[str, float],
-    shown: Sequence[Variant],
-    kind: str,
-    unfolded: bool,
-) -> Sliders:
-    """The sliders over the recorded intensities and the attack's steps, with the answers at every position."""
-    steps = sorted(int(s) for s in answers["step"].unique())
-    along = step_slider(steps)
-    means = catalogue.entries("evaluation").get(kind)
-    frames: dict[tuple[str, ...], Frame] = {}
-    for _, alike in answers.groupby([*known]) if known else [((), answers)]:
-        texts = tuple(s.text(alike[setting].iloc[0]) for setting, s in known.items())
-        for step in sorted(alike["step"].unique().tolist()):
-            cards = [_card(v, 0, alike, means, unfolded) for v in shown]
-            cards += [_card(v, step, alike, means, unfolded) for v in shown] if step else []
-            frames[*texts, str(step)] = Frame("", cards=cards)
-    last = max(int(s) for s in collapse.select(answers, choice)["step"])
-    here = [s.text(choice[setting]) for setting, s in known.items()]
-    return Sliders((*known.values(), along), frames, (*here, along.text(figure.at(along, last))))
-
-
-def _card(
-    model: Variant, step: int, answers: pd.DataFrame, means: catalogue.Entry | None, unfolded: bool
-) -> dict[str, str]:
-    """One answer under the name of its model."""
-    name = "Undefended" if model == BASELINE else f"Immunized with {title_of(*model)}"
-    title = f"{name}, after {step} attack steps" if step else f"{name}, before the attack"
-    mine = of(answers[answers["step"] == step], model)
-    if mine.empty:
-        return {"title": title, "answer": "", "note": "Not recorded at this step."}
-    row = mine.iloc[-1]
-    note = f"{row['score']:.0%} {(means and means.answer) or row['evaluation']}" if pd.notna(row["score"]) else ""
-    return {"title": title, "answer": (row["answer"] or "") if unfolded else "(folded)", "note": note}
-
-
 def prompt(run_ids: list[str]) -> tuple[str, str, str] | None:
     """A choice among the prompts that all these runs were asked: evaluation, prompt, and the expected answer."""
     offered = reads.ask(queries.prompts, run_ids)
@@ -140,14 +100,6 @@ def card(title: str, row: Mapping[Any, Any] | None, kind: str, unfolded: bool) -
         if pd.notna(row["score"]):
             known = catalogue.entries("evaluation").get(kind)
             st.caption(f"{row['score']:.0%} {(known and known.answer) or kind}")
-
-
-def by_step(answers: pd.DataFrame) -> pd.DataFrame:
-    """Every recorded step of the chosen prompt: one column a model."""
-    named = answers.assign(model=[title_of(*pair) for pair in zip(answers["defense"], answers["variant"], strict=True)])
-    order = list(dict.fromkeys(named["model"]))
-    table = named.pivot_table(index="step", columns="model", values="answer", aggfunc="last")
-    return table.reindex(columns=order).reset_index()
 
 
 def fold(base_models: set[str]) -> bool:

@@ -15,10 +15,10 @@ from immunelab.analysis.variants import KEYS, complete, of, present
 from immunelab.figures.collapse import along_attack, intensity_sliders, over_intensities, step_slider
 from immunelab.figures.palette import title_of
 from immunelab.figures.traces import scalar_traces
+from immunelab.reports.story import Story
 from immunelab.store import queries
 from immunelab.sweep import demo_specs
 from immunelab.ui import compute, figure, live, reads
-from immunelab.ui.headline import Story
 
 STEPS = {
     "1 The threat": "A released model refuses to give hazards away. Drag the step: a few dozen steps of fine-tuning on "
