@@ -38,7 +38,7 @@ def test_it_holds_what_is_recorded_and_nothing_else(home: Path) -> None:
     assert list(frames) == ["0.0001", "0.0003", "0.001", "0.003"]
     curves = static_page.queries.attack_curves(Store(home))
     recorded = curves[(curves["learning_rate"] == 1e-3) & (curves["defense"] == "undefended") & (curves["step"] == 60)]
-    (line,) = [t for t in frames["0.001"]["data"] if t["name"].startswith("Undefended") and t["yaxis"] == "y"]
+    (line,) = [t for t in frames["0.001"]["data"] if t.get("name", "").startswith("Undefended") and t["yaxis"] == "y"]
     assert line["y"][-1] == pytest.approx(recorded["harmfulness"].mean())
     assert 'src="http' not in text
     assert "Harmfulness: " in text
@@ -60,7 +60,9 @@ def test_a_text_of_a_run_cannot_leave_its_place(home: Path) -> None:
     made_up.lab(home)
     text = static_page.page(Store(home))
     assert "<b>ka ka ka</b>" not in text  # an answer of the made-up runs; in the script it is written otherwise
-    assert "\\u003cb>ka ka ka" in text
+    prompts = [json.loads(p["sliders"])["frames"] for p in parts(text)["playground"]["prompts"]]
+    answers = {card["answer"] for frames in prompts for frame in frames.values() for card in frame["cards"]}
+    assert "<b>ka ka ka</b> **ka**" in answers  # as it is: the script puts it on the page as text
 
 
 @pytest.mark.parametrize(
