@@ -5,7 +5,6 @@ import streamlit as st
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
 from immunelab.analysis.variants import among, present
-from immunelab.reports import story
 from immunelab.ui import headline, live, navigation, reads, scorecard, tour
 
 navigation.heading("tour", "A released model is attacked, immunized, and attacked again: five steps on recorded runs.")
@@ -23,7 +22,7 @@ if tale is None:
         "The tour needs one attack on both. The demo records them in a few minutes on a CPU, without a network.",
         ("overview", "Run the live demo"),
     )
-    live.waiting(lambda: story.tell(reads.curves().query("status == 'done'"), Thresholds()) is not None)
+    live.waiting(lambda: headline.tell(reads.curves().query("status == 'done'"), Thresholds()) is not None)
     st.stop()
 
 step = st.segmented_control(

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import immunelab
 from immunelab.method import Evaluation
 from immunelab.runs.status import replace_file
 from immunelab.training.generation import Measured, Score
@@ -26,6 +25,7 @@ from immunelab.training.generation import Measured, Score
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PACKAGE = Path(__file__).resolve().parents[1]
 FOLDER = "scored"  # within the lab's home
 MOST = 256 << 20  # bytes of weights: to hash more of them takes longer than it is worth
 
@@ -41,7 +41,7 @@ def key(model: PreTrainedModel, evaluations: Sequence[Evaluation], told: Mapping
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     asked = [(e.name, dataclasses.asdict(e) if dataclasses.is_dataclass(e) else {}) for e in evaluations]
-    files = {Path(inspect.getfile(type(e))) for e in evaluations} | {*Path(immunelab.__file__).parent.rglob("*.py")}
+    files = {Path(inspect.getfile(type(e))) for e in evaluations} | {*PACKAGE.rglob("*.py")}
     code = [(str(p), p.stat().st_mtime_ns) for p in sorted(files)]
     how = {"threads": torch.get_num_threads(), "device": str(model.device), "machine": platform.processor()}
     how |= {"attention": str(model.config._attn_implementation), "config": model.config.to_json_string()}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from immunelab.analysis import collapse
-from immunelab.analysis.variants import BASELINE, Variant, of
+from immunelab.analysis.variants import BASELINE, Variant
 from immunelab.figures.collapse import step_slider
 from immunelab.figures.palette import title_of
 from immunelab.figures.sliders import Frame, Slider, Sliders
@@ -35,9 +36,11 @@ def answer_sliders(
     frames: dict[tuple[str, ...], Frame] = {}
     for _, alike in answers.groupby([*known]) if known else [((), answers)]:
         texts = tuple(s.text(alike[setting].iloc[0]) for setting, s in known.items())
-        for step in sorted(alike["step"].unique().tolist()):
-            cards = [_card(v, 0, alike, means, unfolded) for v in shown]
-            cards += [_card(v, step, alike, means, unfolded) for v in shown] if step else []
+        told = alike[["defense", "variant", "step", "answer", "score", "evaluation"]]
+        said = {(Variant(d, v), int(at)): rest for d, v, at, *rest in told.itertuples(index=False, name=None)}
+        for step in sorted({at for _, at in said}):
+            cards = [_card(v, 0, said, means, unfolded) for v in shown]
+            cards += [_card(v, step, said, means, unfolded) for v in shown] if step else []
             frames[*texts, str(step)] = Frame("", cards=cards)
     last = max(int(s) for s in collapse.select(answers, choice)["step"])
     here = [s.text(choice[setting]) for setting, s in known.items()]
@@ -45,17 +48,20 @@ def answer_sliders(
 
 
 def _card(
-    model: Variant, step: int, answers: pd.DataFrame, means: catalogue.Entry | None, unfolded: bool
+    model: Variant,
+    step: int,
+    said: Mapping[tuple[Variant, int], Sequence[Any]],
+    means: catalogue.Entry | None,
+    unfolded: bool,
 ) -> dict[str, str]:
-    """One answer under the name of its model."""
+    """One answer under the name of its model; `said` has answer, score and evaluation by model and step."""
     name = "Undefended" if model == BASELINE else f"Immunized with {title_of(*model)}"
     title = f"{name}, after {step} attack steps" if step else f"{name}, before the attack"
-    mine = of(answers[answers["step"] == step], model)
-    if mine.empty:
+    if (model, step) not in said:
         return {"title": title, "answer": "", "note": "Not recorded at this step."}
-    row = mine.iloc[-1]
-    note = f"{row['score']:.0%} {(means and means.answer) or row['evaluation']}" if pd.notna(row["score"]) else ""
-    return {"title": title, "answer": (row["answer"] or "") if unfolded else "(folded)", "note": note}
+    answer, score, evaluation = said[model, step]
+    note = f"{score:.0%} {(means and means.answer) or evaluation}" if pd.notna(score) else ""
+    return {"title": title, "answer": (answer or "") if unfolded else "(folded)", "note": note}
 
 
 def by_step(answers: pd.DataFrame) -> pd.DataFrame:

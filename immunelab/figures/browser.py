@@ -83,4 +83,4 @@ def drawing(name: str, figure: go.Figure, sliders: Sliders | None = None) -> dic
         "name": "immunelab",
         "missing": "Nobody has run this one; the picture is of the last recorded position.",
     }
-    return data if sliders is None else data | {"sliders": sliders.to_json()}
+    return data if sliders is None else data | {"sliders": sliders.json}

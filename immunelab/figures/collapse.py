@@ -22,7 +22,7 @@ from plotly.subplots import make_subplots
 
 from immunelab.analysis import collapse, outcomes
 from immunelab.analysis.outcomes import DEFAULT, Thresholds, run_outcomes
-from immunelab.analysis.variants import KEYS, Variant, complete, of, present
+from immunelab.analysis.variants import KEYS, Variant, among, complete, of, present
 from immunelab.figures.layout import AXIS_TITLES, SHARES, finish, identity
 from immunelab.figures.palette import INK, OUTCOME_SYMBOLS, Style, Theme, defense_style, tint, title_of
 from immunelab.figures.sliders import Frame, Slider, Sliders
@@ -139,12 +139,13 @@ def over_intensities(
     thresholds: Thresholds = DEFAULT,
     theme: Theme = "light",
     panel: int = PANEL,
+    told: Sequence[Variant] = (),
 ) -> tuple[go.Figure, Sliders]:
     """The collapse curve with `sliders` over the settings of the recorded attacks, which stand `at` one value each.
 
     `curves` are the attacks of the defenses to draw, as `store.queries.attack_curves` returns them. With x "step" every
     position has the curves of its attacks; else the slider of `x` moves a line along the curves of finished ones.
-    `panel` is the height of a panel in pixels.
+    `panel` is the height of a panel in pixels; of `told` it is said what became of them (default: of all).
     """
     curves = complete(curves)
     curves = curves[[c for c in USED if c in curves.columns]]
@@ -156,10 +157,10 @@ def over_intensities(
     for _, mine in drawn.groupby(others) if others else [((), drawn)]:
         if mine.empty:
             continue
-        band, traces, told = _alike(_Rows(mine), x, thresholds, theme, defenses)
+        band, traces, sentences = _alike(_Rows(mine), x, thresholds, theme, defenses, tuple(told))
         bands.append(band)
         choice = {setting: mine[setting].iloc[0] for setting in others}
-        for value, said in told.items():
+        for value, said in sentences.items():
             place = choice | ({x: value} if x in sliders else {})
             frames[_texts(sliders, place)] = Frame(said, traces, None if x == "step" else [])
     whole = pd.concat(bands) if bands else collapse.by_step(drawn)
@@ -223,17 +224,23 @@ class _Rows:
 
 @functools.lru_cache(maxsize=256)  # while a run goes on, one position changes, and the others stay
 def _alike(
-    rows: _Rows, x: str, thresholds: Thresholds, theme: Theme, defenses: tuple[Variant, ...]
+    rows: _Rows,
+    x: str,
+    thresholds: Thresholds,
+    theme: Theme,
+    defenses: tuple[Variant, ...],
+    told: tuple[Variant, ...],
 ) -> tuple[pd.DataFrame, list[Trace], dict[Any, str]]:
     """Of attacks that differ in nothing but `x`: bands, traces, and what is said at each x (None: of all of them)."""
     read = run_outcomes(rows.frame, thresholds)
+    about = among(read, told) if told and len(read) else read
     if x == "step":
         band = collapse.by_step(rows.frame)
         marks = collapse.marks(read[read["status"] == "done"])
-        return band, collapse_traces(band, x, theme, marks, defenses), {None: sentence(read)}
+        return band, collapse_traces(band, x, theme, marks, defenses), {None: sentence(about)}
     band = collapse.by_intensity(rows.frame, x, thresholds)
-    told = {value: sentence(read[read[x] == value]) for value in sorted(band[x].unique())}
-    return band, collapse_traces(band, x, theme, None, defenses), told
+    said = {value: sentence(about[about[x] == value]) for value in sorted(band[x].unique())}
+    return band, collapse_traces(band, x, theme, None, defenses), said
 
 
 def _texts(sliders: Mapping[str, Slider], place: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ the last picture, dimmed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,16 +67,15 @@ class Sliders:
     frames: Mapping[tuple[str, ...], Frame]
     at: tuple[str, ...]
 
-    def to_json(self) -> str:
-        """As the browser reads it."""
+    @functools.cached_property
+    def json(self) -> str:
+        """As the browser reads it; made once, because sessions share it."""
         frames = {
-            "|".join(key): {k: v for k, v in dataclasses.asdict(frame).items() if v is not None}
+            "|".join(key): {name: value for name, value in vars(frame).items() if value is not None}
             for key, frame in self.frames.items()
         }
-        text = to_json_plotly(
-            {"sliders": [dataclasses.asdict(s) for s in self.sliders], "frames": frames, "at": self.at}
-        )
-        return str(text)
+        told = {"sliders": [vars(slider) for slider in self.sliders], "frames": frames, "at": self.at}
+        return str(to_json_plotly(told))
 
 
 def in_figure(figure: go.Figure, sliders: Sliders) -> go.Figure:

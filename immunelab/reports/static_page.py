@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -182,8 +183,9 @@ def _collapse(curves: pd.DataFrame, shown: Sequence[Variant]) -> Part:
     sliders = intensity_sliders(curves)
     usual = collapse.one_attack(curves, "step")
     at = {setting: float(usual[setting].iloc[0]) for setting in sliders}
-    figure, moves = over_intensities(curves, sliders, at)
-    first = {v.label for v in shown if v.defense in PINNED or len(shown) <= BESIDE}
+    first_shown = [v for v in shown if v.defense in PINNED or len(shown) <= BESIDE]
+    figure, moves = over_intensities(curves, sliders, at, told=first_shown)
+    first = {v.label for v in first_shown}
     for trace in figure.data:
         trace.visible = True if trace.legendgroup in first else "legendonly"  # a click on the legend shows it
     frames = {}
@@ -245,7 +247,7 @@ def _scorecards(store: Store, curves: pd.DataFrame) -> list[Part]:
         ids = sorted({i for i in of(curves, variant)["immunized_by"].dropna() if i})
         if ids and variant != BASELINE:
             cards.append(evidence.of(store, ids))
-    return [Part("scorecards", "Scorecards", card.verdicts_table(*cards))] if cards else []
+    return [Part("scorecards", "Scorecards", f"<div>{card.verdicts_table(*cards)}</div>")] if cards else []
 
 
 def _answers(store: Store, curves: pd.DataFrame, shown: Sequence[Variant], completions: bool) -> list[Part]:
@@ -266,7 +268,7 @@ def _answers(store: Store, curves: pd.DataFrame, shown: Sequence[Variant], compl
         for prompt in offered.loc[offered["evaluation"] == kind, "prompt"].head(PROMPTS):
             found = queries.answers(store, sorted(runs["run_id"]), prompt).merge(runs, on="run_id")
             moves = answer_sliders(found, known, choice, models, kind, unfolded=True)
-            asked.append({"prompt": prompt, "sliders": moves.to_json()})
+            asked.append({"prompt": prompt, "sliders": moves.json})
     if not asked:
         return []
     words = f"<p>The recorded answers of seed {seed}.</p><p><label>Prompt <select></select></label></p>"
@@ -279,7 +281,8 @@ def _methods(curves: pd.DataFrame, runs: pd.DataFrame) -> Part:
     for variant in pinned_first(present(curves)):
         mine = of(curves, variant)
         entry = known.get(variant.defense)
-        settings = next((str(s) for s in mine["settings"].dropna()), "")
+        made = json.loads(next((str(s) for s in mine["settings"].dropna()), "{}"))
+        settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in made.items())
         seeds = ", ".join(str(s) for s in sorted(mine["seed"].unique()))
         rows.append((title_of(*variant), entry.objective if entry else "no defense", settings, seeds))
     harm, utility = (list(curves[f"{m}_by"].dropna().unique()) for m in collapse.METRICS)
@@ -287,7 +290,7 @@ def _methods(curves: pd.DataFrame, runs: pd.DataFrame) -> Part:
     told += f"Utility: {catalogue.measured_by(utility)}."
     versions = next((str(v) for v in runs.loc[runs["run_id"].isin(curves["run_id"]), "versions"].dropna()), "")
     table = browser.table(("defense", "what it does", "settings", "seeds"), rows)
-    words = f"<p>{html.escape(told)}</p>{table}<p><small>{html.escape(versions)}</small></p>"
+    words = f"<p>{html.escape(told)}</p><div>{table}</div><p><small>{html.escape(versions)}</small></p>"
     return Part("methods", "Methods, settings and measures", words)
 
 
@@ -304,7 +307,7 @@ def _whole(parts: Sequence[Part], about: str) -> str:
 <title>ImmuneLab: {html.escape(about)}</title><style>{browser.PAGE_CSS}{browser.CSS}
 nav {{ display: flex; flex-wrap: wrap; gap: 4px 16px; }} table {{ border-collapse: collapse; font-size: 14px; }}
 th, td {{ text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-bottom: 1px solid #8884; }}
-select {{ max-width: 100%; }}</style>
+section > div {{ overflow-x: auto; }} select {{ max-width: 100%; }}</style>
 <body><h1>ImmuneLab</h1><p>{html.escape(about)}. Recorded runs only; exported {when}.</p><nav>{links}</nav>
 {"".join(sections)}
 <script>{plotly.offline.get_plotlyjs()}</script>

@@ -43,7 +43,7 @@ def theme() -> Theme:
 
 
 def show(
-    figure: go.Figure,
+    figure: go.Figure | str,
     key: str,
     alt: str,
     *,
@@ -52,18 +52,20 @@ def show(
     sliders: Sliders | None = None,
     missing: str = NOT_RECORDED,
 ) -> str | None:
-    """Draw a figure under a stable key; `alt` is what a screen reader says. Returns what the clicked point says: a run
-    (or group), or "defense|x" for a point over several runs. Narrower than `min_width` pixels it scrolls sideways.
-    With `brush` points can be selected by box or lasso: `brushed` tells whose they are. What is zoomed to and hidden
-    goes into the page's address, and comes from it.
+    """Draw a figure, or one that sessions share as JSON, under a stable key; `alt` is what a screen reader says.
+
+    Returns what the clicked point says: a run (or group), or "defense|x" for a point over several runs. Narrower than
+    `min_width` pixels it scrolls sideways. With `brush` points can be selected by box or lasso: `brushed` tells whose
+    they are. What is zoomed to and hidden goes into the page's address, and comes from it.
 
     `sliders` change it in the browser; when a handle rests, the address holds where (`at` reads it), and the page is
     drawn anew. `missing` is said where nothing is recorded.
     """
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
+    text = figure if isinstance(figure, str) else figure.to_json(remove_uids=False)
     data = {
-        "figure": figure.to_json(remove_uids=False),
-        "height": int(figure.layout.height or 400),
+        "figure": text,
+        "height": int(json.loads(text)["layout"].get("height") or 400),
         "alt": alt,
         "minWidth": min_width,
         "brush": brush,
@@ -72,7 +74,7 @@ def show(
         "plotly": (f"/{base}" if base else "") + PLOTLY_PATH,
     }
     if sliders is not None:
-        data |= {"sliders": sliders.to_json(), "missing": missing}
+        data |= {"sliders": sliders.json, "missing": missing}
     none = lambda: None  # noqa: E731 - a trigger needs a callback to be reported
     told = _mount(
         key=key,
@@ -93,7 +95,7 @@ def show(
 
 def show_answers(key: str, sliders: Sliders, columns: int, missing: str = NOT_RECORDED) -> None:
     """Answers as cards in so many columns, which `sliders` change in the browser; as with a figure's."""
-    data = {"sliders": sliders.to_json(), "columns": columns, "missing": missing}
+    data = {"sliders": sliders.json, "columns": columns, "missing": missing}
     _mount_answers(key=key, data=data, on_picked_change=lambda: _rested(key, sliders))
 
 
@@ -133,16 +135,21 @@ def brushed(key: str, known: Iterable[str]) -> list[str]:
     return [i for i in ids if i in set(selected)]
 
 
+def _page(figure: go.Figure | str, title: str, sliders: Sliders | None) -> bytes:
+    drawn = go.Figure(json.loads(figure)) if isinstance(figure, str) else figure
+    return to_html({title: drawn}, f"ImmuneLab: {title}", {title: sliders} if sliders else {}).encode()
+
+
 def downloads(
-    figure: go.Figure,
+    figure: go.Figure | str,
     frame: Callable[[], pd.DataFrame],
     key: str,
     title: str,
     notebook: Callable[[], bytes] | None = None,
     sliders: Sliders | None = None,
 ) -> None:
-    """Take it away: CSV of the rows, a self-contained HTML page with the figure's `sliders`, and a notebook that draws
-    the figure where there is one; PNG and SVG are buttons on the chart itself."""
+    """Take a figure, or its JSON, away: CSV of the rows, a self-contained HTML page with its `sliders`, and a notebook
+    that draws it where there is one; PNG and SVG are buttons on the chart itself."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
         st.caption("PNG and SVG: the buttons at the chart's top right", width="content")
         st.download_button(
@@ -156,7 +163,7 @@ def downloads(
         )
         st.download_button(
             "HTML",
-            data=lambda: to_html({title: figure}, f"ImmuneLab: {title}", {title: sliders} if sliders else {}).encode(),
+            data=lambda: _page(figure, title, sliders),
             file_name=f"immunelab-{key}.html",
             mime="text/html",
             on_click="ignore",

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
 from immunelab.analysis import collapse
@@ -64,8 +63,8 @@ def fixed(sliders: Mapping[str, Slider], choice: Mapping[str, float]) -> None:
 
 def curve(
     curves: pd.DataFrame, sliders: dict[str, Slider], choice: dict[str, float], x: str, thresholds: Thresholds
-) -> tuple[go.Figure, Sliders]:
-    """The collapse curve of these attacks with its sliders; shared by all sessions that look at the same."""
+) -> tuple[str, Sliders]:
+    """The collapse curve of these attacks as JSON, with its sliders; shared by all sessions that look at the same."""
     known = int(pd.util.hash_pandas_object(curves[DRAWN], index=False).sum())
     return _curve(known, tuple(sliders.items()), tuple(choice.items()), x, thresholds, figure.theme(), curves)
 
@@ -79,8 +78,9 @@ def _curve(
     thresholds: Thresholds,
     theme: Theme,
     _curves: pd.DataFrame,
-) -> tuple[go.Figure, Sliders]:
-    return over_intensities(_curves, dict(sliders), dict(choice), x, thresholds, theme)
+) -> tuple[str, Sliders]:
+    drawn, moves = over_intensities(_curves, dict(sliders), dict(choice), x, thresholds, theme)
+    return str(drawn.to_json(remove_uids=False)), moves  # a figure itself must not be read by two threads at once
 
 
 def another(curves: pd.DataFrame) -> dict[str, float] | None:

@@ -68,10 +68,12 @@ def finished(curves: pd.DataFrame) -> int:
     return hash((_home(), *known.itertuples(index=False, name=None)))
 
 
-def standing() -> tuple[object, ...]:
-    """Another value whenever a run began or ended, or an attack was scored: what takes many queries is kept under it,
-    and not made anew for every step of a run."""
-    return (_home(), version(), tuple(runs(showcase=False)[["run_id", "status"]].itertuples(index=False, name=None)))
+def ended() -> int:
+    """Another number whenever a run has ended or is gone: what takes many queries is kept under it, and not made anew
+    for every step of a run."""
+    own = runs(showcase=False)
+    over = own.loc[~own["status"].isin(ACTIVE), ["run_id", "status", "archived"]]
+    return hash((_home(), version(showcase=True), *over.sort_values("run_id").itertuples(index=False, name=None)))
 
 
 def checkpoints(run_id: str) -> pd.DataFrame:
@@ -124,7 +126,8 @@ def label(run: Any) -> str:
 
 def labels(frame: pd.DataFrame) -> dict[str, str]:
     """run_id → label; where two runs would read the same, the end of the id tells them apart."""
-    words = {row["run_id"]: label(row) for row in frame.to_dict("records")}
+    told = frame[["run_id", "name", "kind", "method", "defense", "learning_rate", "seed"]]
+    words = {row["run_id"]: label(row) for row in told.to_dict("records")}
     seen = pd.Series(list(words.values()), dtype=object).value_counts()
     return {i: f"{w} · {i[-6:]}" if seen[w] > 1 else w for i, w in words.items()}
 

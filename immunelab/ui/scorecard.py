@@ -127,11 +127,11 @@ def side_by_side(runs: pd.DataFrame, chosen: Limits) -> None:
 
 def scorecard(run_ids: Sequence[str], chosen: Limits) -> Scorecard:
     """The scorecard of these immunizations, from what is recorded now."""
-    return reads.stop_on_error(lambda: _scorecard(reads.standing(), tuple(run_ids), chosen))
+    return reads.stop_on_error(lambda: _scorecard(reads.ended(), tuple(run_ids), chosen))
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _scorecard(standing: tuple[object, ...], run_ids: tuple[str, ...], chosen: Limits) -> Scorecard:
+def _scorecard(ended: int, run_ids: tuple[str, ...], chosen: Limits) -> Scorecard:
     return reports.of(Store(reads.home()), list(run_ids), chosen)
 
 

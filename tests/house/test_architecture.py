@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "sweep": {"method", "runs", "analysis"},
     # Of a corpus jobs read who judges it; experiment and sweep only inside `work`, when its process starts a run.
     "jobs": {"method", "runs", "corpus", "experiment", "sweep"},
-    "reports": {"store", "analysis", "figures", "runs"},
+    "reports": {"store", "analysis", "figures", "runs", "method"},
     "ui": {"store", "analysis", "figures", "runs", "jobs", "sweep", "corpus", "reports", "method"},
     "lab": {"store", "analysis", "figures", "reports", "jobs", "runs", "sweep"},
     "cli": {"experiment", "sweep", "jobs", "store", "runs", "analysis", "reports", "corpus", "training", "method"},

@@ -114,7 +114,8 @@ def test_a_pages_notebook_draws_the_same_figure(
     nbformat.validate(nbformat.reads(notebook.decode(), as_version=4))
     space: dict[str, Any] = {}
     exec(code(notebook), space)
-    assert space["figure"].to_json() == drawn.to_json()
+    shared = go.Figure(json.loads(drawn)) if isinstance(drawn, str) else drawn
+    assert json.loads(space["figure"].to_json()) == json.loads(shared.to_json())
 
 
 def executed(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> list[Any]:
