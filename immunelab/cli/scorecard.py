@@ -174,7 +174,12 @@ def add_export(commands: Any) -> None:
         """,
     )
     c.add_argument("page", metavar="PAGE.html", help="where to write it")
-    c.add_argument("--subject", default="", metavar="S", help="base model, with its corpus if that is not Fable")
+    c.add_argument(
+        "--subject",
+        default="",
+        metavar="S",
+        help="base model, with its corpus if that is not Fable (default: of the newest attack)",
+    )
     c.add_argument("--attack", default="", metavar="A", help="attack (default: the one with most recorded runs)")
     c.add_argument("--defense", action="append", metavar="D", help="a defense to show; again for more (default: all)")
     c.add_argument("--completions", action="store_true", help="answers of real models too; they may be harmful")

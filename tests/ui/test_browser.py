@@ -203,25 +203,25 @@ def test_a_slider_redraws_without_the_server(tab: Any, app: App) -> None:
     assert tab.locator(".immunelab-told").inner_text().startswith("Undefended: harmfulness")
 
 
-def test_the_page_to_take_away_has_the_slider(tab: Any, app: App, tmp_path: Path) -> None:
+def test_the_page_to_take_away_has_the_slider(tab: Any, browser: Any, app: App, tmp_path: Path) -> None:
     open_page(tab, app, "collapse?rate=0.0003")
     with tab.expect_download() as taken:
         tab.get_by_role("button", name="HTML").first.click()
     page = tmp_path / "figure.html"
     taken.value.save_as(page)
-    tab.context.set_offline(True)
+    alone = browser.new_context(offline=True).new_page()
     asked: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.goto(page.as_uri())
-    tab.wait_for_selector(CHART)
-    before = tab.evaluate(DRAWN)
-    handle = tab.get_by_role("slider", name="Learning rate")
+    alone.on("request", lambda request: asked.append(request.url))
+    alone.goto(page.as_uri())
+    alone.wait_for_selector(CHART)
+    before = alone.evaluate(DRAWN)
+    handle = alone.get_by_role("slider", name="Learning rate")
     handle.focus()
-    tab.keyboard.press("ArrowRight")
-    tab.wait_for_function(f"before => JSON.stringify(({DRAWN})()) !== JSON.stringify(before)", arg=before)
+    alone.keyboard.press("ArrowRight")
+    alone.wait_for_function(f"before => JSON.stringify(({DRAWN})()) !== JSON.stringify(before)", arg=before)
     assert handle.get_attribute("aria-valuetext") == "0.0006"
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-    tab.context.set_offline(False)
+    alone.context.close()
 
 
 def test_the_chart_is_labelled_for_screen_readers(tab: Any, app: App) -> None:

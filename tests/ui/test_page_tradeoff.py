@@ -107,7 +107,7 @@ def test_without_a_search_the_page_offers_one(home: Path, monkeypatch: pytest.Mo
     test.number_input(key="search-trials-wanted").set_value(7)
     ok(test.button[-1].click().run())
     specs, how = wanted
-    assert how == {"reuse": True, "go_on": True}
+    assert how == {"reuse": True, "go_on": True, "from_warm": True}
     assert [s.model[:4] for s in specs] == ["fabl", "run:"]
     assert {(s.kind, s.knobs["trials"], s.knobs["max_utility_loss"]) for s in specs} == {("sweep", 7, 0.2)}
 
