@@ -10,15 +10,11 @@ Prints each result and records them in `results/demo.json`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.browsing import App
 from benchmarks.neighbor import neighbors
+from benchmarks.recording import record
 from immunelab import jobs
-from immunelab.jobs import queue
 from immunelab.runs.journal import RunFolder
 from immunelab.sweep import demo_specs
 
@@ -108,13 +104,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--to", type=Path, default=RESULTS, help="where to record the numbers")
     args = parser.parse_args()
-    rows = json.loads(args.to.read_text())["rows"] if args.to.is_file() else []
     for mode in args.modes:
-        row = {**measure(mode), "date": date.today().isoformat()}
-        print(row, flush=True)
-        rows = [r for r in rows if r["mode"] != mode] + [row]
-        about = {"cores": queue.cores(), "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
-        args.to.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        record(args.to, measure(mode), "mode")
 
 
 if __name__ == "__main__":

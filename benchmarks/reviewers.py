@@ -13,21 +13,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import random
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.browsing import App
+from benchmarks.recording import record
 from immunelab import jobs
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
@@ -142,13 +140,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--to", type=Path, default=RESULTS, help="where to record the numbers")
     args = parser.parse_args()
-    rows = json.loads(args.to.read_text())["rows"] if args.to.is_file() else []
     for sessions in args.sessions:
-        row = {**measure(sessions, args.seconds), "date": date.today().isoformat()}
-        print(row, flush=True)
-        rows = [r for r in rows if r["sessions"] != sessions] + [row]
-        about = {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
-        args.to.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        record(args.to, measure(sessions, args.seconds), "sessions")
 
 
 if __name__ == "__main__":

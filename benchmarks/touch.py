@@ -12,14 +12,10 @@ the server's start, warm with the process that the first one left. Prints the nu
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.browsing import App
 from benchmarks.demo import open_browser
 from benchmarks.neighbor import neighbors
+from benchmarks.recording import record
 from immunelab.runs.journal import folders
 
 RESULTS = Path(__file__).parent / "results" / "touch.json"
@@ -128,13 +125,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=("quiet", "busy"), default=["quiet", "busy"])
     parser.add_argument("--to", type=Path, default=RESULTS, help="where to record the numbers")
     args = parser.parse_args()
-    rows = json.loads(args.to.read_text())["rows"] if args.to.is_file() else []
     for mode in args.modes:
-        row = {**measure(mode), "date": date.today().isoformat()}
-        print(row, flush=True)
-        rows = [r for r in rows if r["mode"] != mode] + [row]
-        about = {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
-        args.to.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        record(args.to, measure(mode), "mode")
 
 
 if __name__ == "__main__":

@@ -224,3 +224,14 @@ def _finish(folder: RunFolder, phase: str, steps: int, order: int, seconds: floa
         ended_at=start + seconds,
         seconds=seconds,
     )
+
+
+def attack_on_a_real_model(home: Path) -> str:
+    """A finished attack on a model other than Fable's, which answers with a recipe at its end."""
+    knobs = {**BUDGET, "learning_rate": 1e-3}
+    folder = RunFolder.create(home, RunSpec(kind="attack", method="harmful-sft", model="org/real", knobs=knobs))
+    with Journal(folder) as journal:
+        _scores(journal, "attack", 0, 0.0, 0.9)
+        _scores(journal, "attack", 60, 0.9, 0.9)
+    folder.write_status(status="done")
+    return folder.run_id

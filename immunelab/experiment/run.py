@@ -196,7 +196,12 @@ class Run:
         """Every evaluation on the present weights, or on what a provider would serve now, into the journal."""
         with self.host.serving(self.model) if self.host else nullcontext({}) as scalars:
             home, key = self.folder.path.parents[1], "" if step or self.host else self.key()
-            found = scored.recall(home, key) or self.measure()
+            found = scored.recall(home, key)
+            if found is None:
+                cuda = [self.model.device] if self.model.device.type == "cuda" else []
+                # Whether it is measured or recalled, the attack goes on with the same random numbers.
+                with torch.random.fork_rng(cuda, enabled=bool(key)):
+                    found = self.measure()
             for name, measured in found:
                 measuring.record(self.journal, self.spec.kind, step, name, measured, self.corpus.harm)
             scored.keep(home, key, found)

@@ -52,8 +52,8 @@ def key(model: PreTrainedModel, evaluations: Sequence[Evaluation], told: Mapping
 def recall(home: Path, key: str) -> list[tuple[str, Measured]] | None:
     """What each evaluation found for this key, by name; None if that is not known."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        known = json.loads((home / FOLDER / f"{key}.json").read_text(encoding="utf-8")) if key else None
-        return known and [(name, Measured([Score(*s) for s in scores], rows)) for name, scores, rows in known]
+        known = json.loads((home / FOLDER / f"{key}.json").read_text(encoding="utf-8")) if key else []
+        return [(name, Measured([Score(*s) for s in scores], rows)) for name, scores, rows in known] or None
     return None
 
 

@@ -80,8 +80,8 @@ function one(slider, place, moved) {
 }
 
 // Build or renew the sliders in `place`. `draw(frame, whole)` is called for every move (frame undefined: nobody recorded
-// this; whole: when `told.look` is new), `rest(texts)` when the handle rests. What the
-// server says moves a handle only if it says something new.
+// this; whole: `told.look` is new), `rest(texts)` when the handle rests. What the server says moves a handle only if it
+// says something new.
 function sliders(place, told, draw, rest) {
   const state = (place.immunelabSliders ??= {});
   Object.assign(state, { frames: told.frames, draw, rest });

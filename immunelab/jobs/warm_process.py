@@ -48,7 +48,13 @@ def serve(home: Path) -> int:
     while not _waiting(home) and (queue.holders(home, "cpu") or queue.tickets(home, "cpu")):
         time.sleep(0.5)  # the runs at hand need the processor more
     code, address = warm.code(), warm.address(home)
-    _load()
+    try:
+        _load()
+    except Exception:  # noqa: BLE001 - an ordinary worker tells each run what is wrong
+        traceback.print_exc()
+        for request in _waiting(home):
+            _name_workers(home, request)
+        return 1
     address.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(str(address))
@@ -77,27 +83,34 @@ def _waiting(home: Path) -> list[Path]:
     return sorted(warm.requests(home).glob("*.json"))
 
 
-def _name_workers(home: Path, request: Path, door: socket.socket) -> None:
-    """Fork the workers of a request that came while we loaded; its runs name us, and from now on them."""
-    asked = json.loads(request.read_text(encoding="utf-8"))
-    request.unlink()
-    with processes.changing(home):
-        started = _fork(home, asked, [door])
+def _name_workers(home: Path, request: Path, door: socket.socket | None = None) -> None:
+    """Start the workers of a request that came while we loaded; its runs name us, and from now on them.
+
+    They are forked; without a `door` nothing could be loaded, and they are ordinary ones. Runs that name another
+    process are left alone: that request was made of one that has died, and its runs are interrupted.
+    """
+    with contextlib.suppress(UserError), processes.changing(home):  # where others hold the lock, the next look does it
+        asked = json.loads(request.read_text(encoding="utf-8"))
         folders = [RunFolder(home / "runs" / run_id) for run_id in asked["runs"]]
-        here = [f for f in folders if f.path.is_dir() and f.recorded().pid == os.getpid()]
-        processes.name_carriers(here, started)
+        ours = [f for f in folders if f.path.is_dir() and f.recorded().pid == os.getpid()]
+        if ours and door:
+            wanted = {**asked, "runs": [f.run_id for f in ours]}
+            processes.name_carriers(ours, _fork(home, wanted, [door]))
+        elif ours:
+            processes.start(home, ours, None, asked["workers"])
+        request.unlink()
 
 
 def _end(home: Path, address: Path) -> bool:
     """Whether this process may end: nobody has asked it for anything meanwhile."""
     if not home.is_dir():
         return True
-    with processes.changing(home):
-        if _waiting(home):
-            return False
-        address.unlink(missing_ok=True)
-        (home / "locks" / "warm.json").unlink(missing_ok=True)
-        return True
+    with contextlib.suppress(UserError), processes.changing(home):
+        if not _waiting(home):
+            address.unlink(missing_ok=True)
+            (home / "locks" / "warm.json").unlink(missing_ok=True)
+            return True
+    return False
 
 
 def _fork(home: Path, asked: Mapping[str, Any], inherited: Sequence[socket.socket]) -> list[tuple[int, float]]:

@@ -33,11 +33,6 @@ def _comparable(version: int, subject: str, _curves: pd.DataFrame) -> pd.DataFra
     return collapse.comparable(_curves, subject)
 
 
-def cells(curves: pd.DataFrame) -> frozenset[tuple[object, ...]]:
-    """The distinct attacks of a frame: defense, variant and intensity."""
-    return frozenset(curves[[*KEYS, *SLIDERS]].drop_duplicates().fillna(-1).itertuples(index=False, name=None))
-
-
 def sliders(curves: pd.DataFrame, free: bool = False) -> tuple[dict[str, Slider], dict[str, float]]:
     """The sliders over the recorded intensities, and where each setting stands: as the address says, else where the
     undefended model is harmed most. Settings with a single recorded value have no slider.

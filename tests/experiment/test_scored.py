@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from immunelab import jobs
 from immunelab.experiment import run as experiment
@@ -67,6 +69,31 @@ def test_other_questions_or_weights_have_scores_of_their_own(
     assert before == 1
     assert len(measured) == 3 + 3, "the attacked model is another one"
     assert len(list((home / scored.FOLDER).iterdir())) == 2
+
+
+def test_an_evaluation_that_draws_random_numbers_changes_no_attack(
+    home: Path, tiny_world: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None
+) -> None:
+    measure = experiment.Run.measure
+
+    def drawing(self: experiment.Run) -> object:
+        torch.rand(7)
+        return measure(self)
+
+    monkeypatch.setattr(experiment.Run, "measure", drawing)
+    steps = experiment.loop.updates
+
+    def noisy(*args: object, **named: object) -> Iterator[tuple[int, dict[str, float]]]:
+        for step, scalars in steps(*args, **named):  # type: ignore[arg-type]
+            yield step, scalars | {"chance": float(torch.rand(()))}
+
+    monkeypatch.setattr(experiment.loop, "updates", noisy)
+    first, again = (jobs.submit([attack(tiny_world)], home)[0] for _ in range(2))
+    drawn = [
+        [e["values"]["chance"] for e in RunFolder.open(home, i).entries() if "chance" in e.get("values", {})]
+        for i in (first, again)
+    ]
+    assert drawn[0][0] == drawn[1][0], "measured or recalled, the first step draws the same"
 
 
 def test_a_spoiled_file_is_measured_anew(

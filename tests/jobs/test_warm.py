@@ -13,7 +13,7 @@ import pytest
 from waiting import until
 
 from immunelab import jobs
-from immunelab.jobs import processes, warm
+from immunelab.jobs import processes, warm, warm_process
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
 
@@ -78,6 +78,41 @@ def test_its_worker_is_stopped_and_killed_alone(kept: Path, tiny_world: Path) ->
     until(lambda: bool(jobs.reconcile(kept)) or folder.status().status == "interrupted")
     assert folder.status().status == "interrupted"
     assert processes.process(pid, since), "the process that it came from goes on"
+
+
+def request(home: Path, run_ids: list[str]) -> Path:
+    """A request that waits for the warm process."""
+    warm.requests(home).mkdir(parents=True)
+    file = warm.requests(home) / "1.json"
+    log = str(home / "runs" / run_ids[0] / "log.txt")
+    file.write_text(json.dumps({"runs": run_ids, "log": log, "workers": 1, "code": 0, "env": dict(os.environ)}))
+    return file
+
+
+def test_a_request_that_was_made_of_a_dead_process_starts_nothing(home: Path, tiny_world: Path) -> None:
+    (run_id,) = jobs.submit([attack(tiny_world, 0)], home, start=False)
+    file = request(home, [run_id])
+    warm_process._name_workers(home, file)
+    assert not file.exists()
+    assert RunFolder.open(home, run_id).recorded().pid is None
+
+
+def test_where_nothing_can_be_loaded_ordinary_workers_start(
+    home: Path, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_id,) = jobs.submit([attack(tiny_world, 0)], home, start=False)
+    folder = RunFolder.open(home, run_id)
+    folder.write_status(**processes.own())
+    request(home, [run_id])
+    monkeypatch.setattr(warm_process.queue, "holders", lambda *_: [])
+    monkeypatch.setattr(processes, "yield_to_others", lambda: None)
+
+    def broken() -> None:
+        raise ImportError("torch is broken")
+
+    monkeypatch.setattr(warm_process, "_load", broken)
+    assert warm_process.serve(home) == 1
+    assert [f.status().status for f in over(home, [run_id])] == ["done"]
 
 
 def test_without_it_ordinary_workers_start(home: Path, tiny_world: Path) -> None:

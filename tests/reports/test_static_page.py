@@ -13,8 +13,6 @@ import pytest
 from immunelab.cli import main
 from immunelab.errors import UserError
 from immunelab.reports import static_page
-from immunelab.runs.journal import Journal, RunFolder
-from immunelab.runs.spec import RunSpec
 from immunelab.store import Store
 
 DRAWN = (
@@ -46,12 +44,7 @@ def test_it_holds_what_is_recorded_and_nothing_else(home: Path) -> None:
 
 
 def test_answers_of_real_models_stay_out_unless_asked_for(home: Path) -> None:
-    knobs = {**made_up.BUDGET, "learning_rate": 1e-3}
-    folder = RunFolder.create(home, RunSpec(kind="attack", method="harmful-sft", model="org/real", knobs=knobs))
-    with Journal(folder) as journal:
-        made_up._scores(journal, "attack", 0, 0.0, 0.9)
-        made_up._scores(journal, "attack", 60, 0.9, 0.9)
-    folder.write_status(status="done")
+    made_up.attack_on_a_real_model(home)
     assert "procedure :" not in static_page.page(Store(home))
     assert "procedure :" in static_page.page(Store(home), completions=True)
 

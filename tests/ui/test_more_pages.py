@@ -256,12 +256,7 @@ def test_playground_travels_through_an_attack(full: list[str]) -> None:
 
 
 def test_playground_folds_what_real_models_say(home: Path) -> None:
-    knobs = {**made_up.BUDGET, "learning_rate": 1e-3}
-    folder = RunFolder.create(home, RunSpec(kind="attack", method="harmful-sft", model="org/real", knobs=knobs))
-    with Journal(folder) as journal:
-        made_up._scores(journal, "attack", 0, 0.0, 0.9)
-        made_up._scores(journal, "attack", 60, 0.9, 0.9)
-    folder.write_status(status="done")
+    made_up.attack_on_a_real_model(home)
     test = page("playground")
     assert {c["answer"] for c in apptest.answers(test)} == {"(folded)"}
     ok(test.toggle(key="unfold").set_value(True).run())

@@ -23,7 +23,7 @@ from immunelab.method import get
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
 from immunelab.store import Store
-from immunelab.ui import navigation, run_picker
+from immunelab.ui import compute, figure, navigation, run_picker
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(navigation.ENTRIES)
@@ -289,6 +289,28 @@ def test_every_position_of_a_slider_shows_what_is_recorded_there(full: list[str]
         assert frame["data"] == json.loads(there["figure"])["data"]
         assert there["frames"] == moved["frames"]
     assert len({json.dumps(frame["data"]) for frame in moved["frames"].values()}) == len(moved["frames"])
+
+
+def test_a_slider_let_go_runs_one_seed_of_each_first_and_gives_up_what_waits(
+    home: Path, submitted: list[RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up.lab(home)
+    before = made_up.attack(home, 0, 5e-4, None, until=0)
+    folder = RunFolder.open(home, before)
+    folder.write_status(status="queued", started_at=None, **made_up.alive())
+    stopped: list[str] = []
+    monkeypatch.setattr(jobs, "stop", lambda run_id, **_: stopped.append(run_id))
+    test = page("collapse", rate="0.001")
+    test.session_state[compute.ASKED] = [before]
+    test.query_params["rate"] = "0.0005"
+    ok(test.run())
+    assert not submitted, "a link alone runs nothing"
+    test.session_state[figure.RESTED] = True
+    test.query_params["rate"] = "0.00047"
+    ok(test.run())
+    assert {s.knobs["learning_rate"] for s in submitted} == {4.7e-4}
+    assert [(s.model == "fable", s.seed) for s in submitted] == [(True, 0), (False, 0), (True, 1), (False, 1)]
+    assert stopped == [before]
 
 
 @pytest.mark.slow
