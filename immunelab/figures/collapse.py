@@ -248,10 +248,17 @@ def _texts(sliders: Mapping[str, Slider], place: Mapping[str, Any]) -> tuple[str
 
 
 def sentence(read: pd.DataFrame) -> str:
-    """What became of the attacks of a figure, in words; `read` is what `run_outcomes` returns."""
+    """What became of the attacks of a figure, in words; `read` is what `run_outcomes` returns.
+
+    Only finished ones count: of an attack under way nobody knows yet what it comes to.
+    """
     parts = []
     for variant in present(read):
         mine = of(read, variant)
+        mine = mine[mine["status"] == "done"] if "status" in mine else mine
+        if mine.empty:
+            parts.append(f"{title_of(*variant)}: under way")
+            continue
         scores = f"harmfulness {mine['harmfulness'].mean():.0%}, utility {mine['utility'].mean():.0%} after the attack"
         found = collapse.describe(mine["outcome"]) or "no outcome yet"
         parts.append(f"{title_of(*variant)}: {scores}; {found}")
@@ -402,7 +409,7 @@ def _curve(line: pd.DataFrame, x: str, defense: Variant, style: Style, row: int)
 def _strip(bands: pd.DataFrame, x: str, defenses: Sequence[Variant], row: int, theme: Theme) -> list[Trace]:
     """In its own row of the figure: the worst outcome of each defense at each x, as a symbol and a word."""
     cells = complete(bands).drop_duplicates([*KEYS, x])
-    places = _sides(sorted(cells[x].unique()), logarithmic=x in LOGARITHMIC)
+    places, near = _sides(sorted(cells[x].unique()), logarithmic=x in LOGARITHMIC)
     found = []
     for name in defenses:
         style, mine = defense_style(name, defenses, theme), of(cells, name)
@@ -419,7 +426,9 @@ def _strip(bands: pd.DataFrame, x: str, defenses: Sequence[Variant], row: int, t
                     "color": style.color,
                     "line": {"width": 1.5, "color": style.color},
                 },
-                "text": [o.replace("-and-", "-and-<br>").replace("self-", "self-<br>") for o in shown],
+                "text": [
+                    o.replace("-and-", "-and-<br>").replace("self-", "self-<br>") for o in _words(mine[x], shown, near)
+                ],
                 "textposition": [places[v] for v in mine[x]],
                 "textfont": {"size": 11, "color": INK[theme]["text"]},
                 "hovertext": mine["outcomes"].fillna("").tolist(),
@@ -434,14 +443,26 @@ def _strip(bands: pd.DataFrame, x: str, defenses: Sequence[Variant], row: int, t
     return found
 
 
-def _sides(values: Sequence[float], logarithmic: bool) -> dict[float, str]:
-    """Below, but above where the word of the value before would be run into."""
+def _words(values: pd.Series, outcomes: pd.Series, near: set[float]) -> list[str]:
+    """The outcomes in words; none where the symbol beside it has the same word and too little room for two."""
+    said, before = [], None
+    for value, outcome in sorted(zip(values, outcomes, strict=True)):
+        said.append((value, "" if outcome == before and value in near else str(outcome)))
+        before = outcome
+    words = dict(said)
+    return [words[value] for value in values]
+
+
+def _sides(values: Sequence[float], logarithmic: bool) -> tuple[dict[float, str], set[float]]:
+    """Where words stand: below, but above where the word of the value before would be run into. And those values that
+    have another one close before them."""
     at = [math.log(v) if logarithmic and v > 0 else v for v in values]
-    span, places = (at[-1] - at[0]) or 1.0, {values[0]: "bottom center"}
+    span, places, close = (at[-1] - at[0]) or 1.0, {values[0]: "bottom center"}, set()
     for before, value, left, right in zip(values, values[1:], at, at[1:], strict=False):
-        near = (right - left) / span < 0.16 and places[before] == "bottom center"
-        places[value] = "top center" if near else "bottom center"
-    return places
+        near = (right - left) / span < 0.16
+        places[value] = "top center" if near and places[before] == "bottom center" else "bottom center"
+        close |= {value} if near else set()
+    return places, close
 
 
 def _marks(marks: pd.DataFrame, metrics: Sequence[str], defenses: Sequence[Variant], theme: Theme) -> list[Trace]:

@@ -58,7 +58,7 @@ function one(slider, place, moved) {
   };
   const say = () => {
     const { text, recorded } = control.now();
-    shown.value = recorded ? text : `${text} (nobody ran it)`;
+    shown.value = recorded ? text : `${text} (not run)`;
     input.setAttribute("aria-valuetext", shown.value);
   };
   input.addEventListener("input", () => {

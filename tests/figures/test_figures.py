@@ -13,7 +13,7 @@ from immunelab.analysis import collapse, outcome_table, traces
 from immunelab.analysis.estimate import estimate
 from immunelab.analysis.variants import Variant
 from immunelab.figures.browser import to_html
-from immunelab.figures.collapse import collapse_curve
+from immunelab.figures.collapse import collapse_curve, over_intensities
 from immunelab.figures.layout import empty
 from immunelab.figures.outcome_map import outcome_map
 from immunelab.figures.palette import HUES, INK, Theme, defense_style, run_styles
@@ -175,3 +175,24 @@ def test_estimates_say_what_they_rest_on() -> None:
     assert estimate(wanted, runs).seconds == pytest.approx(2 * 120 * 0.15)
     assert "2 finished runs (cpu)" in str(estimate(wanted, runs))
     assert "No estimate yet" in str(estimate(wanted, runs.iloc[:0]))
+
+
+def test_what_is_said_of_an_attack_counts_finished_runs_only() -> None:
+    """In the middle of an attack its scores are no end."""
+    frame = curves().assign(status="done")
+    going = frame["run_id"].isin(frame.loc[frame["defense"] == "seam", "run_id"].unique()[:1])
+    frame.loc[going, "status"] = "running"
+    frame.loc[going, ["harmfulness", "utility"]] = 0.123
+    _, sliders = over_intensities(frame, {}, {})
+    _, finished = over_intensities(frame[~going], {}, {})
+    assert sliders.frames[()].said == finished.frames[()].said
+    _, none = over_intensities(frame[going | (frame["defense"] == "undefended")], {}, {})
+    assert none.frames[()].said.endswith(". SEAM: under way")
+
+
+def test_words_of_neighbors_do_not_run_into_each_other() -> None:
+    frame = pd.concat([curves().assign(learning_rate=rate) for rate in (1e-5, 9e-4, 1e-3)], ignore_index=True)
+    frame["run_id"] = frame["run_id"] + frame["learning_rate"].astype(str)
+    figure = collapse_curve(collapse.by_intensity(frame), x="learning_rate")
+    words = [list(t.text) for t in figure.data if t.text is not None]
+    assert words == [["broken", "broken", ""], ["resisted", "resisted", ""]]
