@@ -1,4 +1,4 @@
-"""Where the shipped files lie: `data/` (Fable, showcase) and benchmarks of the clone, or what a wheel installed.
+"""Where the shipped files lie: those of the clone, or what a wheel installed. The app, `data/`, and benchmarks.
 
 Standard library.
 """
@@ -12,17 +12,34 @@ from pathlib import Path
 from immunelab.errors import UserError
 
 CLONE = Path(__file__).resolve().parent.parent / "data"
-INSTALLED = Path(sysconfig.get_path("data")) / "share" / "immunelab"  # [tool.setuptools.data-files]
 SETTING = "IMMUNELAB_SHOWCASE"
 ABOUT = "showcase.json"  # in a folder of recorded runs
 
 
+def installed() -> list[Path]:
+    """Where a wheel may have put its data files ([tool.setuptools.data-files]): with `pip install`, and with `--user`
+    or `--target`."""
+    schemes = (sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user"))
+    roots = [*(Path(sysconfig.get_path("data", scheme)) for scheme in schemes), CLONE.parent]
+    return [root / "share" / "immunelab" for root in roots]
+
+
 def data() -> Path:
     """The folder that holds `fable/` and `showcase/`; a UserError where neither a clone nor a wheel brought it."""
-    for folder in (CLONE, INSTALLED):
-        if folder.is_dir():
+    return _first([CLONE, *installed()], "fable")
+
+
+def app() -> Path:
+    """The folder of `app.py`, `pages/` and the app's settings; a UserError where it is missing."""
+    return _first([CLONE.parent, *(folder / "app" for folder in installed())], "pages/overview.py")
+
+
+def _first(folders: list[Path], holding: str) -> Path:
+    for folder in folders:
+        if (folder / holding).exists():
             return folder
-    raise UserError(f"The shipped data was found neither in {CLONE} nor in {INSTALLED}. Reinstall from a fresh clone.")
+    places = ", ".join(map(str, folders))
+    raise UserError(f"ImmuneLab's {holding} was found in none of {places}. Install it again.")
 
 
 def showcase() -> Path:
@@ -39,7 +56,7 @@ def showcase() -> Path:
 
 def measured(name: str) -> Path | None:
     """A recorded result of `benchmarks/`, if the clone or the wheel has it."""
-    for folder in (CLONE.parent / "benchmarks" / "results", INSTALLED / "benchmarks"):
+    for folder in [CLONE.parent / "benchmarks" / "results", *(folder / "benchmarks" for folder in installed())]:
         if (folder / name).is_file():
             return folder / name
     return None

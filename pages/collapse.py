@@ -9,6 +9,7 @@ from immunelab.analysis.variants import Variant, among
 from immunelab.figures.collapse import SLIDERS, written
 from immunelab.figures.palette import title_of
 from immunelab.figures.sliders import Slider
+from immunelab.runs import access
 from immunelab.ui import attack_filter, compute, figure, intensity, live, navigation, notebook, outcomes, reads
 
 navigation.heading(
@@ -29,7 +30,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         bind="query-params",
     )
     thresholds = intensity.thresholds()
-    asked = intensity.another(curves)
+    asked = None if access.read_only() else intensity.another(curves)
 if asked:
     wanted = [intensity.missing_specs(runs, curves, v, asked) for v in shown]
     if sum(len(live.submit(specs, reuse=True)) for specs in wanted if specs):
@@ -50,9 +51,9 @@ def draw() -> None:
     if view == "All defenses":
         outcomes.show_map(every, thresholds, "collapse")
     else:
-        sliders, choice = intensity.sliders(fresh, free=True)
+        sliders, choice = intensity.sliders(fresh, free=not access.read_only())
         missing = collapse.missing(fresh, choice, shown)
-        asked = figure.rested() and set(missing) == set(shown)
+        asked = figure.rested() and not access.read_only() and set(missing) == set(shown)
         if asked and compute.ask(runs, fresh, shown, choice):
             st.rerun()
         intensity.fixed(sliders, choice)
@@ -121,8 +122,10 @@ def offer(model: Variant, choice: dict[str, float]) -> None:
     specs = intensity.missing_specs(reads.runs(), curves, model, choice)
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.write(f"No recorded attack on the {title_of(*model)} model at {words}.")
-        wanted = specs and st.button(
-            f"Run it ({len(specs)} runs)", key=f"run-{model.label}", icon=":material/play_arrow:"
+        wanted = (
+            not access.read_only()
+            and specs
+            and st.button(f"Run it ({len(specs)} runs)", key=f"run-{model.label}", icon=":material/play_arrow:")
         )
         if wanted and live.submit(specs, reuse=True):
             st.rerun()

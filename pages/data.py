@@ -5,6 +5,7 @@ import streamlit as st
 from immunelab.analysis import corpus, export
 from immunelab.errors import UserError
 from immunelab.figures.corpus import answer_lengths
+from immunelab.runs import access
 from immunelab.ui import data, figure, live, navigation, reads, sdd_pairs
 
 navigation.heading("data", "The rows that models are trained and tested on: streams, splits, lengths and overlap.")
@@ -13,7 +14,7 @@ known = data.names(reads.runs(), st.query_params.get("corpus", ""))
 name = st.selectbox(
     "Corpus",
     known,
-    accept_new_options=True,
+    accept_new_options=not access.read_only(),
     key="corpus",
     bind="query-params",
     help="The bundled world, the folder of another one (`immunelab fable build --seed 7 --to worlds/7`), or your own "

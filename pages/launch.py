@@ -9,6 +9,7 @@ from immunelab.analysis.estimate import estimate
 from immunelab.errors import UserError
 from immunelab.jobs import follow
 from immunelab.method import catalogue
+from immunelab.runs import access
 from immunelab.sweep import Choice, crossed, plan
 from immunelab.ui import forms, grid_form, launch_form, live, navigation, reads
 
@@ -16,6 +17,15 @@ navigation.heading(
     "launch", "Start runs: each is its own process, goes on when this page is closed, and records everything."
 )
 
+if access.read_only():
+    navigation.nothing_yet(
+        "Nothing can be started here",
+        "This lab is open for reading only. In a lab of your own (`pip install immunelab`, `immunelab app`) this page "
+        "starts immunizations, attacks and grids of them.",
+        ("methods", "What each defense and attack does"),
+        ("collapse", "What they did"),
+    )
+    st.stop()
 defenses, attacks = catalogue.names("defense"), catalogue.names("attack")
 
 runs = reads.runs()

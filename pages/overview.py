@@ -5,6 +5,7 @@ import streamlit as st
 from immunelab import jobs
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
+from immunelab.runs import access
 from immunelab.ui import headline, live, navigation, outcomes, reads
 
 navigation.heading(
@@ -37,7 +38,7 @@ else:
 
 st.subheader("Live runs", anchor=False)
 with st.container(horizontal=True, vertical_alignment="center"):
-    if st.button("Run the live demo", type="primary", icon=":material/play_arrow:"):
+    if not access.read_only() and st.button("Run the live demo", type="primary", icon=":material/play_arrow:"):
         with st.spinner("Starting"):
             run_ids = live.start_demo()
         reads.forget()

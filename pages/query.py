@@ -23,7 +23,7 @@ with right:
     query.schema()
     st.caption(
         f"A query sees this database and nothing else: it can't read or write files, load extensions or change "
-        f"settings. It may take {query.LIMIT_SECONDS:g} s and {query.MEMORY}; other pages wait for it meanwhile."
+        f"settings. It may take {query.limit():g} s and {query.MEMORY}; other pages wait for it meanwhile."
     )
 with left:
     st.selectbox(
@@ -56,7 +56,7 @@ def wait(going: query.Question) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button("Stop", icon=":material/stop:", key="stop"):
             going.stop.set()
-        st.caption(f"Running for {going.elapsed():.0f} s of at most {query.LIMIT_SECONDS:g} s.")
+        st.caption(f"Running for {going.elapsed():.0f} s of at most {query.limit():g} s.")
 
 
 with left:

@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from immunelab.cli import about, data, demo, fable, grids, models, pairs, recorded, scorecard, search, start
+from immunelab.cli import about, app, data, demo, fable, grids, models, pairs, recorded, scorecard, search, start
 from immunelab.cli.options import Parser, split_knobs
 from immunelab.errors import UserError, unknown
 
 WHAT = "Immunize a language model, attack it by harmful fine-tuning, and see what becomes of it."
 EPILOG = """
 a first session:
+  immunelab app                                     the app in the browser, with recorded runs
   immunelab demo                                    immunize, attack at every rung, write a report
   immunelab immunize seam --seed 1                  immunize the bundled model
   immunelab attack --model run:last --rung 0.001    attack the result
@@ -22,6 +23,7 @@ a first session:
 Runs are kept in ./lab, or in the folder that --home or IMMUNELAB_HOME names.
 """
 GROUPS: dict[str, tuple[Callable[[Any], None], ...]] = {
+    "the app": (app.add,),
     "one run": (demo.add, start.add),
     "many runs": (grids.add, search.add),
     "results": (recorded.add, scorecard.add, scorecard.add_export),

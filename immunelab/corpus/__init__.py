@@ -31,6 +31,7 @@ from immunelab.corpus.rows import (
     write,
 )
 from immunelab.errors import UserError
+from immunelab.runs import access
 from immunelab.runs.spec import CorpusName
 
 __all__ = [
@@ -57,6 +58,8 @@ def load(name: str) -> Corpus:
     `?hold-out=DOMAIN` behind the name leaves the harmful rows of a hazard domain out; `?only=DOMAIN` keeps no others.
     """
     asked = CorpusName.read(name)
+    if asked.whole != "fable":
+        access.refuse("only the corpus that ships, fable, can be read")
     folder = bundled.data() / "fable" if asked.whole == "fable" else Path(asked.whole)
     description = described_in(asked.whole, folder)
     try:

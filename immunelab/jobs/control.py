@@ -14,7 +14,7 @@ from typing import Any
 from immunelab.errors import UserError
 from immunelab.jobs import failures, preflight, processes, queue, warm
 from immunelab.jobs import reuse as equals
-from immunelab.runs import journal, shipped
+from immunelab.runs import access, journal, shipped
 from immunelab.runs.journal import RunFolder, Status, folders
 from immunelab.runs.spec import LABELS, RunSpec
 
@@ -213,8 +213,10 @@ def reconcile(home: Path | str | None = None, command: Sequence[str] | None = No
     """Make every status true: runs whose process is gone are `interrupted` (or `stopped`, if that was asked).
 
     Also ends by force what was asked to stop and has used up its grace. Returns the ids of newly interrupted runs.
-    Cheap where nothing runs: one stat call for each run that has ended.
+    Cheap where nothing runs: one stat call for each run that has ended. Does nothing where the lab may only be read.
     """
+    if access.read_only():
+        return []
     place = journal.home(home)
     processes.reap()
     lost = []

@@ -17,6 +17,7 @@ import filelock
 import psutil
 
 from immunelab.errors import UserError
+from immunelab.runs import access
 from immunelab.runs.journal import RunFolder, Status
 
 SAME = 2.0  # seconds by which two readings of one process's start may differ (the boot time is an estimate)
@@ -90,6 +91,7 @@ def in_line(status: Status) -> bool:
 @contextlib.contextmanager
 def changing(home: Path, wait: float = 30.0) -> Iterator[None]:
     """Nobody else changes which worker carries which run meanwhile."""
+    access.refuse("no run can be started, stopped or deleted")
     try:
         (home / "locks").mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(home / "locks" / "jobs.lock", timeout=wait)
@@ -147,6 +149,7 @@ def detached(line: Sequence[str], log_path: Path, more: Mapping[str, str] | None
 
     `more` are further environment variables.
     """
+    access.refuse("nothing can be started")
     reap()
     package = str(PACKAGE)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from immunelab.errors import UserError, unknown
+from immunelab.runs import access
 from immunelab.runs.spec import RunSpec
 from immunelab.runs.status import ENDED, STATUSES, Labels, Status, read_file, replace_file, strict
 
@@ -58,6 +59,7 @@ class RunFolder:
     @classmethod
     def create(cls, home: Path, spec: RunSpec, queued_at: float | None = None) -> RunFolder:
         """A new folder with the status `queued`; it appears only when it is complete. Raises OSErrors."""
+        access.refuse("no run can be started")
         runs = home / "runs"
         runs.mkdir(parents=True, exist_ok=True)
         label = re.sub(r"[^a-z0-9]+", "-", (spec.method or spec.kind).lower()).strip("-")[:60] or spec.kind
@@ -127,6 +129,7 @@ class RunFolder:
 
     def write_status(self, **changes: Any) -> Status:
         """Change fields of the status, atomically. While a worker runs it, only that worker may call this."""
+        access.refuse("no run can be changed")
         with _one_writer:
             new = dataclasses.replace(self.recorded(), **changes)
             replace_file(self.path / "status.json", new.to_json())
@@ -138,6 +141,7 @@ class RunFolder:
 
     def write_labels(self, **changes: Any) -> Labels:
         """Change name, tags, note or archived, atomically; a UserError says what is wrong."""
+        access.refuse("no run can be labeled")
         with _one_writer:
             new = dataclasses.replace(self.labels(), **changes)
             replace_file(self.path / "tags.json", json.dumps(dataclasses.asdict(new), indent=1))
@@ -145,6 +149,7 @@ class RunFolder:
 
     def request_stop(self, force_after: float | None = None) -> None:
         """Ask the worker to stop; after `force_after` seconds `jobs.reconcile` may end it by force."""
+        access.refuse("no run can be stopped")
         request = {"requested_at": time.time(), "force_after": force_after}
         replace_file(self.path / "stop", json.dumps(request))
 
@@ -162,6 +167,7 @@ class RunFolder:
 
     def clear_stop(self) -> None:
         """Forget a stop request."""
+        access.refuse("no run can be resumed")
         (self.path / "stop").unlink(missing_ok=True)
 
     def entries(self) -> Iterator[dict[str, Any]]:
@@ -177,6 +183,7 @@ class Journal:
     """The writer of one attempt, a context manager; each method returns when its lines are written."""
 
     def __init__(self, folder: RunFolder | str | os.PathLike[str], attempt: int = 1) -> None:
+        access.refuse("nothing can be recorded")
         self.path = (folder if isinstance(folder, RunFolder) else RunFolder(folder)).journal_path
         self.attempt = attempt
         flags = os.O_APPEND | os.O_CREAT | os.O_RDWR

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
-from immunelab.errors import UserError
+from immunelab.errors import UserError, unknown
+from immunelab.runs import access
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +34,9 @@ TABLES = {
     "last_checkpoints": "checkpoints that runs wrote",
     "events": "started, resumed, stopped, done, with details as JSON",
 }
+
+SERIES = ("range", "generate_series", "unnest")  # functions of SQL that make rows of nothing else
+ABOUT_THE_MACHINE = ("current_setting", "getenv")
 
 QUESTIONS = {
     "How much harm did each attack reach at most, and what utility was left there?": """\
@@ -97,6 +102,8 @@ def answer(
         raise UserError("The query holds half of a character (a lone surrogate), which no text can.")
     with _ended(connection, seconds, stop) as why:
         try:
+            if access.read_only():
+                _must_keep_to_tables(connection, sql)
             result = connection.execute(sql)
             if result is None:
                 raise UserError("The query is empty. A query begins with SELECT, WITH, DESCRIBE or SHOW.")
@@ -109,6 +116,43 @@ def answer(
                     f"The query needs more than {MEMORY} of memory: choose fewer rows, or sum up."
                 ) from None
             raise UserError(f"The query does not work: {error!s:.600}") from None
+
+
+def _must_keep_to_tables(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """A UserError unless SQL reads `TABLES` alone: what DuckDB says of itself names folders of this machine."""
+    row = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
+    parsed = json.loads(row[0]) if row else {"error": True}
+    if parsed["error"]:
+        if parsed.get("error_type") == "parser":
+            return  # running it says what is wrong with it
+        raise UserError("In a lab that is open for reading only a query begins with SELECT or WITH.")
+    nodes = list(_nodes(parsed))
+    named = {entry["key"].lower() for node in nodes for entry in node.get("cte_map", {}).get("map", ())}
+    there = "SELECT table_name FROM duckdb_tables() UNION SELECT view_name FROM duckdb_views()"
+    for (name,) in connection.execute(there).fetchall():
+        if name.lower() in named:  # elsewhere in the query the name would still stand for what the database has
+            raise UserError(f"A part of a query can't be called {name!r} here, because a table is.")
+    for node in nodes:
+        kind = node.get("type")
+        if kind == "BASE_TABLE":
+            table = ".".join(filter(None, (node["catalog_name"], node["schema_name"], node["table_name"])))
+            if table.lower().removeprefix("main.") not in {*TABLES, *named}:
+                raise unknown("table", table, TABLES)
+        if kind == "TABLE_FUNCTION" and node["function"]["function_name"] not in SERIES:
+            raise unknown("function of tables", node["function"]["function_name"], SERIES)
+        if kind == "SHOW_REF" or node.get("function_name") in ABOUT_THE_MACHINE:
+            raise UserError("In a lab that is open for reading only a query asks the tables, not the database.")
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    left = [tree]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            yield part
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
 
 
 def _rows(result: duckdb.DuckDBPyConnection, most: int | None) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from immunelab import jobs
 from immunelab.analysis.estimate import duration
 from immunelab.errors import UserError
 from immunelab.jobs import failures
-from immunelab.runs import journal
+from immunelab.runs import access, journal
 from immunelab.runs.journal import ENDED
 from immunelab.ui import live, navigation, reads
 
@@ -56,6 +56,9 @@ def _resume(run_id: str) -> None:
 def buttons(run: Mapping[Any, Any]) -> None:
     """Stop, resume, repeat and delete, as the state allows."""
     run_id = str(run["run_id"])
+    if access.read_only():
+        navigation.link("traces", "Traces", runs=[run_id])
+        return
     shipped = bool(run["showcase"])
     with st.container(horizontal=True):
         # Callbacks: what a click says is lost otherwise if the page is just being drawn anew.
@@ -79,6 +82,8 @@ def buttons(run: Mapping[Any, Any]) -> None:
 
 def on_several(runs: pd.DataFrame, words: Mapping[str, str]) -> None:
     """Delete or archive several runs at once."""
+    if access.read_only():
+        return
     own = runs[~runs["showcase"].astype(bool)]
     ended = own[own["status"].isin(ENDED)]
     with st.container(horizontal=True):
@@ -92,8 +97,10 @@ def on_several(runs: pd.DataFrame, words: Mapping[str, str]) -> None:
 
 def labels_form(run: Mapping[Any, Any]) -> None:
     """Name, tags, note, archived: the user's, never part of a run's identity."""
-    if run["showcase"]:
-        st.caption("Shipped runs keep the labels they came with.")
+    if run["showcase"] or access.read_only():
+        st.caption(
+            "Shipped runs keep the labels they came with." if run["showcase"] else "Labels can't be changed here."
+        )
         return
     folder = _folder(str(run["run_id"]))
     now = folder.labels()

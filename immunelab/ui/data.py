@@ -21,6 +21,7 @@ from immunelab import conversation, corpus
 from immunelab.conversation import Form, Render
 from immunelab.corpus import Row
 from immunelab.errors import UserError
+from immunelab.runs import access
 
 # The stream that defenses see beside `harmful`: the same prompts, with refusals.
 REFUSAL = "refusal"
@@ -53,6 +54,8 @@ class Read(NamedTuple):
 
 def names(runs: pd.DataFrame, asked: str) -> list[str]:
     """Corpora to choose from: the bundled one, those of recorded runs, and the one that the link names."""
+    if access.read_only():
+        return ["fable"]
     known = ["fable", *runs["corpus"].dropna().astype(str).unique(), asked or "fable"]
     return list(dict.fromkeys(known))
 

@@ -3,6 +3,7 @@
 import streamlit as st
 
 from immunelab.method import catalogue
+from immunelab.runs import access
 from immunelab.ui import live, navigation, server
 
 # Before `st.navigation`: else the browser first asks a font host for the page's icon.
@@ -10,6 +11,8 @@ st.set_page_config(page_icon=navigation.ICON, layout="wide")
 st.logo(navigation.ICON, size="large")
 for risk in server.risks():
     st.warning(risk, icon=":material/public:")
+if access.read_only():
+    st.caption(":material/lock: This lab is open for reading: everything recorded can be looked at, nothing started.")
 catalogue.refresh(tell=st.toast)
 for problem in catalogue.problems():
     st.warning(problem, icon=":material/extension_off:")

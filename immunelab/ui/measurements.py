@@ -10,7 +10,7 @@ import streamlit as st
 
 from immunelab.analysis.gradients import estimates
 from immunelab.figures.gradients import estimator_error
-from immunelab.runs import shipped
+from immunelab.runs import access, shipped
 from immunelab.runs.spec import RunSpec
 from immunelab.store import queries
 from immunelab.sweep import plan
@@ -87,6 +87,8 @@ def estimator(runs: pd.DataFrame) -> None:
         if not wait(mine["run_id"].tolist()):
             for error in mine["error"].dropna().head(1):
                 st.error(live.plain(error), icon=":material/error:") if error else None
+            if access.read_only():
+                return
             wanted = [spec(ESTIMATOR, model, runs, {}, f"Estimator error: {known[model]}")]
             if st.button("Measure it", icon=":material/play_arrow:", key="measure") and live.submit(wanted, reuse=True):
                 st.rerun()

@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-PAGES = Path(__file__).resolve().parents[2] / "pages"
+from immunelab import bundled
+
+PAGES = bundled.app() / "pages"
 PLOTLY_PATH = "/assets/plotly.min.js"  # the route that `ui.server` adds for `ui.figure`
 ICON = str(Path(__file__).with_name("icon.png"))  # a Material icon here would be fetched from a font host
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from immunelab.analysis.outcomes import DEFAULT, Thresholds
+from immunelab.runs import access
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -29,7 +30,7 @@ def drawing(title: str, home: Path, call: str, options: dict[str, Any], runs: Se
     listed = "\n".join(f"    {run!r}," for run in runs)
     given = "".join(f",\n    {key}={_code(value)}" for key, value in options.items())
     cells = [
-        "\n".join([*needs, "", f"lab = immunelab.open({str(home)!r})"]),
+        "\n".join([*needs, "", f"lab = immunelab.open({'' if access.read_only() else repr(str(home))})"]),
         f"runs = [\n{listed}\n]",
         f"figure = lab.{call}(\n    runs{given},\n)\nfigure",
     ]

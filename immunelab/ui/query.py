@@ -9,15 +9,16 @@ import pandas as pd
 import streamlit as st
 
 from immunelab.errors import UserError
-from immunelab.runs import journal
+from immunelab.runs import access, journal
 from immunelab.store import Store
 from immunelab.store.question import MEMORY, QUESTIONS, TABLES
 from immunelab.ui import reads
 
-__all__ = ["LIMIT_SECONDS", "MEMORY", "MOST", "QUESTIONS", "Question", "ask", "asked", "schema", "shown"]
+__all__ = ["MEMORY", "MOST", "QUESTIONS", "Question", "ask", "asked", "limit", "schema", "shown"]
 
 MOST = 10_000  # rows that a page shows and its CSV holds
 LIMIT_SECONDS = 10.0
+STRANGERS_SECONDS = 2.0  # where the lab is open for reading only: all its readers wait meanwhile
 PROMPT = 0.6  # seconds in which most questions are answered: until then no clock is shown
 SLOT = "_question"
 
@@ -40,7 +41,7 @@ class Question:
 
     def _answer(self, store: Store) -> None:
         try:
-            frame = store.query(self.sql, LIMIT_SECONDS, MOST, self.stop)
+            frame = store.query(self.sql, limit(), MOST, self.stop)
             self.more = len(frame) > MOST
             self.frame = frame.head(MOST)
         except UserError as error:
@@ -50,6 +51,11 @@ class Question:
         finally:
             self.seconds = time.monotonic() - self.began
             self.over.set()
+
+
+def limit() -> float:
+    """Seconds that a question may take."""
+    return STRANGERS_SECONDS if access.read_only() else LIMIT_SECONDS
 
 
 def ask(sql: str) -> Question:

@@ -15,6 +15,7 @@ from immunelab.analysis import export
 from immunelab.analysis.scorecard import Scorecard
 from immunelab.analysis.verdicts import FAILS, HOLDS, INVALID, OPEN, UNMEASURED, VACUOUS, Condition, Limits
 from immunelab.figures.palette import title_of
+from immunelab.runs import access
 from immunelab.runs.spec import CorpusName, RunSpec
 from immunelab.store import Store
 from immunelab.sweep import learning, on
@@ -192,6 +193,8 @@ def _encoded(make: Callable[[], str]) -> bytes:
 
 def offer(found: Scorecard, runs: pd.DataFrame, run_ids: Sequence[str]) -> None:
     """What would fill the gaps: the command for all of it, and a button for trainability, which is quick."""
+    if access.read_only():
+        return
     if any(c.verdict == UNMEASURED or c.missing for c in found.conditions):
         st.caption("All that these verdicts lack is run by this command, which can be interrupted and repeated:")
         st.code(f"immunelab scorecard {found.defense} --run-missing", language=None)

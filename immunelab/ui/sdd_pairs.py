@@ -18,7 +18,7 @@ from immunelab.corpus import pairing
 from immunelab.corpus.pairing import Kept, Pairing
 from immunelab.figures.corpus import pair_similarities
 from immunelab.formatting import share
-from immunelab.runs import journal
+from immunelab.runs import access, journal
 from immunelab.ui import actions, figure, live, navigation
 
 EVERY = 1.0  # seconds between two looks at a process that builds
@@ -50,7 +50,7 @@ def show(corpus: str, fingerprint: str) -> None:
         st.error("This file of pairs is broken: build the pairs again.", icon=":material/error:")
     else:
         _pairing(found, chosen.path)
-    if not going:
+    if not going and not access.read_only():
         with st.expander("Build others"):
             _form(corpus, fingerprint)
 
@@ -145,6 +145,8 @@ def _nothing_yet(corpus: str, fingerprint: str) -> None:
 
 def _form(corpus: str, fingerprint: str) -> None:
     """Seed and settings, the command that stands for them, and the button that runs it."""
+    if access.read_only():
+        return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="pair-seed", width=130)
         tau = st.number_input("Similarity τ", -1.0, 1.0, 0.25, 0.05, format="%g", key="pair-tau", width=150)

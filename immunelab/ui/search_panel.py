@@ -12,6 +12,7 @@ from immunelab.errors import UserError
 from immunelab.figures.budget import search_curves
 from immunelab.figures.palette import title_of
 from immunelab.formatting import duration, share
+from immunelab.runs import access
 from immunelab.store import queries
 from immunelab.ui import attack_filter, figure, launch_form, live, navigation, notebook, reads
 
@@ -158,6 +159,8 @@ def _table(chosen: pd.DataFrame) -> None:
 
 def form() -> None:
     """Start a search, or go on with an equal one that was stopped."""
+    if access.read_only():
+        return
     runs = reads.runs()
     models = launch_form.models(runs, None)
     models = [m for m in models if m.startswith("run:")] + [m for m in models if not m.startswith("run:")]

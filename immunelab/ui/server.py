@@ -22,7 +22,7 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 
 from immunelab import jobs
-from immunelab.runs import journal
+from immunelab.runs import access, journal
 from immunelab.ui.navigation import PLOTLY_PATH
 
 MAIN = Path(__file__).with_name("main.py")
@@ -36,7 +36,7 @@ async def _plotly(_request: Request) -> FileResponse:
 def risks() -> list[str]:
     """What the server's settings risk, a sentence each; none for the settings that it comes with."""
     address, found = st.get_option("server.address"), []
-    if not local(address):
+    if not local(address) and not access.read_only():
         found.append(
             f"The app listens on {address or 'every network interface'}, not only on this machine. Whoever can reach "
             "it can read every run, start and stop runs, and delete them: there is no login. Start it with "

@@ -16,6 +16,7 @@ from immunelab.figures.collapse import along_attack, intensity_sliders, over_int
 from immunelab.figures.palette import title_of
 from immunelab.figures.traces import scalar_traces
 from immunelab.reports.story import Story
+from immunelab.runs import access
 from immunelab.store import queries
 from immunelab.sweep import demo_specs
 from immunelab.ui import compute, figure, live, reads
@@ -82,7 +83,7 @@ def ladder(both: pd.DataFrame, tale: Story) -> None:
 
 def _ladder(shown: pd.DataFrame, tale: Story) -> None:
     shown = complete(shown).assign(variant=lambda f: f["variant"].fillna(""))
-    sliders = {k: v for k, v in intensity_sliders(shown, free=True).items() if k == "learning_rate"}
+    sliders = {k: v for k, v in intensity_sliders(shown, free=not access.read_only()).items() if k == "learning_rate"}
     rates = collapse.recorded(shown, "learning_rate")
     if not rates:
         st.caption("The attacks recorded here do not train, so there is no learning rate to choose.")
@@ -90,7 +91,7 @@ def _ladder(shown: pd.DataFrame, tale: Story) -> None:
     start = float(tale.link["rate"])
     rate = figure.at(sliders["learning_rate"], start) if sliders else rates[0]
     here, runs = {"learning_rate": rate}, reads.runs()
-    if rate not in rates and figure.rested():
+    if rate not in rates and figure.rested() and not access.read_only():
         alike = {k: shown[k].iloc[0] for k in INTENSITY if k != "learning_rate" and shown[k].notna().any()}
         if compute.ask(runs, shown, present(shown), here | alike):
             st.rerun()
@@ -151,6 +152,8 @@ def outcomes(bands: pd.DataFrame, rate: float) -> None:
 
 def run_it_live(what: str, tale: Story, kinds: Sequence[str], *, defended: bool, ladder: bool = False) -> None:
     """A button that queues the step's runs, with a seed that is not recorded yet."""
+    if access.read_only():
+        return
     runs = reads.runs()
     seed = int(runs["seed"].max()) + 1 if len(runs) else 0
     if not st.button("Run it live", icon=":material/play_arrow:", key="tour-live", help=f"New runs: {what}."):

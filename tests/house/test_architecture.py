@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import re
 import subprocess
 import sys
@@ -240,7 +241,21 @@ def test_what_ships_is_in_a_wheel_too() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     packed = {file for patterns in settings["data-files"].values() for p in patterns for file in ROOT.glob(p)}
     ours = {path for path in listed() if path.is_relative_to(ROOT / "data") and path.suffix != ".md"}
+    ours |= set(PAGES) | {ROOT / ".streamlit" / "config.toml"}
     assert ours <= packed, f"[tool.setuptools.data-files] lacks {sorted(ours - packed)[:3]}"
+    kinds = settings["package-data"]["*"] + settings["package-data"]["immunelab.method"]
+    inside = [path for path in listed() if path.is_relative_to(PACKAGE) and path.suffix != ".py"]
+    assert [p for p in inside if not any(fnmatch.fnmatch(p.name, kind) for kind in kinds)] == []
+
+
+def test_a_host_gets_the_pinned_packages() -> None:
+    """What the read-only app needs has the versions that the tests run with."""
+    pins = [
+        [line for line in (ROOT / name).read_text(encoding="utf-8").lower().splitlines() if "==" in line]
+        for name in ("requirements.txt", "requirements.lock")
+    ]
+    assert pins[0]
+    assert set(pins[0]) <= set(pins[1])
 
 
 def readme_tree() -> set[str]:
