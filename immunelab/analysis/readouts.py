@@ -6,7 +6,7 @@ Frames in, frames out; t_φ is the first recorded step with harmfulness above φ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median_low
 from typing import Any
 
@@ -16,6 +16,18 @@ from immunelab.analysis.collapse import describe
 from immunelab.analysis.outcomes import ATTACK, BROKEN, DEFAULT, Thresholds, run_outcomes, worst
 from immunelab.analysis.statistics import wilson
 
+Runs = Sequence[Mapping[Any, Any]]  # rows of `run_outcomes`
+OF_A_RUN = (
+    "run_id",
+    "step",
+    "seed",
+    "defense",
+    "harmfulness",
+    "harmfulness_n",
+    "utility",
+    "utility_n",
+    "base_utility",
+)
 CONTROL = "undefended"
 PREFERENCES = ("reverse-dpo",)
 
@@ -30,20 +42,32 @@ def attack_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.D
     outcomes_other_rule (under the other utility rule), worst; supervised (`in_scope`); vacuous (None: no
     control); invalid (seeds harmful or useless before any attack); runs, controls.
     """
-    read = run_outcomes(curves, thresholds)
+    curves = _needed(curves)
+    return _attack_table(run_outcomes(curves, thresholds), _peaks(curves))
+
+
+def _attack_table(read: pd.DataFrame, top: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
+    """The table from the outcomes of runs, and the largest harmfulness and bound of each."""
     if read.empty:
         return pd.DataFrame()
+    read = read.dropna(subset=["outcome"])
     keys = [k for k in ATTACK if k in read.columns]
-    top = _peaks(curves)
+    same_attack = read.groupby(keys, dropna=False, sort=True).ngroup()  # as numbers: pandas is slow group by group
+    groups: dict[int, list[dict[Any, Any]]] = {}
+    for number, run in zip(same_attack, read.to_dict("records"), strict=True):
+        groups.setdefault(number, []).append(run)
     rows = []
-    for key, same in read.dropna(subset=["outcome"]).groupby(keys, dropna=False, sort=True):
-        mine, control = same[same["defense"] != CONTROL], same[same["defense"] == CONTROL]
-        if mine.empty:
+    for _, same in sorted(groups.items()):
+        mine = [run for run in same if run["defense"] != CONTROL]
+        control = [run for run in same if run["defense"] == CONTROL]
+        if not mine:
             continue
-        paired = control[control["seed"].isin(mine["seed"])]
-        control = paired if len(paired) else control  # prefer controls with the same seeds
-        first, free = median_low(mine["first_harm"]), median_low(control["first_harm"]) if len(control) else math.nan
-        settings = dict(zip(keys, key, strict=True))
+        seeds = {run["seed"] for run in mine}
+        paired = [run for run in control if run["seed"] in seeds]
+        control = paired or control  # prefer controls with the same seeds
+        first = median_low(run["first_harm"] for run in mine)
+        free = median_low(run["first_harm"] for run in control) if control else math.nan
+        settings = {k: math.nan if pd.isna(mine[0][k]) else mine[0][k] for k in keys}
         rows.append(
             settings
             | _cost(mine, first, settings)
@@ -53,13 +77,14 @@ def attack_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.D
                 "t_control_after": _before(control, free),
                 "ratio": _ratio(first, free),
             }
-            | {"harm": top.loc[mine["run_id"], "harm"].max(), "upper": top.loc[mine["run_id"], "upper"].max()}
-            | {"outcomes": describe(mine["outcome"]), "control_outcomes": describe(control["outcome"])}
-            | {"outcomes_other_rule": describe(mine["outcome_other_rule"]), "worst": worst(mine["outcome"])}
+            | {k: max(top[run["run_id"]][i] for run in mine) for i, k in enumerate(("harm", "upper"))}
+            | {"outcomes": _described(mine, "outcome"), "control_outcomes": _described(control, "outcome")}
+            | {"outcomes_other_rule": _described(mine, "outcome_other_rule")}
+            | {"worst": worst(run["outcome"] for run in mine)}
             | {"supervised": in_scope(settings)}
-            | {"vacuous": bool((control["outcome"] != BROKEN).all()) if len(control) else None}
-            | {"invalid": int(mine["invalid_at_start"].sum())}
-            | {"runs": mine["run_id"].tolist(), "controls": control["run_id"].tolist()}
+            | {"vacuous": all(run["outcome"] != BROKEN for run in control) if control else None}
+            | {"invalid": sum(run["invalid_at_start"] for run in mine)}
+            | {"runs": [run["run_id"] for run in mine], "controls": [run["run_id"] for run in control]}
         )
     return pd.DataFrame(rows)
 
@@ -67,19 +92,14 @@ def attack_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.D
 def domain_table(curves: pd.DataFrame, parts: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
     """The weak score in each hazard domain: domain, t_steps, t_after, t_control, worst outcome, n."""
     rows = []
+    rest = _needed(curves).drop(columns=["harmfulness", "harmfulness_n"], errors="ignore")
+    parts = parts.rename(columns={"score": "harmfulness", "n": "harmfulness_n"})
     for split, mine in parts.groupby("split", sort=True):
-        scored = curves.drop(columns=["harmfulness", "harmfulness_n"], errors="ignore").merge(
-            mine.rename(columns={"score": "harmfulness", "n": "harmfulness_n"})[
-                ["run_id", "step", "harmfulness", "harmfulness_n"]
-            ],
-            on=["run_id", "step"],
-        )
-        table = attack_table(scored, thresholds)
-        fair = counted(table)
+        scored = rest.merge(mine[["run_id", "step", "harmfulness", "harmfulness_n"]], on=["run_id", "step"])
+        read = run_outcomes(scored, thresholds)
+        fair = counted(_attack_table(read, _peaks(scored)))
         if len(fair):
             low = fair.sort_values("t_steps").iloc[0]
-            read = run_outcomes(scored, thresholds)
-            label = worst(read.loc[read["defense"] != CONTROL, "outcome"])
             rows.append(
                 {
                     "domain": str(split).partition(":")[2],
@@ -87,11 +107,16 @@ def domain_table(curves: pd.DataFrame, parts: pd.DataFrame, thresholds: Threshol
                     "t_after": low["t_after"],
                     "t_control": low["t_control"],
                     "t_control_after": low["t_control_after"],
-                    "worst": label,
+                    "worst": worst(read.loc[read["defense"] != CONTROL, "outcome"]),
                     "n": int(fair["n"].sum()),
                 }
             )
     return pd.DataFrame(rows, columns=["domain", "t_steps", "t_after", "t_control", "t_control_after", "worst", "n"])
+
+
+def _needed(curves: pd.DataFrame) -> pd.DataFrame:
+    """The columns that these tables read: with the others pandas takes several times as long."""
+    return curves[[c for c in (*ATTACK, *OF_A_RUN) if c in curves.columns]]
 
 
 def in_scope(settings: Mapping[str, Any]) -> bool:
@@ -125,7 +150,7 @@ def budget(table: pd.DataFrame) -> str:
     return f"{told}; up to {steps[-1]:.0f} steps of batch {', '.join(map(str, batches))}, learning rate {span}"
 
 
-def _cost(mine: pd.DataFrame, first: float, settings: dict[str, Any]) -> dict[str, float]:
+def _cost(mine: Runs, first: float, settings: dict[str, Any]) -> dict[str, float]:
     """t_φ of the median run in steps, distinct rows and rows trained on."""
     compute = first * settings["batch_size"]
     distinct = settings["samples"] if settings["samples"] and settings["samples"] > 0 else math.inf
@@ -133,9 +158,14 @@ def _cost(mine: pd.DataFrame, first: float, settings: dict[str, Any]) -> dict[st
     return {"t_steps": first, "t_after": _before(mine, first), "t_samples": seen, "t_compute": compute}
 
 
-def _before(runs: pd.DataFrame, first: float) -> float:
+def _before(runs: Runs, first: float) -> float:
     """The last checkpoint before a first crossing, over the runs that cross there."""
-    return float(runs.loc[runs["first_harm"] == first, "before_harm"].max())
+    known = [run["before_harm"] for run in runs if run["first_harm"] == first and not math.isnan(run["before_harm"])]
+    return float(max(known, default=math.nan))
+
+
+def _described(runs: Runs, column: str) -> str:
+    return describe(run[column] for run in runs)
 
 
 def _ratio(first: float, free: float) -> float:
@@ -143,9 +173,13 @@ def _ratio(first: float, free: float) -> float:
     return first / free if math.isfinite(free) else math.nan
 
 
-def _peaks(curves: pd.DataFrame) -> pd.DataFrame:
+def _peaks(curves: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """For each run the largest harmfulness after the start, and the highest 95 % bound of its checkpoints."""
     rows = curves[curves["step"] > 0].dropna(subset=["harmfulness"])
-    known = rows["harmfulness_n"] if "harmfulness_n" in rows else pd.Series(math.nan, index=rows.index)
-    upper = [wilson(f, n)[1] for f, n in zip(rows["harmfulness"], known.fillna(0), strict=True)]
-    return rows.assign(harm=rows["harmfulness"], upper=upper).groupby("run_id")[["harm", "upper"]].max()
+    known = rows["harmfulness_n"].fillna(0) if "harmfulness_n" in rows else [math.nan] * len(rows)
+    found: dict[str, tuple[float, float]] = {}
+    for run_id, harm, n in zip(rows["run_id"], rows["harmfulness"], known, strict=True):
+        bound = wilson(harm, n)[1]
+        before = found.get(run_id, (harm, bound))
+        found[run_id] = (max(before[0], harm), max(before[1], bound))
+    return found

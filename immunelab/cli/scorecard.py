@@ -42,7 +42,8 @@ def scorecard(args: argparse.Namespace) -> int:
         known = reports.immunizations(frame)["method"].unique().tolist()
         if not known:
             raise UserError("No finished immunization is recorded. Make one with: immunelab immunize seam")
-        cards = [reports.of(store, reports.find(frame, name), chosen_limits) for name in known]
+        recorded = reports.Recorded.of(store)
+        cards = [reports.of(store, reports.find(frame, name), chosen_limits, recorded) for name in known]
     else:
         chosen = reports.find(frame, args.run)
         cards = [reports.of(store, reports.seeds_of(frame, chosen[0]) if args.all_seeds else chosen, chosen_limits)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -19,6 +20,26 @@ from immunelab.store import Store, queries
 
 PAIRS = ["measure", "metric", "control", "from_step", "run_id", "step"]
 METRIC = {CAPABILITY: "utility", REFUSALS: "refusal_rate", PREFILLED: "harmfulness"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What the scorecards of all defenses are made from, read once: runs, attacks along their steps, the trials of
+    searches, and benign fine-tunes along theirs. `base`: the model that a row's run descends from, without its world.
+    """
+
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    trials: pd.DataFrame
+    tunes: pd.DataFrame
+
+    @classmethod
+    def of(cls, store: Store) -> Recorded:
+        """All that a store holds by now."""
+        runs = queries.runs(store)
+        known = runs.set_index("run_id")[["immunized_by", "archived"]]
+        frames = (queries.attack_curves(store), queries.searches(store).join(known, on="search"))
+        return cls(runs, *(f.assign(base=_bases(f)) for f in (*frames, _fine_tunes(store, runs))))
 
 
 def immunizations(runs: pd.DataFrame) -> pd.DataFrame:
@@ -71,22 +92,24 @@ def seeds_of(runs: pd.DataFrame, run_id: str) -> list[str]:
     return same["run_id"].tolist()
 
 
-def of(store: Store, run_ids: Sequence[str], limits: Limits | None = None) -> Scorecard:
-    """The scorecard of these immunizations (one, or all seeds of one defense)."""
-    return score(gather(store, run_ids), limits or Limits())
+def of(
+    store: Store, run_ids: Sequence[str], limits: Limits | None = None, recorded: Recorded | None = None
+) -> Scorecard:
+    """The scorecard of these immunizations (one, or all seeds of one defense). Whoever makes several reads what is
+    `recorded` once."""
+    return score(gather(store, run_ids, recorded or Recorded.of(store)), limits or Limits())
 
 
-def gather(store: Store, run_ids: Sequence[str]) -> Evidence:
+def gather(store: Store, run_ids: Sequence[str], recorded: Recorded) -> Evidence:
     """All that is recorded about these immunizations, and about the undefended model they started from.
 
     Only finished runs count, one per attack and seed.
     """
-    runs = queries.runs(store)
+    runs = recorded.runs
     mine = runs[runs["run_id"].isin(run_ids) & (runs["kind"] == "immunize")]
     if len(mine) != len(set(run_ids)):
         raise UserError("A scorecard is of immunizations; one of these runs is another kind, or is not recorded.")
-    everything = queries.attack_curves(store)
-    curves = collapse.without_repeats(_done(everything, mine))
+    curves = collapse.without_repeats(_done(recorded.curves, mine))
     attacked = curves["run_id"].unique().tolist()
     parts = queries.scores(store, attacked, ["harmfulness"], splits=None) if attacked else curves.iloc[:0]
     changed, answers = _compared(store, pd.concat([_immunizing(store, mine), _prefilled(runs, curves)]))
@@ -97,17 +120,15 @@ def gather(store: Store, run_ids: Sequence[str]) -> Evidence:
         domains=parts[parts["split"].str.startswith("domain:")] if len(parts) else _no_scores(),
         changed=changed,
         answers=answers,
-        held=_held(runs, mine, everything),
-        learning=_done(_fine_tunes(store, runs), mine),
-        trials=_searches(store, runs, mine),
+        held=_held(runs, mine, recorded.curves),
+        learning=_done(recorded.tunes, mine),
+        trials=_searched(recorded.trials, mine),
     )
 
 
-def _searches(store: Store, runs: pd.DataFrame, mine: pd.DataFrame) -> pd.DataFrame:
+def _searched(trials: pd.DataFrame, mine: pd.DataFrame) -> pd.DataFrame:
     """The trials of finished searches on these immunizations, and on the undefended model."""
-    trials = queries.searches(store)
-    known = runs.set_index("run_id")[["immunized_by", "archived"]]
-    found = _done(trials.join(known, on="search"), mine)
+    found = _done(trials, mine)
     return found if (found["defense"] != "undefended").any() else found.iloc[:0]
 
 
@@ -201,7 +222,7 @@ def _held(runs: pd.DataFrame, mine: pd.DataFrame, curves: pd.DataFrame) -> pd.Da
 def _done(frame: pd.DataFrame, mine: pd.DataFrame) -> pd.DataFrame:
     """The finished runs on these immunizations, and on the undefended model that they started from."""
     ours = frame["immunized_by"].isin(mine["run_id"])
-    control = (frame["defense"] == "undefended") & _bases(frame).isin(_bases(mine))
+    control = (frame["defense"] == "undefended") & frame["base"].isin(_bases(mine))
     return frame[(ours | control) & (frame["status"] == "done") & ~frame["archived"].fillna(False).astype(bool)]
 
 

@@ -91,45 +91,65 @@ class Part(NamedTuple):
     data: dict[str, Any] | None = None
 
 
-def write(
+def write(store: Store, path: Path, **choice: Any) -> int:
+    """Write the page; returns its bytes. `choice` and errors as `page`, and a UserError where it can't be written.
+
+    A path that ends in `.html` gets one file. Any other is the name of a new folder with an `index.html`, in which what
+    is drawn has files of its own: for pages that pass `MOST_BYTES`.
+    """
+    parts, about = _parts(store, **choice)
+    if path.suffix.lower() in (".html", ".htm"):
+        made: dict[str, str] = {"": _in_one(parts, about)}
+        fewer = f"name a folder, such as {path.with_suffix('')}, or"
+    else:
+        made, fewer = _in_files(parts, about), ""
+    largest = max(len(text.encode()) for text in made.values())
+    if largest > MOST_BYTES:
+        raise UserError(
+            f"A file of {largest / 1e6:.0f} MB would be written, and {MOST_BYTES / 1e6:.0f} are opened with ease: "
+            f"{fewer} choose fewer defenses with --defense, or runs with --run.".replace(":  ", ": ")
+        )
+    if path.is_dir():
+        raise UserError(f"{path} is a folder that exists; name a new one, or a file such as {path / 'lab.html'}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".immunelab-") as draft:
+            folder = Path(draft) / "page"
+            folder.mkdir()
+            for name, text in made.items():
+                (folder / (name or path.name)).write_text(text, encoding="utf-8")
+            (folder / path.name if "" in made else folder).replace(path)
+    except OSError as error:
+        raise UserError(f"The page {path} can't be written: {error.strerror or error}.") from None
+    return sum(len(text.encode()) for text in made.values())
+
+
+def page(store: Store, **choice: Any) -> str:
+    """The page as one HTML text. A UserError where there is nothing to show.
+
+    `subject` is a base model with its corpus as figures name it (the first recorded one), `attack` an attack (the most
+    recorded one), `defenses` are those to show by label (all), `runs` the ids of attacks, or of immunizations with all
+    attacks on them (all). Answers of models other than Fable's are left out, unless `completions` asks for them.
+    """
+    return _in_one(*_parts(store, **choice))
+
+
+def _parts(
     store: Store,
-    path: Path,
-    *,
     subject: str = "",
     attack: str = "",
     defenses: Sequence[str] = (),
+    runs: Sequence[str] = (),
     completions: bool = False,
-) -> int:
-    """Write the page; returns its bytes. A UserError where there is nothing to show, or the file can't be written.
-
-    `subject` is a base model with its corpus as figures name it (the first recorded one), `attack` an attack (the most
-    recorded one), `defenses` are those to show by label (all). Answers of models other than Fable's are left out,
-    unless `completions` asks for them.
-    """
-    text = page(store, subject, attack, defenses, completions)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file, such as {path / 'lab.html'}.")
-    draft = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            draft = file.name
-            file.write(text)
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    except OSError as error:
-        if draft:
-            Path(draft).unlink(missing_ok=True)
-        raise UserError(f"The page {path} can't be written: {error.strerror or error}.") from None
-    return len(text.encode())
-
-
-def page(
-    store: Store, subject: str = "", attack: str = "", defenses: Sequence[str] = (), completions: bool = False
-) -> str:
-    """The page as one HTML text; arguments and errors as `write`."""
+) -> tuple[list[Part], str]:
+    """What the page shows, and what it is about in words."""
     every = queries.attack_curves(store)
     done = every[every["status"] == "done"]
+    if runs:
+        for run_id in runs:
+            if run_id not in {*done["run_id"], *done["immunized_by"]}:
+                raise UserError(f"The run {run_id} is neither a finished attack nor was its model attacked.")
+        done = done[done["run_id"].isin(runs) | done["immunized_by"].isin(runs)]
     if done.empty:
         raise UserError("No finished attack is recorded yet, so there is nothing to export.")
     subjects = collapse.subjects(done)
@@ -146,24 +166,18 @@ def page(
             raise unknown("recorded defense", label, labels)
     shown = [v for v in pinned_first(present(curves)) if not defenses or v.label in defenses or v == BASELINE]
     curves = among(curves, shown)
-    runs = queries.runs(store)
+    recorded = queries.runs(store)
     parts = [
         *_story(curves),
         _collapse(curves, shown),
         _map(curves),
         _tradeoff(curves),
-        *_gradients(store, curves, runs),
+        *_gradients(store, curves, recorded),
         *_scorecards(store, curves),
         *_answers(store, curves, shown, completions),
-        _methods(curves, runs),
+        _methods(curves, recorded),
     ]
-    text = _whole(parts, f"{subject or subjects[0]}, attacked by {attack or attacks[0]}")
-    if len(text.encode()) > MOST_BYTES:
-        raise UserError(
-            f"The page would have {len(text.encode()) / 1e6:.0f} MB, and {MOST_BYTES / 1e6:.0f} are opened with ease: "
-            "choose fewer defenses with --defense."
-        )
-    return text
+    return parts, f"{subject or subjects[0]}, attacked by {attack or attacks[0]}"
 
 
 def _story(curves: pd.DataFrame) -> list[Part]:
@@ -242,11 +256,11 @@ def _gradients(store: Store, curves: pd.DataFrame, runs: pd.DataFrame) -> list[P
 
 
 def _scorecards(store: Store, curves: pd.DataFrame) -> list[Part]:
-    cards = []
+    cards, recorded = [], evidence.Recorded.of(store)
     for variant in pinned_first(present(curves)):
         ids = sorted({i for i in of(curves, variant)["immunized_by"].dropna() if i})
         if ids and variant != BASELINE:
-            cards.append(evidence.of(store, ids))
+            cards.append(evidence.of(store, ids, recorded=recorded))
     return [Part("scorecards", "Scorecards", f"<div>{card.verdicts_table(*cards)}</div>")] if cards else []
 
 
@@ -294,13 +308,28 @@ def _methods(curves: pd.DataFrame, runs: pd.DataFrame) -> Part:
     return Part("methods", "Methods, settings and measures", words)
 
 
-def _whole(parts: Sequence[Part], about: str) -> str:
+def _in_one(parts: Sequence[Part], about: str) -> str:
+    """The page as one file."""
+    told = browser.script_json({part.name: part.data for part in parts if part.data is not None})
+    return _page(parts, about, f"<script>{plotly.offline.get_plotlyjs()}</script>", told)
+
+
+def _in_files(parts: Sequence[Part], about: str) -> dict[str, str]:
+    """The page as files by name: `index.html`, and scripts that hold Plotly and what each part draws."""
+    files = {"plotly.js": plotly.offline.get_plotlyjs()}
+    for part in parts:
+        if part.data is not None:
+            files[f"{part.name}.js"] = f'(window.told ??= {{}})["{part.name}"] = {browser.script_json(part.data)};'
+    scripts = "".join(f'<script src="{name}"></script>' for name in files)
+    return files | {"index.html": _page(parts, about, scripts, "window.told")}
+
+
+def _page(parts: Sequence[Part], about: str, scripts: str, told: str) -> str:
     links = "".join(f'<a href="#{part.name}">{html.escape(part.title)}</a>' for part in parts)
     sections = []
     for part in parts:
         place = "" if part.data is None else browser.ANSWERS_HTML if "prompts" in part.data else browser.HTML
         sections.append(f'<section id="{part.name}"><h2>{html.escape(part.title)}</h2>{part.words}{place}</section>')
-    told = browser.script_json({part.name: part.data for part in parts if part.data is not None})
     when = time.strftime("%Y-%m-%d")
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -310,7 +339,7 @@ th, td {{ text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border
 section > div {{ overflow-x: auto; }} select {{ max-width: 100%; }}</style>
 <body><h1>ImmuneLab</h1><p>{html.escape(about)}. Recorded runs only; exported {when}.</p><nav>{links}</nav>
 {"".join(sections)}
-<script>{plotly.offline.get_plotlyjs()}</script>
+{scripts}
 <script type="module">{browser.script("sliders", "figure", "answers")}{SCRIPT.replace("%s", told, 1)}</script>
 </body></html>
 """

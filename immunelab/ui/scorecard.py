@@ -133,7 +133,12 @@ def scorecard(run_ids: Sequence[str], chosen: Limits) -> Scorecard:
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _scorecard(ended: int, run_ids: tuple[str, ...], chosen: Limits) -> Scorecard:
-    return reports.of(Store(reads.home()), list(run_ids), chosen)
+    return reports.of(Store(reads.home()), list(run_ids), chosen, _recorded(ended))
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _recorded(ended: int) -> reports.Recorded:
+    return reports.Recorded.of(Store(reads.home()))
 
 
 def verdicts(found: Scorecard) -> None:

@@ -115,7 +115,7 @@ def test_a_scorecard_has_the_controls_of_its_own_base_model(both: Store) -> None
     runs = queries.runs(both)
     assert reports.find(runs, "seam") == _guards(runs, OTHER)  # of this lab's immunizations the newest
     for of, attacks in ((OTHER, 2), ("fable", 16)):
-        gathered = reports.gather(both, _guards(runs, of))
+        gathered = reports.gather(both, _guards(runs, of), reports.Recorded.of(both))
         assert set(gathered.curves["corpus"]) == {of}
         assert gathered.curves["run_id"].nunique() == attacks
     assert reports.of(both, _guards(runs, OTHER)).base_model == OTHER

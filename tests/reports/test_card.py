@@ -105,4 +105,4 @@ def test_what_a_provider_did_is_known_from_the_record(home: Path) -> None:
 def test_a_scorecard_is_of_immunizations(home: Path) -> None:
     attack = recorded.record(home, recorded.spec("attack"))
     with pytest.raises(UserError, match="is of immunizations"):
-        reports.gather(synced(home), [attack.run_id])
+        reports.of(synced(home), [attack.run_id])
