@@ -1,5 +1,6 @@
 """Benign against harmful gradients: by step, by layer, along attacks, as vectors; and the estimator's error."""
 
+import pandas as pd
 import streamlit as st
 
 from immunelab.analysis import collapse, gradients, traces
@@ -58,7 +59,12 @@ def by_step() -> None:
     @st.fragment(run_every=live.tick(runs[runs["run_id"].isin(chosen)]))
     def draw() -> None:
         points = traces.with_x(reads.ask(queries.points, chosen, shown), "step", runs)
-        drawn = scalar_traces(points, {i: words[i] for i in chosen}, smoothing=smoothing, theme=figure.theme())
+        told, theme = {i: words[i] for i in chosen}, figure.theme()
+        rows = int(pd.util.hash_pandas_object(points, index=False).sum())
+        drawn = reads.kept(
+            ("by step", rows, told, smoothing, theme),
+            lambda: figure.shared(scalar_traces(points, told, smoothing=smoothing, theme=theme)),
+        )
         figure.show(drawn, "gradients", alt=f"{', '.join(shown)} of {len(chosen)} runs against the step")
         figure.downloads(drawn, lambda: points, "gradients", "Gradients by step")
         live.rerun_when_over()

@@ -47,17 +47,23 @@ def checkpoints() -> pd.DataFrame:
     return tradeoff.faced_by_all(points, present(points)) if equal else points
 
 
+def known() -> tuple[object, ...]:
+    """All that the points are made from."""
+    return "tradeoff", chosen.state(), thresholds, equal
+
+
 @st.fragment(run_every=live.tick(reads.runs(showcase=False)))
 def draw() -> None:
     if view == "Attacker's search":
         search_panel.view(chosen, thresholds)
         live.rerun_when_over()
         return
-    points = checkpoints()
+    points = reads.kept(known(), checkpoints)
     if points.empty:
         st.caption("No attack was made on every model shown. Switch off the equal budget, or show fewer models.")
         return
-    cases = tradeoff.worst_cases(points, (tradeoff.EVERYTHING, loss / 100))
+    bounds = (tradeoff.EVERYTHING, loss / 100)
+    cases = reads.kept((known(), "cases", loss), lambda: tradeoff.worst_cases(points, bounds))
     words = outcomes.worst_sentence(cases)
     if view == "Harm against utility":
         against_utility(points, words)
@@ -68,9 +74,14 @@ def draw() -> None:
 
 
 def against_utility(points: pd.DataFrame, words: str) -> None:
-    mine = reads.curves()
-    base = mine.loc[mine["run_id"].isin(points["run_id"]), "base_utility"].dropna().mean()
-    drawn = harm_against_utility(points, tradeoff.front(points), thresholds, base, figure.theme(), paths)
+    theme = figure.theme()
+
+    def make() -> str:
+        mine = chosen.drawn()
+        base = mine.loc[mine["run_id"].isin(points["run_id"]), "base_utility"].dropna().mean()
+        return figure.shared(harm_against_utility(points, tradeoff.front(points), thresholds, base, theme, paths))
+
+    drawn = reads.kept((known(), "drawn", theme, paths), make)
     clicked = figure.show(drawn, "tradeoff", alt=words, brush=True)
     st.caption(
         "The attacker wants the top right corner. Thick lines: the most harm with at least this utility. "

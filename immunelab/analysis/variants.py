@@ -39,8 +39,10 @@ def complete(frame: pd.DataFrame) -> pd.DataFrame:
 
 def labels(frame: pd.DataFrame) -> pd.Series:
     """The label of each row."""
-    pairs = complete(frame)[KEYS].itertuples(index=False, name=None)
-    return pd.Series([Variant(*pair).label for pair in pairs], index=frame.index, dtype=object)
+    known = complete(frame)
+    pairs = list(zip(known["defense"].tolist(), known["variant"].tolist(), strict=True))
+    words = {pair: Variant(*pair).label for pair in set(pairs)}
+    return pd.Series([words[pair] for pair in pairs], index=frame.index, dtype=object)
 
 
 def present(frame: pd.DataFrame) -> list[Variant]:
@@ -68,7 +70,10 @@ def each(frame: pd.DataFrame, sort: bool = True) -> Iterator[tuple[Variant, pd.D
 
 def among(frame: pd.DataFrame, wanted: Sequence[Variant]) -> pd.DataFrame:
     """The rows of some variants."""
-    return frame[labels(frame).isin([v.label for v in wanted])]
+    these = set(wanted)  # tuples, as the pairs are
+    known = complete(frame)
+    pairs = zip(known["defense"].tolist(), known["variant"].tolist(), strict=True)
+    return frame[[pair in these for pair in pairs]]
 
 
 def told_apart(curves: pd.DataFrame) -> pd.DataFrame:

@@ -36,7 +36,11 @@ class Scope:
 
     def drawn(self) -> pd.DataFrame:
         """The same, of the defenses to draw."""
-        return among(self.read(), self.shown)
+        return reads.kept(self.state(), lambda: among(self.read(), self.shown)).copy(deep=False)
+
+    def state(self) -> tuple[int, Scope]:
+        """Another value whenever `read` or `drawn` give something else: the key of what is made of them."""
+        return reads.version(intensity.SOURCES[self.source]), self
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -42,6 +42,11 @@ def theme() -> Theme:
     return "dark" if st.context.theme.type == "dark" else "light"
 
 
+def shared(figure: go.Figure) -> str:
+    """A figure as JSON, which sessions may share: a figure itself must not be read by two threads at once."""
+    return str(figure.to_json(remove_uids=False))
+
+
 def show(
     figure: go.Figure | str,
     key: str,
@@ -62,7 +67,7 @@ def show(
     drawn anew. `missing` is said where nothing is recorded.
     """
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
-    text = figure if isinstance(figure, str) else figure.to_json(remove_uids=False)
+    text = figure if isinstance(figure, str) else shared(figure)
     data = {
         "figure": text,
         "height": int(json.loads(text)["layout"].get("height") or 400),

@@ -75,7 +75,7 @@ def _curve(
     _curves: pd.DataFrame,
 ) -> tuple[str, Sliders]:
     drawn, moves = over_intensities(_curves, dict(sliders), dict(choice), x, thresholds, theme)
-    return str(drawn.to_json(remove_uids=False)), moves  # a figure itself must not be read by two threads at once
+    return figure.shared(drawn), moves
 
 
 def another(curves: pd.DataFrame) -> dict[str, float] | None:

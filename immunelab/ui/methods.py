@@ -126,7 +126,9 @@ def _recorded(name: str, seen: str) -> None:
     curves = curves[curves["defense"].isin(("undefended", name))]
     if curves.empty:
         return
-    table = outcome_table.ladder(outcome_table.outcome_table(curves))
+    table = reads.kept(
+        ("recorded", name, reads.finished(curves)), lambda: outcome_table.ladder(outcome_table.outcome_table(curves))
+    )
     wide = outcome_table.wide(table)
     wide.index = [title_of(*pair) for pair in wide.index]
     wide.columns = [f"Learning rate {v:g}" for v in wide.columns]

@@ -39,9 +39,11 @@ def show_map(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
         method = st.segmented_control(
             "Attack", methods, default=method, required=True, key=f"{key}-map", bind="query-params", wrap=True
         )
-    mine = table[table["method"] == method]
-    drawn = outcome_map(mine, theme=figure.theme())
-    clicked = figure.show(drawn, f"{key}-outcomes", alt=map_sentence(mine), min_width=90 + 92 * mine[X].nunique())
+    mine, theme = table[table["method"] == method], figure.theme()
+    known = ("map", reads.finished(done), thresholds, method)
+    drawn = reads.kept((*known, theme), lambda: figure.shared(outcome_map(mine, theme=theme)))
+    said = reads.kept(known, lambda: map_sentence(mine))
+    clicked = figure.show(drawn, f"{key}-outcomes", alt=said, min_width=90 + 92 * mine[X].nunique())
     notes = " ".join(f"{sign}: {words}" for sign, words in outcome_table.notes(mine).items())
     st.caption(f"{CAPTION} {notes}")
     figure.downloads(drawn, lambda: table, f"{key}-outcomes", "Outcome of every defense at every rung")
@@ -49,7 +51,7 @@ def show_map(curves: pd.DataFrame, thresholds: Thresholds, key: str) -> None:
         view = outcome_table.wide(mine)
         view.index = [title_of(*pair) for pair in view.index]
         view.columns = [f"Learning rate {v:g}" if v == v else "After" for v in view.columns]
-        st.dataframe(view, alt=map_sentence(mine), height="content")
+        st.dataframe(view, alt=said, height="content")
     open_behind(clicked, curves[curves["method"].eq(method) & curves["status"].eq("done")], X)
 
 

@@ -7,9 +7,10 @@ torch is never imported on this path.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from immunelab.store.door import READ_WAIT
 ACTIVE = ("queued", "running", "stopping")
 LIVE_SECONDS = 3.0  # how often pages look while something runs: runs need the processor more than pages do
 SOON_SECONDS = 0.8  # the same while the reader waits for what he has just asked for
+TOLD = ("name", "kind", "method", "defense", "learning_rate", "seed")  # columns that a label is made of
 USUAL = "harmful-sft"  # the attack that labels call just that
 T = TypeVar("T")
 
@@ -66,6 +68,18 @@ def finished(curves: pd.DataFrame) -> int:
     so what is made of them is kept under it."""
     known = complete(curves).drop_duplicates("run_id")[["run_id", *KEYS]]
     return hash((_home(), *known.itertuples(index=False, name=None)))
+
+
+def kept(key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` gives, shared by all sessions as long as the key is the same: it must say all that it is made from.
+    Nobody may change it."""
+    found: T = _kept(repr((_home(), key)), make)
+    return found
+
+
+@st.cache_resource(max_entries=192, show_spinner=False)
+def _kept(key: str, _make: Callable[[], Any]) -> Any:
+    return _make()
 
 
 def ended() -> int:
@@ -110,6 +124,12 @@ def forget() -> None:
 
 def label(run: Any) -> str:
     """A run in words: the user's name for it, or what it did, at which intensity, with which seed."""
+    return _label(*(run[name] for name in TOLD))
+
+
+@functools.lru_cache(maxsize=4096)
+def _label(*told: Any) -> str:
+    run = dict(zip(TOLD, told, strict=True))
     rate = f"{run['learning_rate']:g}" if pd.notna(run["learning_rate"]) else ""
     name = run["name"] if isinstance(run["name"], str) else ""
     word, _, value = name.partition(" ")
@@ -126,8 +146,9 @@ def label(run: Any) -> str:
 
 def labels(frame: pd.DataFrame) -> dict[str, str]:
     """run_id → label; where two runs would read the same, the end of the id tells them apart."""
-    told = frame[["run_id", "name", "kind", "method", "defense", "learning_rate", "seed"]]
-    words = {row["run_id"]: label(row) for row in told.to_dict("records")}
+    columns = ("run_id", *TOLD)
+    cells = zip(*(frame[name].tolist() for name in columns), strict=True)
+    words = {run_id: _label(*told) for run_id, *told in cells}
     seen = pd.Series(list(words.values()), dtype=object).value_counts()
     return {i: f"{w} · {i[-6:]}" if seen[w] > 1 else w for i, w in words.items()}
 

@@ -62,10 +62,7 @@ def local(address: str | None) -> bool:
 
 @st.cache_resource(show_spinner=False)
 def settle() -> None:
-    """After the first page: what has been loaded by now stays, and the collector need not look at it again.
-
-    Streamlit collects garbage after each run of a page, which takes a tenth of a second with Plotly and pandas loaded.
-    """
+    """After the first page: what has been loaded by now stays, and the collector need not look at it again."""
     gc.collect()
     gc.freeze()
 

@@ -96,7 +96,7 @@ def test_recorded_outcomes_of_a_defense(home: Path, measured: Path, monkeypatch:
 def test_a_wheel_brings_the_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bundled.measured("tracing.json") == ROOT / "benchmarks" / "results" / "tracing.json"
     monkeypatch.setattr(bundled, "CLONE", tmp_path / "data")
-    monkeypatch.setattr(bundled, "INSTALLED", tmp_path)
+    monkeypatch.setattr(bundled, "installed", lambda: [tmp_path])
     assert bundled.measured("step_cost.json") is None
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "step_cost.json").write_text("{}", encoding="utf-8")
