@@ -5,6 +5,7 @@ Standard library.
 
 from __future__ import annotations
 
+import functools
 import os
 import sysconfig
 from pathlib import Path
@@ -16,6 +17,7 @@ SETTING = "IMMUNELAB_SHOWCASE"
 ABOUT = "showcase.json"  # in a folder of recorded runs
 
 
+@functools.cache
 def installed() -> list[Path]:
     """Where a wheel may have put its data files ([tool.setuptools.data-files]): with `pip install`, and with `--user`
     or `--target`."""

@@ -95,7 +95,8 @@ def curve(fresh: pd.DataFrame, sliders: dict[str, Slider], choice: dict[str, flo
     key, title = ("steps", "by attack step") if x == "step" else ("intensity", "by intensity")
     clicked = figure.show(drawn, f"collapse-{key}", alt=title, sliders=moves, missing=compute.MISSING)
     others = {k: v for k, v in choice.items() if k != x}
-    read = run_outcomes(collapse.select(fresh, others), thresholds)
+    known = ("read", chosen.state(), sorted(others.items()), thresholds)
+    read = reads.kept(known, lambda: run_outcomes(collapse.select(fresh, others), thresholds))
     read = read if x == "step" or read.empty else read[read["status"] == "done"]
     figure.downloads(
         drawn,

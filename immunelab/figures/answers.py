@@ -11,7 +11,7 @@ from immunelab.analysis import collapse
 from immunelab.analysis.variants import BASELINE, Variant
 from immunelab.figures.collapse import step_slider
 from immunelab.figures.palette import title_of
-from immunelab.figures.sliders import Frame, Slider, Sliders
+from immunelab.figures.sliders import Frame, Frames, Slider, Sliders
 from immunelab.method import catalogue
 
 
@@ -33,7 +33,7 @@ def answer_sliders(
     steps = sorted(int(s) for s in answers["step"].unique())
     along = step_slider(steps)
     means = catalogue.entries("evaluation").get(kind)
-    frames: dict[tuple[str, ...], Frame] = {}
+    frames = Frames()
     for _, alike in answers.groupby([*known]) if known else [((), answers)]:
         texts = tuple(s.text(alike[setting].iloc[0]) for setting, s in known.items())
         told = alike[["defense", "variant", "step", "answer", "score", "evaluation"]]

@@ -25,7 +25,7 @@ from immunelab.analysis.outcomes import DEFAULT, Thresholds, run_outcomes
 from immunelab.analysis.variants import KEYS, Variant, among, complete, of, present
 from immunelab.figures.layout import AXIS_TITLES, SHARES, finish, identity
 from immunelab.figures.palette import INK, OUTCOME_SYMBOLS, Style, Theme, defense_style, tint, title_of
-from immunelab.figures.sliders import Frame, Slider, Sliders
+from immunelab.figures.sliders import Frame, Frames, Slider, Sliders
 
 HOVER = " %{y:.1%} (%{customdata[0]:.1%}–%{customdata[1]:.1%}, n=%{customdata[2]})<extra></extra>"
 SLIDERS = {  # setting: label, key in the link
@@ -149,15 +149,33 @@ def over_intensities(
     """
     curves = complete(curves)
     curves = curves[[c for c in USED if c in curves.columns]]
+    base = collapse.base_utility(curves)
+    frames, whole = _positions(_Rows(curves), tuple(sliders.items()), x, thresholds, theme, tuple(told))
+    here = _texts(sliders, at)
+    first = frames.get(here) or next(iter(frames.values()), Frame("", []))
+    figure = _figure(whole, x, thresholds, base, theme, at.get(x), first.data or [], panel)
+    return figure, Sliders(tuple(sliders.values()), frames, here)
+
+
+@functools.lru_cache(maxsize=12)  # wherever the sliders stand
+def _positions(
+    rows: _Rows,
+    known: tuple[tuple[str, Slider], ...],
+    x: str,
+    thresholds: Thresholds,
+    theme: Theme,
+    told: tuple[Variant, ...],
+) -> tuple[Frames, pd.DataFrame]:
+    """The frame of every recorded combination of settings, and the bands of all of them."""
+    curves, sliders = rows.frame, dict(known)
     defenses, base = tuple(present(curves)), collapse.base_utility(curves)
     others = [s for s in sliders if s != x]
     drawn = curves if x == "step" else curves[curves["status"] == "done"]
-    frames: dict[tuple[str, ...], Frame] = {}
-    bands = []
+    frames, bands = Frames(), []
     for _, mine in drawn.groupby(others) if others else [((), drawn)]:
         if mine.empty:
             continue
-        band, traces, sentences = _alike(_Rows(mine), x, thresholds, theme, defenses, tuple(told))
+        band, traces, sentences = _alike(_Rows(mine), x, thresholds, theme, defenses, told)
         bands.append(band)
         choice = {setting: mine[setting].iloc[0] for setting in others}
         for value, said in sentences.items():
@@ -168,10 +186,7 @@ def over_intensities(
         for key, frame in frames.items():
             value = sliders[x].value(key[list(sliders).index(x)])
             frames[key] = dataclasses.replace(frame, shapes=collapse_shapes(whole, thresholds, base, theme, value))
-    here = _texts(sliders, at)
-    first = frames.get(here) or next(iter(frames.values()), Frame("", []))
-    figure = _figure(whole, x, thresholds, base, theme, at.get(x), first.data or [], panel)
-    return figure, Sliders(tuple(sliders.values()), frames, here)
+    return frames, whole
 
 
 def along_attack(
@@ -181,13 +196,10 @@ def along_attack(
     bands, base = collapse.by_step(curves), collapse.base_utility(curves)
     steps = sorted(int(s) for s in curves["step"].unique())
     slider = step_slider(steps)
-    frames: dict[tuple[str, ...], Frame] = {
-        (str(step),): Frame(
-            _scores(curves[curves["step"] == step], step, base, thresholds),
-            shapes=collapse_shapes(bands, thresholds, base, theme, step),
-        )
-        for step in steps
-    }
+    frames = Frames()
+    for step in steps:
+        said = _scores(curves[curves["step"] == step], step, base, thresholds)
+        frames[(str(step),)] = Frame(said, shapes=collapse_shapes(bands, thresholds, base, theme, step))
     figure = collapse_curve(bands, "step", thresholds, base, theme, at=at)
     return figure, Sliders((slider,), frames, (slider.text(at),))
 

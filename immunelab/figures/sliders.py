@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
@@ -58,24 +57,32 @@ class Frame:
     cards: list[dict[str, str]] | None = None
 
 
+class Frames(dict[tuple[str, ...], Frame]):
+    """A frame for every recorded combination of the sliders' texts."""
+
+    @functools.cached_property
+    def json(self) -> str:
+        """As the browser reads them; made once, because sessions share them wherever their sliders stand."""
+        told = {
+            "|".join(key): {name: value for name, value in vars(frame).items() if value is not None}
+            for key, frame in self.items()
+        }
+        return str(to_json_plotly(told))
+
+
 @dataclasses.dataclass(frozen=True)
 class Sliders:
-    """Sliders over a figure. `frames` has a frame for every recorded combination of their texts; they stand `at` one
-    text each."""
+    """Sliders over a figure, which stand `at` one text each."""
 
     sliders: tuple[Slider, ...]
-    frames: Mapping[tuple[str, ...], Frame]
+    frames: Frames
     at: tuple[str, ...]
 
     @functools.cached_property
     def json(self) -> str:
-        """As the browser reads it; made once, because sessions share it."""
-        frames = {
-            "|".join(key): {name: value for name, value in vars(frame).items() if value is not None}
-            for key, frame in self.frames.items()
-        }
-        told = {"sliders": [vars(slider) for slider in self.sliders], "frames": frames, "at": self.at}
-        return str(to_json_plotly(told))
+        """As the browser reads it."""
+        sliders = to_json_plotly([vars(slider) for slider in self.sliders])
+        return f'{{"sliders":{sliders},"frames":{self.frames.json},"at":{to_json_plotly(self.at)}}}'
 
 
 def in_figure(figure: go.Figure, sliders: Sliders) -> go.Figure:

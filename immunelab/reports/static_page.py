@@ -27,7 +27,7 @@ from immunelab.figures.answers import answer_sliders
 from immunelab.figures.collapse import SLIDERS, intensity_sliders, over_intensities
 from immunelab.figures.outcome_map import outcome_map
 from immunelab.figures.palette import title_of
-from immunelab.figures.sliders import Frame, Slider, Sliders
+from immunelab.figures.sliders import Frame, Frames, Slider, Sliders
 from immunelab.figures.traces import scalar_traces
 from immunelab.figures.tradeoff import harm_against_utility
 from immunelab.method import catalogue
@@ -202,7 +202,7 @@ def _collapse(curves: pd.DataFrame, shown: Sequence[Variant]) -> Part:
     first = {v.label for v in first_shown}
     for trace in figure.data:
         trace.visible = True if trace.legendgroup in first else "legendonly"  # a click on the legend shows it
-    frames = {}
+    frames = Frames()
     for key, frame in moves.frames.items():
         hidden = [t if t["legendgroup"] in first else t | {"visible": "legendonly"} for t in frame.data or ()]
         frames[key] = dataclasses.replace(frame, data=hidden)
@@ -222,7 +222,7 @@ def _map(curves: pd.DataFrame) -> Part:
 
 def _tradeoff(curves: pd.DataFrame) -> Part:
     base = collapse.base_utility(curves)
-    frames: dict[tuple[str, ...], Frame] = {}
+    frames = Frames()
     for harm in HARM:
         limits = Thresholds(harm=harm)
         points = tradeoff.checkpoints(curves, limits)

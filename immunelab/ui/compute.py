@@ -51,7 +51,10 @@ def _give_up(runs: pd.DataFrame) -> None:
 def waiting(runs: pd.DataFrame, curves: pd.DataFrame) -> bool:
     """Whether this session waits for the first point of what it asked for."""
     going = reads.active(_mine(runs))
-    return bool(len(going)) and not curves["run_id"].isin(st.session_state.get(ASKED, [])).any()
+    waits = bool(len(going)) and not curves["run_id"].isin(st.session_state.get(ASKED, [])).any()
+    if waits:
+        reads.hurry()
+    return waits
 
 
 def forget_given_up(runs: pd.DataFrame) -> None:

@@ -64,7 +64,7 @@ def curve(
     return _curve(known, tuple(sliders.items()), tuple(choice.items()), x, thresholds, figure.theme(), curves)
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@st.cache_resource(max_entries=32, show_spinner=False)
 def _curve(
     known: int,
     sliders: tuple[tuple[str, Slider], ...],
@@ -167,6 +167,7 @@ def missing_chains(
 
 def start(curves: pd.DataFrame) -> dict[str, Any]:
     """The recorded intensity at which the undefended model is harmed most."""
+    curves = curves[["run_id", "defense", "step", "harmfulness", *SLIDERS]]
     control = curves[curves["defense"] == "undefended"]
     control = control if len(control) else curves
     last = control.sort_values("step").groupby("run_id").tail(1).dropna(subset=["harmfulness"])

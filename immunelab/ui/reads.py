@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import threading
+import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,7 +120,7 @@ def forget() -> None:
 
     stop_on_error(take_in)
     _made_true.clear()
-    _taken_in.clear()
+    _intake.forget()
 
 
 def label(run: Any) -> str:
@@ -167,16 +168,43 @@ def _made_true(home: str) -> list[str]:
     return jobs.reconcile(home)  # a run whose process is gone is interrupted, never running
 
 
-@st.cache_data(ttl=SOON_SECONDS - 0.1, max_entries=4, show_spinner=False)
-def _taken_in(home: str) -> None:
-    """So often, and not once more while a page is drawn, which would then ask all its questions again."""
-    Store(journal.home(home)).sync()
-
-
 def _store(home: str) -> Store:
     _made_true(home)
-    _taken_in(home)
+    _intake.look(home)
     return Store(journal.home(home))
+
+
+class Intake:
+    """When journals are looked at: as often as pages look, and not once more while one is drawn, which would then ask
+    all its questions again."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.looked: dict[str, float] = {}
+        self.hurried: dict[str, float] = {}  # until when somebody waits
+
+    def look(self, home: str) -> None:
+        """Take in what is new, if it is time to."""
+        now = time.monotonic()
+        every = SOON_SECONDS if now < self.hurried.get(home, 0.0) else LIVE_SECONDS
+        with self.lock:
+            if now - self.looked.get(home, -LIVE_SECONDS) < every - 0.1:
+                return
+            self.looked[home] = now
+        Store(journal.home(home)).sync()
+
+    def hurry(self) -> None:
+        """Somebody waits for what runs record next: look more often for a while."""
+        self.hurried[_home()] = time.monotonic() + LIVE_SECONDS
+
+    def forget(self) -> None:
+        """Look again at once."""
+        with self.lock:
+            self.looked.clear()
+
+
+_intake = Intake()
+hurry = _intake.hurry
 
 
 class Answer:
