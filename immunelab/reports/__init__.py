@@ -5,6 +5,6 @@ missing.
 """
 
 from immunelab.reports.card import markdown, page
-from immunelab.reports.evidence import Recorded, find, gather, immunizations, of, seeds_of
+from immunelab.reports.evidence import Recorded, find, gather, immunizations, learning, of, seeds_of
 
-__all__ = ["Recorded", "find", "gather", "immunizations", "markdown", "of", "page", "seeds_of"]
+__all__ = ["Recorded", "find", "gather", "immunizations", "learning", "markdown", "of", "page", "seeds_of"]

@@ -37,9 +37,20 @@ class Recorded:
     def of(cls, store: Store) -> Recorded:
         """All that a store holds by now."""
         runs = queries.runs(store)
+        learned = queries.scores(store, *learning(runs))
+        return cls.made(runs, queries.attack_curves(store), queries.searches(store), learned)
+
+    @classmethod
+    def made(cls, runs: pd.DataFrame, curves: pd.DataFrame, searches: pd.DataFrame, learned: pd.DataFrame) -> Recorded:
+        """From what the queries of these names give; `learned` are the scores that `learning` asks for."""
         known = runs.set_index("run_id")[["immunized_by", "archived"]]
-        frames = (queries.attack_curves(store), queries.searches(store).join(known, on="search"))
-        return cls(runs, *(f.assign(base=_bases(f)) for f in (*frames, _fine_tunes(store, runs))))
+        frames = (curves, searches.join(known, on="search"), _fine_tunes(runs, learned))
+        return cls(runs, *(f.assign(base=_bases(f)) for f in frames))
+
+
+def learning(runs: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """The benign fine-tunes, and the metrics that scorecards read of them."""
+    return runs.loc[runs["kind"] == "finetune", "run_id"].tolist(), ["withheld", "utility"]
 
 
 def immunizations(runs: pd.DataFrame) -> pd.DataFrame:
@@ -232,10 +243,9 @@ def _bases(frame: pd.DataFrame) -> pd.Series:
     return pd.Series([names[pair] for pair in pairs], index=frame.index, dtype=object)
 
 
-def _fine_tunes(store: Store, runs: pd.DataFrame) -> pd.DataFrame:
+def _fine_tunes(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """One row per benign fine-tune and checkpoint, with the run's settings."""
     tunes = runs[runs["kind"] == "finetune"]
-    scores = queries.scores(store, tunes["run_id"].tolist(), ["withheld", "utility"])
     wide = scores.pivot_table(index=["run_id", "step"], columns="metric", values="score").reset_index()
     for metric in ("withheld", "utility"):
         if metric not in wide:

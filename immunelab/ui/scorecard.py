@@ -17,7 +17,7 @@ from immunelab.analysis.verdicts import FAILS, HOLDS, INVALID, OPEN, UNMEASURED,
 from immunelab.figures.palette import title_of
 from immunelab.runs import access
 from immunelab.runs.spec import CorpusName, RunSpec
-from immunelab.store import Store
+from immunelab.store import Store, queries
 from immunelab.sweep import learning, on
 from immunelab.ui import intensity, live, navigation, reads
 
@@ -138,7 +138,9 @@ def _scorecard(ended: int, run_ids: tuple[str, ...], chosen: Limits) -> Scorecar
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _recorded(ended: int) -> reports.Recorded:
-    return reports.Recorded.of(Store(reads.home()))
+    runs = reads.runs()
+    learned = reads.ask(queries.scores, *reports.learning(runs))
+    return reports.Recorded.made(runs, reads.curves(), reads.ask(queries.searches), learned)
 
 
 def verdicts(found: Scorecard) -> None:

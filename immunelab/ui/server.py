@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import plotly
 import streamlit as st
 from starlette.requests import Request
@@ -26,6 +27,8 @@ from immunelab.runs import access, journal
 from immunelab.ui.navigation import PLOTLY_PATH
 
 MAIN = Path(__file__).with_name("main.py")
+# Pages take rows of frames all the time; of texts that are Python objects that takes half of what Arrow's take.
+pd.set_option("mode.string_storage", "python")
 
 
 async def _plotly(_request: Request) -> FileResponse:
