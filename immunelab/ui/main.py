@@ -21,5 +21,6 @@ with st.sidebar:
     live.control()
 with st.container():  # even when it is empty: what follows keeps its place, and charts are not drawn anew
     live.under_way_line()
-page.run()
+with server.in_turn():
+    page.run()
 server.settle()

@@ -10,8 +10,9 @@ import asyncio
 import gc
 import ipaddress
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,21 @@ def local(address: str | None) -> bool:
         return ipaddress.ip_address(address.strip("[]")).is_loopback
     except ValueError:
         return address == "localhost"
+
+
+_turn = threading.Lock()
+LONGEST_WAIT = 1.5  # seconds: a page that is busy with something else must not hold up the others
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """One session's page after the other: Python computes one at a time, and pages that share it are all done late."""
+    mine = _turn.acquire(timeout=LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        if mine:
+            _turn.release()
 
 
 @st.cache_resource(show_spinner=False)
