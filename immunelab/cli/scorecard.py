@@ -143,18 +143,30 @@ def export(args: argparse.Namespace) -> int:
     """Write the page to take away."""
     from immunelab.formatting import size
     from immunelab.reports import static_page
+    from immunelab.store import queries
 
     path = Path(args.page)
+    store = submit.store_of(args)
+    known = queries.runs(store)["run_id"].tolist()
     written = static_page.write(
-        submit.store_of(args),
+        store,
         path,
         subject=args.subject,
         attack=args.attack,
         defenses=args.defense or (),
+        runs=[_meant(text, known) for text in args.run or ()],
         completions=args.completions,
     )
     show.out.print(f"{path}: {size(written)}. It opens from disk and from any static host.", markup=False)
     return 0
+
+
+def _meant(text: str, known: Sequence[str]) -> str:
+    """The run, shipped or not, that the start or end of an id stands for."""
+    fits = [i for i in known if text and (i.startswith(text) or i.endswith(text))]
+    if text in known or len(fits) != 1:
+        return text  # what is wrong with it is told where the page is made
+    return fits[0]
 
 
 def add_export(commands: Any) -> None:
@@ -172,9 +184,10 @@ def add_export(commands: Any) -> None:
         examples:
           immunelab export lab.html
           immunelab export seam.html --defense seam --defense repnoise
+          immunelab export lab      a folder with an index.html, for pages that would pass 12 MB
         """,
     )
-    c.add_argument("page", metavar="PAGE.html", help="where to write it")
+    c.add_argument("page", metavar="PAGE.html", help="where to write it; without .html it is a new folder")
     c.add_argument(
         "--subject",
         default="",
@@ -183,6 +196,12 @@ def add_export(commands: Any) -> None:
     )
     c.add_argument("--attack", default="", metavar="A", help="attack (default: the one with most recorded runs)")
     c.add_argument("--defense", action="append", metavar="D", help="a defense to show; again for more (default: all)")
+    c.add_argument(
+        "--run",
+        action="append",
+        metavar="RUN",
+        help="an attack to show, or an immunization with all attacks on it; again for more (default: all)",
+    )
     c.add_argument("--completions", action="store_true", help="answers of real models too; they may be harmful")
 
 

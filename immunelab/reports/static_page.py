@@ -100,14 +100,14 @@ def write(store: Store, path: Path, **choice: Any) -> int:
     parts, about = _parts(store, **choice)
     if path.suffix.lower() in (".html", ".htm"):
         made: dict[str, str] = {"": _in_one(parts, about)}
-        fewer = f"name a folder, such as {path.with_suffix('')}, or"
+        other = f"name a folder, such as {path.with_suffix('')}, or "
     else:
-        made, fewer = _in_files(parts, about), ""
+        made, other = _in_files(parts, about), ""
     largest = max(len(text.encode()) for text in made.values())
     if largest > MOST_BYTES:
         raise UserError(
             f"A file of {largest / 1e6:.0f} MB would be written, and {MOST_BYTES / 1e6:.0f} are opened with ease: "
-            f"{fewer} choose fewer defenses with --defense, or runs with --run.".replace(":  ", ": ")
+            f"{other}choose fewer defenses with --defense, or runs with --run."
         )
     if path.is_dir():
         raise UserError(f"{path} is a folder that exists; name a new one, or a file such as {path / 'lab.html'}.")

@@ -91,14 +91,39 @@ def test_nothing_recorded_is_told(home: Path) -> None:
         static_page.page(Store(home))
 
 
+def test_single_runs_are_chosen_by_the_ends_of_their_ids(home: Path) -> None:
+    ids = made_up.lab(home, seeds=1)
+    assert main(["export", str(home / "one.html"), "--run", ids[2][-6:], "--run", ids[1], "--home", str(home)]) == 0
+    told = parts((home / "one.html").read_text(encoding="utf-8"))
+    assert json.loads(told["collapse"]["figure"])["data"]
+    assert "sliders" not in told["collapse"], "one learning rate is left"
+    with pytest.raises(UserError, match="neither a finished attack nor"):
+        static_page.page(Store(home), runs=["no-such-run"])
+
+
+def test_a_folder_has_what_is_drawn_in_files_of_their_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up.lab(home, seeds=1)
+    written = static_page.write(Store(home), home / "page")
+    files = {p.name: p.stat().st_size for p in (home / "page").iterdir()}
+    assert {"index.html", "plotly.js", "collapse.js", "playground.js"} <= set(files)
+    assert sum(files.values()) == written
+    with pytest.raises(UserError, match="is a folder that exists"):
+        static_page.write(Store(home), home / "page")
+    monkeypatch.setattr(static_page, "MOST_BYTES", 1_000_000)
+    with pytest.raises(UserError, match=r"name a folder, such as .*other, or choose fewer"):
+        static_page.write(Store(home), home / "other.html")
+    assert not (home / "other.html").exists()
+
+
 @pytest.mark.browser
 @pytest.mark.slow
-def test_it_works_from_disk_without_a_network(home: Path, chromium: str) -> None:
+@pytest.mark.parametrize("name", ["page.html", "page"])
+def test_it_works_from_disk_without_a_network(home: Path, chromium: str, name: str) -> None:
     from playwright.sync_api import sync_playwright
 
     made_up.lab(home)
-    place = home / "page.html"
-    static_page.write(Store(home), place)
+    static_page.write(Store(home), home / name)
+    place = home / name if name.endswith(".html") else home / name / "index.html"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
