@@ -331,15 +331,23 @@ class Lab:
         chosen = reports.find(runs, of)
         return reports.of(store, reports.seeds_of(runs, chosen[0]) if all_seeds else chosen, limits)
 
-    def export(self, path: Path | str, **choice: Any) -> int:
+    def export(
+        self,
+        path: Path | str,
+        subject: str = "",
+        attack: str = "",
+        defenses: Sequence[str] = (),
+        runs: Sequence[str] = (),
+        completions: bool = False,
+    ) -> int:
         """Write one HTML page, or a folder, with figures, sliders and answers that open without a lab or a network.
 
-        Returns its bytes. `choice` (subject, attack, defenses, runs, completions) and errors as in
-        `reports.static_page`.
+        Returns its bytes. Arguments and errors as in `reports.static_page`.
         """
         from immunelab.reports import static_page
 
-        return static_page.write(self.store, Path(path), **choice)
+        choice = static_page.Choice(subject, attack, defenses, runs, completions)
+        return static_page.write(self.store, Path(path), choice)
 
     def _some(self, run_ids: Sequence[str] | None, choice: Mapping[str, Any]) -> pd.DataFrame:
         curves = self.curves(run_ids, **choice)

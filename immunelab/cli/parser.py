@@ -6,7 +6,21 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from immunelab.cli import about, app, data, demo, fable, grids, models, pairs, recorded, scorecard, search, start
+from immunelab.cli import (
+    about,
+    app,
+    data,
+    demo,
+    export,
+    fable,
+    grids,
+    models,
+    pairs,
+    recorded,
+    scorecard,
+    search,
+    start,
+)
 from immunelab.cli.options import Parser, split_knobs
 from immunelab.errors import UserError, unknown
 
@@ -26,7 +40,7 @@ GROUPS: dict[str, tuple[Callable[[Any], None], ...]] = {
     "the app": (app.add,),
     "one run": (demo.add, start.add),
     "many runs": (grids.add, search.add),
-    "results": (recorded.add, scorecard.add, scorecard.add_export),
+    "results": (recorded.add, scorecard.add, export.add),
     "manage runs": (recorded.add_control,),
     "models and data": (models.add, data.add, fable.add, pairs.add),
     "this installation": (about.add, demo.add_showcase, recorded.add_store),

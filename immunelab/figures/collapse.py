@@ -81,7 +81,7 @@ def _figure(
 ) -> go.Figure:
     """Traces in the panels that `bands` needs."""
     metrics, defenses, strip = _metrics(bands), present(bands), _has_strip(bands)
-    heights = [1.0] * len(metrics) + ([0.3 + 0.28 * len(defenses)] if strip else [])
+    heights = [1.0] * len(metrics) + ([0.3 + 0.34 * len(defenses)] if strip else [])
     axes = {name: dict(axis) for name, axis in _panels(tuple(heights)).items()}
     for row, metric in enumerate(metrics, start=1):
         axes[f"yaxis{_nth(row)}"] |= {
@@ -108,7 +108,7 @@ def _figure(
         "annotations": [_threshold_words(*limit, theme) for limit in _limits(metrics, thresholds, base_utility)],
         "margin": {"r": 72},
     }
-    height = panel * len(metrics) + (60 + 54 * len(defenses) if strip else 0) + 90
+    height = panel * len(metrics) + (60 + 64 * len(defenses) if strip else 0) + 90
     return finish(go.Figure({"data": traces, "layout": layout}), theme, height)
 
 

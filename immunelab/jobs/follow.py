@@ -15,7 +15,7 @@ from immunelab import jobs
 from immunelab.errors import UserError
 from immunelab.formatting import duration
 from immunelab.runs import shipped
-from immunelab.runs.journal import RunFolder, Status, folders
+from immunelab.runs.journal import RunFolder, Status, folders, meant
 
 FORCE_AFTER = 20.0  # seconds that a stopped run has to finish its step and save
 POLL, RECONCILE = 0.2, 2.0  # seconds
@@ -28,13 +28,8 @@ def run_id(text: str, home: Path) -> str:
         for run in newest(home):
             return run.run_id
         raise UserError(f"There is no last run: {home} holds no runs yet.")
-    known = [f.run_id for f in folders(home)]
-    if text in known:
-        return text
-    fits = [name for name in known if text and (name.startswith(text) or name.endswith(text))]
-    if len(fits) > 1:
-        raise UserError(f"{text!r} fits {len(fits)} runs: {', '.join(fits[:4])}. Give more of the id.")
-    return fits[0] if fits else RunFolder.open(home, text).run_id  # which raises, with near matches
+    found = meant(text, [f.run_id for f in folders(home)])
+    return found or RunFolder.open(home, text).run_id  # which raises, with near matches
 
 
 def model(text: str, home: Path) -> str:

@@ -15,6 +15,7 @@ from immunelab.analysis.scorecard import Evidence, Scorecard, score
 from immunelab.analysis.stability import CAPABILITY, PREFILLED, REFUSALS, WHOLE
 from immunelab.analysis.verdicts import Limits
 from immunelab.errors import UserError, unknown
+from immunelab.runs.journal import meant
 from immunelab.runs.spec import CorpusName, base_name
 from immunelab.store import Store, queries
 
@@ -85,14 +86,12 @@ def find(runs: pd.DataFrame, text: str) -> list[str]:
         named = own if len(own) else named[named["subject"] == named["subject"].value_counts().index[0]]
         return named.loc[named["settings"] == named["settings"].iloc[-1], "run_id"].tolist()
     ids = known["run_id"].tolist()
-    fits = [i for i in ids if text and (i == text or i.endswith(text) or i.startswith(text))]
-    if len(fits) > 1:
-        raise UserError(f"{text!r} fits {len(fits)} immunizations: {', '.join(fits[:4])}. Give more of the id.")
-    if not fits:
-        if text in set(runs["run_id"]):
-            raise UserError(f"The run {text} is no finished immunization, and a scorecard is of one.")
-        raise unknown("finished immunization or defense", text, [*ids, *known["method"].unique()])
-    return fits
+    found = meant(text, ids, "immunizations")
+    if found:
+        return [found]
+    if text in set(runs["run_id"]):
+        raise UserError(f"The run {text} is no finished immunization, and a scorecard is of one.")
+    raise unknown("finished immunization or defense", text, [*ids, *known["method"].unique()])
 
 
 def seeds_of(runs: pd.DataFrame, run_id: str) -> list[str]:

@@ -91,13 +91,30 @@ class Part(NamedTuple):
     data: dict[str, Any] | None = None
 
 
-def write(store: Store, path: Path, **choice: Any) -> int:
-    """Write the page; returns its bytes. `choice` and errors as `page`, and a UserError where it can't be written.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What to show. `subject` is a base model with its corpus as figures name it (the first recorded one), `attack` an
+    attack (the most recorded one), `defenses` are those to show by label (all), `runs` the ids of attacks, or of
+    immunizations with all attacks on them (all). Answers of models other than Fable's are left out, unless
+    `completions` asks for them.
+    """
+
+    subject: str = ""
+    attack: str = ""
+    defenses: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    completions: bool = False
+
+
+def write(store: Store, path: Path, choice: Choice | None = None) -> int:
+    """Write the page; returns its bytes. Errors as `page`, and a UserError where it can't be written.
 
     A path that ends in `.html` gets one file. Any other is the name of a new folder with an `index.html`, in which what
     is drawn has files of its own: for pages that pass `MOST_BYTES`.
     """
-    parts, about = _parts(store, **choice)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder that exists; name a new one, or a file such as {path / 'lab.html'}.")
+    parts, about = _parts(store, choice or Choice())
     if path.suffix.lower() in (".html", ".htm"):
         made: dict[str, str] = {"": _in_one(parts, about)}
         other = f"name a folder, such as {path.with_suffix('')}, or "
@@ -109,8 +126,6 @@ def write(store: Store, path: Path, **choice: Any) -> int:
             f"A file of {largest / 1e6:.0f} MB would be written, and {MOST_BYTES / 1e6:.0f} are opened with ease: "
             f"{other}choose fewer defenses with --defense, or runs with --run."
         )
-    if path.is_dir():
-        raise UserError(f"{path} is a folder that exists; name a new one, or a file such as {path / 'lab.html'}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".immunelab-") as draft:
@@ -124,25 +139,14 @@ def write(store: Store, path: Path, **choice: Any) -> int:
     return sum(len(text.encode()) for text in made.values())
 
 
-def page(store: Store, **choice: Any) -> str:
-    """The page as one HTML text. A UserError where there is nothing to show.
-
-    `subject` is a base model with its corpus as figures name it (the first recorded one), `attack` an attack (the most
-    recorded one), `defenses` are those to show by label (all), `runs` the ids of attacks, or of immunizations with all
-    attacks on them (all). Answers of models other than Fable's are left out, unless `completions` asks for them.
-    """
-    return _in_one(*_parts(store, **choice))
+def page(store: Store, choice: Choice | None = None) -> str:
+    """The page as one HTML text. A UserError where there is nothing to show, or nothing of what was chosen."""
+    return _in_one(*_parts(store, choice or Choice()))
 
 
-def _parts(
-    store: Store,
-    subject: str = "",
-    attack: str = "",
-    defenses: Sequence[str] = (),
-    runs: Sequence[str] = (),
-    completions: bool = False,
-) -> tuple[list[Part], str]:
+def _parts(store: Store, choice: Choice) -> tuple[list[Part], str]:
     """What the page shows, and what it is about in words."""
+    subject, attack, defenses, runs = choice.subject, choice.attack, choice.defenses, choice.runs
     every = queries.attack_curves(store)
     done = every[every["status"] == "done"]
     if runs:
@@ -174,7 +178,7 @@ def _parts(
         _tradeoff(curves),
         *_gradients(store, curves, recorded),
         *_scorecards(store, curves),
-        *_answers(store, curves, shown, completions),
+        *_answers(store, curves, shown, choice.completions),
         _methods(curves, recorded),
     ]
     return parts, f"{subject or subjects[0]}, attacked by {attack or attacks[0]}"

@@ -26,7 +26,19 @@ from immunelab.runs import access
 from immunelab.runs.spec import RunSpec
 from immunelab.runs.status import ENDED, STATUSES, Labels, Status, read_file, replace_file, strict
 
-__all__ = ["ENDED", "STATUSES", "Ancestor", "Journal", "Labels", "RunFolder", "Status", "folders", "home", "lines"]
+__all__ = [
+    "ENDED",
+    "STATUSES",
+    "Ancestor",
+    "Journal",
+    "Labels",
+    "RunFolder",
+    "Status",
+    "folders",
+    "home",
+    "lines",
+    "meant",
+]
 
 RUN_ID = re.compile(r"^[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,150}\Z")
 LARGEST_LINE = 8 << 20  # bytes; readers skip longer lines, so `examples` cuts its rows into lines of at most 1/16
@@ -37,6 +49,15 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 def home(path: str | os.PathLike[str] | None = None) -> Path:
     """The folder that holds runs and database: the argument, else `IMMUNELAB_HOME`, else `./lab`. Absolute."""
     return Path(path or os.environ.get("IMMUNELAB_HOME") or "lab").expanduser().absolute()
+
+
+def meant(text: str, known: Sequence[str], what: str = "runs") -> str | None:
+    """The one of these run ids that a person means: the id itself, or the start or end of it. None if there is none; a
+    UserError if several have it."""
+    fits = [text] if text in known else [i for i in known if text and (i.startswith(text) or i.endswith(text))]
+    if len(fits) > 1:
+        raise UserError(f"{text!r} fits {len(fits)} {what}: {', '.join(fits[:4])}. Give more of the id.")
+    return fits[0] if fits else None
 
 
 class Ancestor(NamedTuple):

@@ -78,7 +78,7 @@ def kept(key: Hashable, make: Callable[[], T]) -> T:
     return found
 
 
-@st.cache_resource(max_entries=192, show_spinner=False)
+@st.cache_resource(max_entries=48, show_spinner=False)
 def _kept(key: str, _make: Callable[[], Any]) -> Any:
     return _make()
 

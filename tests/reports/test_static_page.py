@@ -13,6 +13,7 @@ import pytest
 from immunelab.cli import main
 from immunelab.errors import UserError
 from immunelab.reports import static_page
+from immunelab.reports.static_page import Choice
 from immunelab.store import Store
 
 DRAWN = (
@@ -46,7 +47,7 @@ def test_it_holds_what_is_recorded_and_nothing_else(home: Path) -> None:
 def test_answers_of_real_models_stay_out_unless_asked_for(home: Path) -> None:
     made_up.attack_on_a_real_model(home)
     assert "procedure :" not in static_page.page(Store(home))
-    assert "procedure :" in static_page.page(Store(home), completions=True)
+    assert "procedure :" in static_page.page(Store(home), Choice(completions=True))
 
 
 def test_a_text_of_a_run_cannot_leave_its_place(home: Path) -> None:
@@ -69,7 +70,7 @@ def test_a_text_of_a_run_cannot_leave_its_place(home: Path) -> None:
 def test_a_wrong_choice_is_told_and_nothing_is_written(home: Path, named: dict[str, Any], words: str) -> None:
     made_up.lab(home, seeds=1)
     with pytest.raises(UserError, match=words):
-        static_page.write(Store(home), home / "page.html", **named)
+        static_page.write(Store(home), home / "page.html", Choice(**named))
     assert not (home / "page.html").exists()
 
 
@@ -98,7 +99,7 @@ def test_single_runs_are_chosen_by_the_ends_of_their_ids(home: Path) -> None:
     assert json.loads(told["collapse"]["figure"])["data"]
     assert "sliders" not in told["collapse"], "one learning rate is left"
     with pytest.raises(UserError, match="neither a finished attack nor"):
-        static_page.page(Store(home), runs=["no-such-run"])
+        static_page.page(Store(home), Choice(runs=["no-such-run"]))
 
 
 def test_a_folder_has_what_is_drawn_in_files_of_their_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -156,19 +154,6 @@ def test_traces_open_on_runs_of_one_kind(home: Path) -> None:
     shown = runs[runs["run_id"].isin(run_picker.latest(runs.sort_values("queued_at", ascending=False)))]
     assert len(shown) > 1
     assert len(shown[["kind", "base_model", "steps"]].drop_duplicates()) == 1
-
-
-@pytest.mark.slow
-def test_reading_pages_import_no_torch(home: Path) -> None:
-    made_up.lab(home, seeds=1, rates=(1e-3,))
-    pages = [str(ROOT / "pages" / f"{name}.py") for name in READING]
-    code = (
-        "import sys\nfrom streamlit.testing.v1 import AppTest\n"
-        f"for page in {pages!r}:\n"
-        f"    assert not AppTest.from_file(page, default_timeout={PATIENCE}).run().exception, page\n"
-        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
 @pytest.mark.slow

@@ -40,9 +40,16 @@ def test_sliders_stop_at_recorded_intensities(closed: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "link", [{"rate": "0.00047"}, {"corpus": "/etc"}, {"from": "x"}, {"run": "../x"}, {"ask": "x"}]
+    ("name", "link"),
+    [
+        ("collapse", {"rate": "0.00047"}),
+        ("tour", {"step": "4 Drag the intensity", "rate": "0.00047"}),
+        ("launch", {"from": "x", "corpus": "/etc"}),
+        ("data", {"corpus": "/etc", "view": "Pairs"}),
+        ("playground", {"ask": "what is two plus two ?"}),
+        ("runs", {"run": "../x"}),
+    ],
 )
-@pytest.mark.parametrize("name", ["collapse", "tour", "launch", "data", "playground", "runs"])
 def test_links_start_nothing(name: str, link: dict[str, str], home: Path, closed: list[str]) -> None:
     page(name, **link)
     assert sorted(f.run_id for f in folders(home)) == sorted(closed)
