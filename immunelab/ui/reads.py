@@ -175,8 +175,9 @@ def _store(home: str) -> Store:
 
 
 class Intake:
-    """When journals are looked at: as often as pages look, and not once more while one is drawn, which would then ask
-    all its questions again."""
+    """When journals are looked at: while runs go as often as pages are drawn anew, else soon, so that a page finds what
+    has just been started elsewhere; and not once more while one is drawn, which would then ask all its questions again.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -186,7 +187,9 @@ class Intake:
     def look(self, home: str) -> None:
         """Take in what is new, if it is time to."""
         now = time.monotonic()
-        every = SOON_SECONDS if now < self.hurried.get(home, 0.0) else LIVE_SECONDS
+        known = _answers(home, queries.runs.__name__, (), {"showcase": False}).frame
+        follows = "status" in known and len(active(known)) > 0 and now > self.hurried.get(home, 0.0)
+        every = LIVE_SECONDS if follows else SOON_SECONDS
         with self.lock:
             if now - self.looked.get(home, -LIVE_SECONDS) < every - 0.1:
                 return

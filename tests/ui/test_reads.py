@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import made_up
 import pandas as pd
@@ -45,3 +46,37 @@ def test_unlike_questions_have_answers_of_their_own(home: Path) -> None:
     assert len(reads.ask(queries.scores, [first])) < len(whole)
     whole["score"] = -1.0  # a page may change its own copy
     assert (reads.ask(queries.scores, [first], splits=None)["score"] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("running", "waits", "looks"),
+    [
+        (False, False, [0.0, 0.8, 1.6, 2.4, 3.2, 4.0]),  # a run that is started elsewhere is found at once
+        (True, False, [0.0, 3.2]),  # pages follow it
+        (True, True, [0.0, 0.8, 1.6, 2.4, 3.2, 4.0]),
+    ],
+)
+def test_how_often_journals_are_looked_at(
+    running: bool, waits: bool, looks: list[float], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up.lab(home, seeds=1, rates=(1e-3,), running=running)
+    reads.forget()
+    reads.runs(showcase=False)
+    now, seen = [0.0], []
+
+    class Counted:
+        def __init__(self, _: Path) -> None:
+            seen.append(now[0])
+
+        def sync(self) -> None:
+            """Nothing new."""
+
+    intake = reads.Intake()
+    monkeypatch.setattr(reads, "Store", Counted)
+    monkeypatch.setattr(reads, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for tenth in range(0, 44, 4):
+        now[0] = tenth / 10
+        if waits:
+            intake.hurry()
+        intake.look(str(home))
+    assert seen == looks
