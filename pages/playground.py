@@ -5,6 +5,7 @@ import streamlit as st
 from immunelab.analysis import collapse, export
 from immunelab.figures.answers import answer_sliders, by_step
 from immunelab.figures.palette import title_of
+from immunelab.runs import access
 from immunelab.ui import attack_filter, figure, intensity, live, navigation, playground, reads
 
 navigation.heading(
@@ -63,6 +64,9 @@ if reads.curves().empty:
 else:
     recorded()
 
-st.subheader("Ask anything", anchor=False)
-st.caption("Answered by the final checkpoints on this disk, in a worker of its own: its first answer waits for torch.")
-playground.ask(runs)
+if not access.read_only():
+    st.subheader("Ask anything", anchor=False)
+    st.caption(
+        "Answered by the final checkpoints on this disk, in a worker of its own: its first answer waits for torch."
+    )
+    playground.ask(runs)

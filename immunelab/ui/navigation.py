@@ -10,10 +10,13 @@ import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
 from immunelab import bundled
+from immunelab.runs import access
 
 PAGES = bundled.app() / "pages"
 PLOTLY_PATH = "/assets/plotly.min.js"  # the route that `ui.server` adds for `ui.figure`
 ICON = str(Path(__file__).with_name("icon.png"))  # a Material icon here would be fetched from a font host
+
+STARTING = ("launch", "overview")  # pages that an empty one points to because runs are started there
 
 # name of the file: title, Material icon, what the page is
 ENTRIES = {
@@ -73,7 +76,8 @@ def nothing_yet(title: str, sentence: str, *links: tuple[str, str]) -> None:
         st.markdown(sentence, width="content", text_alignment="center")
         with st.container(horizontal=True, horizontal_alignment="center"):
             for name, label in links:
-                link(name, label)
+                if name not in STARTING or not access.read_only():
+                    link(name, label)
 
 
 def _texts(query: Mapping[str, Any]) -> dict[str, str | list[str]] | None:

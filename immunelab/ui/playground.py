@@ -13,7 +13,6 @@ from immunelab.analysis.variants import BASELINE, KEYS, Variant, among, of, pinn
 from immunelab.figures.collapse import SLIDERS
 from immunelab.figures.palette import title_of
 from immunelab.method import catalogue
-from immunelab.runs import access
 from immunelab.store import queries
 from immunelab.ui import live, measurements, reads
 
@@ -112,9 +111,6 @@ def fold(base_models: set[str]) -> bool:
 
 def ask(runs: pd.DataFrame) -> None:
     """Any question to the checkpoints on this disk: answered by a worker, which loads torch; kept as runs."""
-    if access.read_only():
-        st.caption("In a lab of your own the models can be asked anything.")
-        return
     known = measurements.models(runs)
     with st.form("ask", border=False):
         question = st.text_input(

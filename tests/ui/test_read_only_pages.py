@@ -34,6 +34,15 @@ def test_no_page_offers_a_change(name: str, closed: list[str]) -> None:
     assert name != "launch" or "Nothing can be started here" in text(test)
 
 
+def test_an_empty_page_points_to_nothing_that_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(navigation, "link", lambda name, *_: seen.append(name))
+    for closed in ("", "1"):
+        monkeypatch.setenv(access.SETTING, closed)
+        page("collapse")
+        assert seen == ["launch", "overview"]  # those of the first look
+
+
 def test_sliders_stop_at_recorded_intensities(closed: list[str]) -> None:
     (data,) = shown(page("collapse"))
     assert not any(slider["free"] for slider in data["sliders"])
