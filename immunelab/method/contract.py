@@ -207,6 +207,13 @@ class Trained(Budget):
         """
         return 1.0
 
+    def budget_at(self, step: int) -> tuple[Budget, int]:
+        """The budget whose learning rate holds at update `step` (1 … T), and that update's number within it.
+
+        Its own, unless a method trains in stages that each have a peak rate and a schedule.
+        """
+        return self, step
+
     def prepare(self, model: PreTrainedModel, batches: Feed) -> PreTrainedModel:
         """Before the first step, and again on resume: the model to train; what has `requires_grad` trains."""
         return model

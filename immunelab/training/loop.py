@@ -151,7 +151,7 @@ def updates(
             if probes and (step - 1) % probe_every == 0:
                 scalars |= probe(model, probes)
         scalars["norm/update"] = _clip(weights, method.clip)
-        scalars["learning_rate"] = rate(method, step)
+        scalars["learning_rate"] = rate(*method.budget_at(step))
         for name, value in scalars.items():
             if not math.isfinite(value):
                 raise NonFinite(f"non-finite {name} at step {step} ({value}): lower the learning rate or clip.")
