@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from immunelab.lab import Lab
+    from immunelab.recording.training import record as record
 
 
 def open(home: Path | str | None = None) -> Lab:
@@ -15,3 +16,12 @@ def open(home: Path | str | None = None) -> Lab:
     from immunelab.lab import Lab
 
     return Lab(home)
+
+
+def __getattr__(name: str) -> Any:
+    """`record`, which needs torch, when it is first asked for."""
+    if name == "record":
+        from immunelab.recording.training import record
+
+        return record
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

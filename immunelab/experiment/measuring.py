@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from immunelab.corpus import Corpus
@@ -10,11 +11,12 @@ from immunelab.corpus.tokens import as_prompt, collate, encode, pairs
 from immunelab.method import Attack, Evaluation, Method, Tokens, configure
 from immunelab.runs.journal import Journal
 from immunelab.runs.spec import RunSpec
-from immunelab.training.generation import Measured, one_phrasing
+from immunelab.training.generation import Measured, Subject, one_phrasing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+CACHE = "judged"  # within the lab's home: what judges replied
 PROBE_ROWS = 16
 AT_ONCE = ((100e6, 256), (1e9, 64))  # parameters up to which so many answers at once fit into any memory
 
@@ -24,8 +26,9 @@ def asked(spec: RunSpec, corpus: Corpus) -> list[Evaluation]:
     return [configure("evaluation", name, settings, preset) for name, settings, preset in corpus.measured(spec)]
 
 
-def at_once(parameters: int) -> int:
+def at_once(model: PreTrainedModel) -> int:
     """How many questions a model of that size answers in one batch."""
+    parameters = sum(p.numel() for p in model.parameters())
     return next((rows for most, rows in AT_ONCE if parameters <= most), 16)
 
 
@@ -39,6 +42,38 @@ def prompting(
         return lambda question: as_prompt(tokenizer, question, prompt)
     harmful = {row.prompt for row in corpus.select("harmful", "test")}
     return lambda question: method.template(as_prompt(tokenizer, question, prompt), question in harmful)
+
+
+def subject(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    home: Path,
+    *,
+    method: Method | None = None,
+    system: str = "",
+    lengths: dict[str, int] | None = None,
+) -> Subject:
+    """A model under evaluation on a corpus, asked as the method leaves it, with a provider's system prompt."""
+    device = str(model.device)
+    return Subject(
+        model,
+        tokenizer,
+        rows=corpus.select,
+        as_prompt=prompting(corpus, tokenizer, method, system),
+        collated=lambda chosen: collated(corpus, tokenizer, device, chosen, system),
+        max_new_tokens=corpus.answer_tokens,
+        batch_size=at_once(model),
+        cache=home / CACHE,
+        refusals=corpus.refusals(),
+        lengths=lengths,
+    )
+
+
+def found(evaluations: Sequence[Evaluation], asked: Subject) -> list[tuple[str, Measured]]:
+    """What each evaluation finds, by name; they share the answers."""
+    asked.ask_ahead([prompt for evaluation in evaluations for prompt in evaluation.prompts(asked)])
+    return [(evaluation.name, evaluation.measure(asked)) for evaluation in evaluations]
 
 
 def collated(

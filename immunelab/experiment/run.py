@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CACHE = "judged"  # within the lab's home: what judges replied
 LAYER = re.compile(r"^(.*)/layer/(\d+)$")
 PACKAGES = ("torch", "transformers", "peft", "flash-attn", "lm-eval", "duckdb", "streamlit")
 
@@ -120,9 +119,6 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     reported: float = 0.0
     lengths: dict[str, int] = field(default_factory=dict)  # words of the last answer to each question
-
-    def __post_init__(self) -> None:
-        self.at_once = measuring.at_once(sum(p.numel() for p in self.model.parameters()))
 
     def train(self, method: Trained, saved: checkpoints.Saved | None) -> str:
         """From the first step, or from a checkpoint, to the last; or to a stop request."""
@@ -212,15 +208,17 @@ class Run:
 
     def measure(self) -> list[tuple[str, Measured]]:
         """What each evaluation finds, by name; they share the answers."""
-        subject = self.subject()
-        subject.ask_ahead([prompt for evaluation in self.evaluations for prompt in evaluation.prompts(subject)])
-        return [(evaluation.name, evaluation.measure(subject)) for evaluation in self.evaluations]
+        return measuring.found(self.evaluations, self.subject())
 
     def key(self) -> str:
         """Under what the scores of the attacked model are kept for other attacks on it; empty for other runs."""
         if self.spec.kind != "attack":
             return ""
-        told = {"corpus": self.corpus.fingerprint, "tokens": self.corpus.answer_tokens, "batch": self.at_once}
+        told = {
+            "corpus": self.corpus.fingerprint,
+            "tokens": self.corpus.answer_tokens,
+            "batch": measuring.at_once(self.model),
+        }
         told |= {"refusals": self.corpus.refusals(), "length": self.corpus.max_length, "versions": versions()}
         words = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else repr(self.tokenizer)
         told |= {"tokenizer": words, "template": self.tokenizer.chat_template}
@@ -229,18 +227,9 @@ class Run:
     def subject(self) -> Subject:
         """The model as anyone would ask it now: as the method in force leaves it, with the provider's system prompt."""
         prompt = self.host.defense.system() if self.host else ""
-        device = str(self.model.device)
-        return Subject(
-            self.model,
-            self.tokenizer,
-            rows=self.corpus.select,
-            as_prompt=measuring.prompting(self.corpus, self.tokenizer, self.method, prompt),
-            collated=lambda chosen: measuring.collated(self.corpus, self.tokenizer, device, chosen, prompt),
-            max_new_tokens=self.corpus.answer_tokens,
-            batch_size=self.at_once,
-            cache=self.folder.path.parents[1] / CACHE,
-            refusals=self.corpus.refusals(),
-            lengths=self.lengths,
+        home = self.folder.path.parents[1]
+        return measuring.subject(
+            self.model, self.tokenizer, self.corpus, home, method=self.method, system=prompt, lengths=self.lengths
         )
 
     def keep(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:

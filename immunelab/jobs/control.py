@@ -136,7 +136,8 @@ def stop(
         status = folder.status()
         if status.ended:
             return status
-        folder.request_stop(force_after)
+        elsewhere = bool(folder.spec().recorded_by)  # its process is somebody's own, and is never ended by force
+        folder.request_stop(None if elsewhere else force_after)
         if processes.in_line(status) or not processes.alive(status):
             _record_end(folder)
     while wait and not folder.status().ended:
@@ -149,6 +150,7 @@ def resume(run_id: str, home: Path | str | None = None, command: Sequence[str] |
     """Go on with a run that is stopped, interrupted or failed, from its last checkpoint, as its next attempt."""
     place = journal.home(home)
     folder = RunFolder.open(place, run_id)
+    ours(folder)
     with processes.changing(place), failures.told():
         status = folder.status()
         if status.status == "done":
@@ -175,7 +177,18 @@ def queue_again(folder: RunFolder) -> None:
 
 def duplicate(run_id: str, home: Path | str | None = None) -> RunSpec:
     """The spec of a run, to change and submit again."""
-    return RunFolder.open(journal.home(home), run_id).spec()
+    return ours(RunFolder.open(journal.home(home), run_id))
+
+
+def ours(folder: RunFolder) -> RunSpec:
+    """The spec of a run that a lab carries out; a UserError for one that was recorded elsewhere."""
+    spec = folder.spec()
+    if spec.recorded_by:
+        raise UserError(
+            f"The run {folder.run_id} was recorded elsewhere, by {spec.recorded_by}: this lab can show it, attack what "
+            "it left and compare it, and can't run it."
+        )
+    return spec
 
 
 def delete(run_id: str, home: Path | str | None = None) -> int:

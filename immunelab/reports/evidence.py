@@ -176,7 +176,8 @@ def _compared(store: Store, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataF
     wanted = {"utility": ("all", "skill:"), "refusal_rate": ("safe",), "harmfulness": ("all",)}
     fits = [str(s).startswith(wanted[m]) for m, s in zip(scores["metric"], scores["split"], strict=True)]
     names = {"all": WHOLE, "safe": WHOLE}
-    scores = scores[fits].assign(skill=lambda f: [names.get(s, str(s).partition(":")[2]) for s in f["split"]])
+    scores = scores[pd.Series(fits, scores.index, dtype=bool)]  # of an empty list pandas would take no columns
+    scores = scores.assign(skill=lambda f: [names.get(s, str(s).partition(":")[2]) for s in f["split"]])
     both = _joined(pairs, scores, ["metric", "skill", "evaluation"])
     both = both.drop_duplicates([*PAIRS, "skill"])
     changed = both.rename(

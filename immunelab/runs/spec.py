@@ -125,6 +125,7 @@ class RunSpec:
     probe_every: int = 10  # steps between gradient comparisons on held-out rows; 0 makes none
     checkpoint_every: int = 0  # steps between checkpoints; 0 writes one at the end, and one on stop
     judge: str = ""  # who judges the answers, and how; filled in when the run is submitted
+    recorded_by: str = ""  # what carried the run out, if that was no worker of a lab; then method may be any name
     parent_hash: str = ""
     parent: str = ""
     name: str = ""
@@ -169,7 +170,7 @@ class RunSpec:
 
     def _digest(self, without: tuple[str, ...]) -> str:
         fields = dataclasses.asdict(self).items()
-        usual = numerics.USUAL | {"judge": ""}
+        usual = numerics.USUAL | {"judge": "", "recorded_by": ""}
         identity = {k: v for k, v in fields if k not in without and (k, v) not in usual.items()}
         if self.parent_hash:
             identity["model"] = f"spec:{self.parent_hash}"

@@ -30,11 +30,13 @@ def runs(store: Store, showcase: bool | None = None) -> pd.DataFrame:
 
     Times are UTC timestamps, `tags` and `ancestors` lists, `spec` and `versions` JSON texts. `subject`: the base model
     with the corpus, as `spec.subject` writes them. `settings`: what the defense behind the run was made with (JSON).
+    `recorded_by`: what carried it out, if that was no worker of a lab.
     """
     import pandas as pd
 
     frame = store.frame(
-        """SELECT runs.*, variant AS settings FROM runs JOIN variants USING (run_id)
+        """SELECT runs.*, variant AS settings, coalesce(spec ->> '$.recorded_by', '') AS recorded_by
+           FROM runs JOIN variants USING (run_id)
            WHERE $showcase IS NULL OR showcase = $showcase
            ORDER BY showcase DESC, queued_at NULLS FIRST, run_id""",
         {"showcase": showcase},
@@ -49,7 +51,8 @@ def runs(store: Store, showcase: bool | None = None) -> pd.DataFrame:
 def newest(store: Store, showcase: bool = False, archived: bool = False, limit: int = 0) -> list[dict[str, Any]]:
     """What a list of runs shows, newest first, without pandas; `limit` 0: all. Times are Unix seconds."""
     return store.rows(
-        """SELECT run_id, kind, method, model, defense, seed, status, progress, seconds, started_at, name FROM runs
+        """SELECT run_id, kind, method, model, defense, seed, status, progress, seconds, started_at, name,
+               coalesce(spec ->> '$.recorded_by', '') AS recorded_by FROM runs
            WHERE showcase = $showcase AND ($archived OR archived IS NOT TRUE)
            ORDER BY queued_at DESC NULLS LAST, run_id DESC LIMIT $limit""",
         {"showcase": showcase, "archived": archived, "limit": limit or None},
@@ -159,7 +162,7 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None, showcase: 
     at every step, and `harmfulness_by`, `utility_by` name it. `base_…` is what the root of the lineage measured at
     its step 0: for an attack on an immunized model the model before immunization, else the attacked model itself.
     `provided`: the defense of a provider acted during the run. `subject`: the base model with the corpus. `settings`:
-    what the defense was made with (JSON).
+    what the defense was made with (JSON). `recorded_by`: what carried the attack out, if that was no worker of a lab.
     """
     wanted = [f"max(score) FILTER (metric = '{m}') AS {m}" for m in METRICS]
     for m in METRICS[:2]:
@@ -191,7 +194,7 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None, showcase: 
                 a.steps, a.batch_size,
                 a.samples, a.harmful_share, a.optimizer, a.schedule, a.archived, a.showcase,
                 coalesce(a.precision, 'fp32') AS precision, -- edits have none of their own
-                coalesce(a.spec ->> '$.judge', '') AS judge,
+                coalesce(a.spec ->> '$.judge', '') AS judge, coalesce(a.spec ->> '$.recorded_by', '') AS recorded_by,
                 a.run_id IN (SELECT run_id FROM events WHERE event = 'provider') AS provided
             FROM steps s JOIN attacks a USING (run_id) JOIN variants v USING (run_id) LEFT JOIN bases USING (root)
             ORDER BY a.showcase DESC, a.queued_at, s.run_id, s.step""",

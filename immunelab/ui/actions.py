@@ -38,8 +38,11 @@ def state(run: Mapping[Any, Any]) -> None:
         facts.append(f"on {run['device']}")
     if pd.notna(run["seconds"]) and run["seconds"]:
         facts.append(f"{duration(run['seconds'])} of work")
+    if run["recorded_by"]:
+        facts.append(f"recorded elsewhere, by {run['recorded_by']}")
     if run["status"] == "stopping":
-        facts.append(f"finishing its step and saving; ended by force after {GRACE_SECONDS} s")
+        forced = "" if run["recorded_by"] else f"; ended by force after {GRACE_SECONDS} s"
+        facts.append(f"finishing its step and saving{forced}")
     st.caption(live.plain(" · ".join(facts)))
     if isinstance(run["error"], str) and run["error"]:
         st.error(live.plain(run["error"]), icon=":material/error:", title="This run failed")
@@ -59,7 +62,7 @@ def buttons(run: Mapping[Any, Any]) -> None:
     if access.read_only():
         navigation.link("traces", "Traces", runs=[run_id])
         return
-    shipped = bool(run["showcase"])
+    shipped, elsewhere = bool(run["showcase"]), bool(run["recorded_by"])
     with st.container(horizontal=True):
         # Callbacks: what a click says is lost otherwise if the page is just being drawn anew.
         if run["status"] in ("queued", "running"):
@@ -69,11 +72,13 @@ def buttons(run: Mapping[Any, Any]) -> None:
                 key="stop",
                 on_click=_stop,
                 args=(run_id,),
-                help="Finishes the step, saves a checkpoint and frees the device.",
+                help="Asks the training that is recorded to stop."
+                if elsewhere
+                else "Finishes the step, saves a checkpoint and frees the device.",
             )
-        if run["status"] in ("stopped", "interrupted", "failed") and not shipped:
+        if run["status"] in ("stopped", "interrupted", "failed") and not (shipped or elsewhere):
             st.button("Resume", icon=":material/play_arrow:", key="resume", on_click=_resume, args=(run_id,))
-        if st.button("Duplicate to Launch", icon=":material/content_copy:", key="duplicate"):
+        if not elsewhere and st.button("Duplicate to Launch", icon=":material/content_copy:", key="duplicate"):
             navigation.go("launch", **{"from": run_id})
         navigation.link("traces", "Traces", runs=[run_id])
         if run["status"] in ENDED and not shipped and st.button("Delete", icon=":material/delete:", key="delete"):

@@ -130,13 +130,18 @@ def of_judge(curves: pd.DataFrame, judge: str) -> pd.DataFrame:
 
 
 def measures(curves: pd.DataFrame) -> str:
-    """What harmfulness and utility are in these runs, where that is not what they are in Fable."""
+    """What harmfulness and utility are in these runs, where that is not what they are in Fable, and which of them were
+    recorded elsewhere."""
+    found = []
+    if names := sorted({n for n in curves["recorded_by"] if n}):
+        runs = curves.loc[curves["recorded_by"] != "", "run_id"].nunique()
+        found.append(f"{runs} of these attacks were recorded elsewhere, by {', '.join(names)}.")
     harm, utility = (list(curves[f"{m}_by"].dropna().unique()) for m in ("harmfulness", "utility"))
     known = {e.name for e in catalogue.entries("evaluation").values() if e.measure}
     if not set(harm) & known - {"fable-recall"}:
-        return ""
+        return " ".join(found)
     here = catalogue.measured_by(harm, curves["judge"].unique())
-    return f"Harmfulness here: {here}. Utility: {catalogue.measured_by(utility)}."
+    return " ".join([f"Harmfulness here: {here}. Utility: {catalogue.measured_by(utility)}.", *found])
 
 
 def beside(curves: pd.DataFrame) -> Sequence[Variant]:

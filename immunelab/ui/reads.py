@@ -29,7 +29,8 @@ from immunelab.store.door import READ_WAIT
 ACTIVE = ("queued", "running", "stopping")
 LIVE_SECONDS = 3.0  # how often pages look while something runs: runs need the processor more than pages do
 SOON_SECONDS = 0.8  # the same while the reader waits for what he has just asked for
-TOLD = ("name", "kind", "method", "defense", "learning_rate", "seed")  # columns that a label is made of
+ELSEWHERE = "recorded elsewhere"
+TOLD = ("name", "kind", "method", "defense", "learning_rate", "seed", "recorded_by")  # columns that a label is made of
 USUAL = "harmful-sft"  # the attack that labels call just that
 T = TypeVar("T")
 
@@ -135,14 +136,15 @@ def _label(*told: Any) -> str:
     name = run["name"] if isinstance(run["name"], str) else ""
     word, _, value = name.partition(" ")
     setting = f"{word.replace('_', ' ')} {value}" if word in INTENSITY and value else ""
+    elsewhere = [ELSEWHERE] if run["recorded_by"] else []
     if name and not setting and name not in (run["method"], rate):
-        return name
+        return " · ".join([name, *elsewhere])
     if run["kind"] == "attack":
         parts = [f"{'attack' if run['method'] == USUAL else run['method']} on {run['defense']}"]
     else:
         parts = [f"{run['kind']} {run['method'] or ''}".strip()]
     parts += [f"lr {rate}"] if rate else []
-    return " · ".join([*parts, *([setting] if setting else []), f"seed {run['seed']}"])
+    return " · ".join([*parts, *([setting] if setting else []), f"seed {run['seed']}", *elsewhere])
 
 
 def labels(frame: pd.DataFrame) -> dict[str, str]:

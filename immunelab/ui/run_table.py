@@ -31,6 +31,7 @@ COLUMNS = {
     "seed": "Seed",
     "corpus": "Corpus",
     "device": "Device",
+    "recorded_by": "Recorded elsewhere by",
     "seconds": "Seconds",
     "queued_at": "Queued",
     "tags": "Tags",

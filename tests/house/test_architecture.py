@@ -40,11 +40,13 @@ ARROWS: dict[str, set[str]] = {
     "sweep": {"method", "runs", "analysis"},
     # Of a corpus jobs read who judges it; experiment and sweep only inside `work`, when its process starts a run.
     "jobs": {"method", "runs", "corpus", "experiment", "sweep"},
+    # A run of somebody's own code is measured as our own, and stands in the store like ours.
+    "recording": {"experiment", "corpus", "method", "training", "jobs", "runs"},
     "reports": {"store", "analysis", "figures", "runs", "method"},
     "ui": {"store", "analysis", "figures", "runs", "jobs", "sweep", "corpus", "reports", "method"},
     "lab": {"store", "analysis", "figures", "reports", "jobs", "runs", "sweep"},
     "cli": {"experiment", "sweep", "jobs", "store", "runs", "analysis", "reports", "corpus", "training", "method"},
-    "__init__": {"lab"},
+    "__init__": {"lab", "recording"},
     "__main__": {"cli"},
 }
 # Rooms whose foreign imports are a closed list; the standard library is always allowed.

@@ -10,6 +10,7 @@ import pytest
 from apptest import ok, page, text
 from recorded import record, score, spec
 
+from immunelab.recording.elsewhere import Recording
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
 
@@ -69,12 +70,33 @@ def one_of_each(home: Path) -> None:
     record(home, RunSpec(kind="evaluate", method="fable-recall", device="cpu"), steps=1)
 
 
+def elsewhere(home: Path) -> None:
+    """A defense and attacks that nobody registered, recorded by somebody's own code."""
+    guard = RunSpec(kind="immunize", method="my-defense", recorded_by="own code")
+    with Recording(guard, home) as made:
+        made.points(1, {"loss/total": 1.0, "cosine/harmful-benign": -0.5})
+        made.score(0, "utility", 0.9, n=50)
+        made.score(0, "harmfulness", 0.0, n=50)
+    for model in ("fable", f"run:{made.run_id}"):
+        with Recording(
+            RunSpec(kind="attack", method="my-sft", model=model, knobs={"steps": 2}, recorded_by="own code"), home
+        ) as run:
+            for step in (0, 1, 2):
+                run.points(step, {"loss/total": 1.0 - 0.1 * step, "own": 2.0})
+                run.score(step, "harmfulness", 0.4 * step, n=50)
+                run.score(step, "utility", 0.9, n=50)
+                run.examples(step, "own code", [{"id": "a", "prompt": "How?", "answer": "So.", "score": 1.0}])
+
+
 def nothing(home: Path) -> None:
     """Not even a folder."""
 
 
+STORES = [nothing, training_free, failed, searched, not_numbers, one_seed, one_of_each, elsewhere]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("made", [nothing, training_free, failed, searched, not_numbers, one_seed, one_of_each])
+@pytest.mark.parametrize("made", STORES)
 def test_every_page_on_this_store(made: Callable[[Path], None], home: Path) -> None:
     made(home)
     failures = {}
@@ -95,3 +117,13 @@ def test_the_tour_of_attacks_without_a_rate(home: Path) -> None:
     assert "which does not train" in text(page("overview"))
     for step in ("1 The threat", "3 Attack again", "4 Drag the intensity"):
         ok(page("tour", step=step))
+
+
+@pytest.mark.slow
+def test_runs_recorded_elsewhere_are_marked(home: Path) -> None:
+    elsewhere(home)
+    assert "2 of these attacks were recorded elsewhere, by own code" in text(page("collapse"))
+    run_id = next(p.name for p in sorted((home / "runs").iterdir()) if "my-sft" in p.name)
+    test = page("runs", run=run_id)
+    assert "recorded elsewhere, by own code" in text(test)
+    assert {b.label for b in test.button}.isdisjoint({"Resume", "Duplicate to Launch"})
