@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help app demo quick test lint showcase install clusters eval clean
+.PHONY: help app demo quick test lint showcase install clusters eval exchange clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ clusters: $(STAMP) ## add what sweeps on Slurm and Ray need (docs/clusters.md)
 
 eval: $(STAMP) ## add the LM Evaluation Harness (docs/models.md)
 	@$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-eval.lock
+
+exchange: $(STAMP) ## add what the formats of other tools need (docs/exchange.md)
+	@$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-exchange.lock
 
 app: $(STAMP) ## start the app at http://127.0.0.1:8501
 	$(RUN)streamlit run app.py

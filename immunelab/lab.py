@@ -349,6 +349,22 @@ class Lab:
         choice = static_page.Choice(subject, attack, defenses, runs, completions)
         return static_page.write(self.store, Path(path), choice)
 
+    def export_to(
+        self,
+        form: str,
+        path: Path | str,
+        runs: Sequence[str] = (),
+        completions: bool = False,
+        license: str = "",
+    ) -> str:
+        """Write runs into a new folder for another tool (`exchange.FORMATS`: tensorboard, wandb, inspect, hub, …).
+
+        Returns what was written, in words. Arguments and errors as in `exchange.transfer.export`.
+        """
+        from immunelab.exchange import transfer
+
+        return transfer.export(self.store, form, Path(path), runs, completions, license)
+
     def _some(self, run_ids: Sequence[str] | None, choice: Mapping[str, Any]) -> pd.DataFrame:
         curves = self.curves(run_ids, **choice)
         if curves.empty:

@@ -6,7 +6,7 @@ from immunelab import jobs
 from immunelab.analysis import collapse
 from immunelab.analysis.outcomes import Thresholds
 from immunelab.runs import access
-from immunelab.ui import headline, live, navigation, outcomes, reads
+from immunelab.ui import headline, live, navigation, outcomes, reads, shared_page
 
 navigation.heading(
     "overview",
@@ -34,6 +34,7 @@ else:
         navigation.link("tour", "Guided demo: the story in five steps")
         navigation.link("collapse", "Step by step, every intensity", **tale.link)
         navigation.link("playground", "What the models answer", **tale.link)
+        shared_page.offer(comparable, str(comparable["subject"].iloc[0]))
     st.caption(f"{tale.basis}; {source}.")
 
 st.subheader("Live runs", anchor=False)

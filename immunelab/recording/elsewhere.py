@@ -28,10 +28,7 @@ class Recording:
     """
 
     def __init__(self, spec: RunSpec, home: Path | str | None = None) -> None:
-        if spec.kind not in KIND_OF_METHOD:
-            raise UserError(f"What can be recorded is one of {', '.join(KIND_OF_METHOD)}, and got {spec.kind!r:.80}.")
-        if not spec.recorded_by or not spec.method:
-            raise UserError("A recorded run says by what it is recorded, and which method it is.")
+        recordable(spec)
         self.home = journal.home(home)
         self._spec = spec
         self.phase = spec.kind
@@ -150,6 +147,14 @@ class Recording:
         share = {"progress": 1.0} if ended == "done" else {}
         heartbeat.finish(folder, ended, message=message, error=error, seconds=time.time() - self._began, **share)
         self.over = True
+
+
+def recordable(spec: RunSpec) -> None:
+    """A UserError if a spec is not that of a run which something else carries out."""
+    if spec.kind not in KIND_OF_METHOD:
+        raise UserError(f"What can be recorded is one of {', '.join(KIND_OF_METHOD)}, and got {spec.kind!r:.80}.")
+    if not spec.recorded_by or not spec.method:
+        raise UserError("A recorded run says by what it is recorded, and which method it is.")
 
 
 def _step(step: int) -> int:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +31,10 @@ from immunelab.figures.traces import scalar_traces
 from immunelab.figures.tradeoff import harm_against_utility
 from immunelab.method import catalogue
 from immunelab.reports import card, evidence, story
+from immunelab.runs.drafts import new_file, new_folder
 from immunelab.store import Store, queries
 
+Tell = Callable[[str], object]
 MOST_BYTES = 12 << 20
 PROMPTS = 8  # of each evaluation, those where the attack is seen best
 BESIDE = 3  # so many models' answers side by side
@@ -106,45 +107,43 @@ class Choice:
     completions: bool = False
 
 
-def write(store: Store, path: Path, choice: Choice | None = None) -> int:
+def write(store: Store, path: Path, choice: Choice | None = None, tell: Tell | None = None) -> int:
     """Write the page; returns its bytes. Errors as `page`, and a UserError where it can't be written.
 
     A path that ends in `.html` gets one file. Any other is the name of a new folder with an `index.html`, in which what
-    is drawn has files of its own: for pages that pass `MOST_BYTES`.
+    is drawn has files of its own: for pages that pass `MOST_BYTES`. `tell` hears what is drawn next.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder that exists; name a new one, or a file such as {path / 'lab.html'}.")
-    parts, about = _parts(store, choice or Choice())
+    parts, about = _parts(store, choice or Choice(), tell)
     if path.suffix.lower() in (".html", ".htm"):
-        made: dict[str, str] = {"": _in_one(parts, about)}
-        other = f"name a folder, such as {path.with_suffix('')}, or "
-    else:
-        made, other = _in_files(parts, about), ""
-    largest = max(len(text.encode()) for text in made.values())
-    if largest > MOST_BYTES:
+        text = _in_one(parts, about)
+        _fits(len(text.encode()), f"name a folder, such as {path.with_suffix('')}, or ")
+        with new_file(path) as draft:
+            draft.write_text(text, encoding="utf-8")
+        return len(text.encode())
+    made = {name: text.encode() for name, text in _in_files(parts, about).items()}
+    _fits(max(map(len, made.values())), "")
+    with new_folder(path) as folder:
+        for name, content in made.items():
+            (folder / name).write_bytes(content)
+    return sum(map(len, made.values()))
+
+
+def _fits(size: int, other: str) -> None:
+    if size > MOST_BYTES:
         raise UserError(
-            f"A file of {largest / 1e6:.0f} MB would be written, and {MOST_BYTES / 1e6:.0f} are opened with ease: "
+            f"A file of {size / 1e6:.0f} MB would be written, and {MOST_BYTES / 1e6:.0f} are opened with ease: "
             f"{other}choose fewer defenses with --defense, or runs with --run."
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".immunelab-") as draft:
-            folder = Path(draft) / "page"
-            folder.mkdir()
-            for name, text in made.items():
-                (folder / (name or path.name)).write_text(text, encoding="utf-8")
-            (folder / path.name if "" in made else folder).replace(path)
-    except OSError as error:
-        raise UserError(f"The page {path} can't be written: {error.strerror or error}.") from None
-    return sum(len(text.encode()) for text in made.values())
 
 
-def page(store: Store, choice: Choice | None = None) -> str:
+def page(store: Store, choice: Choice | None = None, tell: Tell | None = None) -> str:
     """The page as one HTML text. A UserError where there is nothing to show, or nothing of what was chosen."""
-    return _in_one(*_parts(store, choice or Choice()))
+    return _in_one(*_parts(store, choice or Choice(), tell))
 
 
-def _parts(store: Store, choice: Choice) -> tuple[list[Part], str]:
+def _parts(store: Store, choice: Choice, tell: Tell | None) -> tuple[list[Part], str]:
     """What the page shows, and what it is about in words."""
     subject, attack, defenses, runs = choice.subject, choice.attack, choice.defenses, choice.runs
     every = queries.attack_curves(store)
@@ -171,16 +170,21 @@ def _parts(store: Store, choice: Choice) -> tuple[list[Part], str]:
     shown = [v for v in pinned_first(present(curves)) if not defenses or v.label in defenses or v == BASELINE]
     curves = among(curves, shown)
     recorded = queries.runs(store)
-    parts = [
-        *_story(curves),
-        _collapse(curves, shown),
-        _map(curves),
-        _tradeoff(curves),
-        *_gradients(store, curves, recorded),
-        *_scorecards(store, curves),
-        *_answers(store, curves, shown, choice.completions),
-        _methods(curves, recorded),
-    ]
+    drawn: dict[str, Callable[[], Sequence[Part]]] = {
+        "the overview": lambda: _story(curves),
+        "the collapse curves": lambda: [_collapse(curves, shown)],
+        "the outcomes": lambda: [_map(curves)],
+        "the trade-off": lambda: [_tradeoff(curves)],
+        "the gradients": lambda: _gradients(store, curves, recorded),
+        "the scorecards": lambda: _scorecards(store, curves),
+        "the answers": lambda: _answers(store, curves, shown, choice.completions),
+        "the settings": lambda: [_methods(curves, recorded)],
+    }
+    parts: list[Part] = []
+    for title, draw in drawn.items():
+        if tell:
+            tell(title)
+        parts += draw()
     return parts, f"{subject or subjects[0]}, attacked by {attack or attacks[0]}"
 
 

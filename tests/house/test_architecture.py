@@ -43,9 +43,22 @@ ARROWS: dict[str, set[str]] = {
     # A run of somebody's own code is measured as our own, and stands in the store like ours.
     "recording": {"experiment", "corpus", "method", "training", "jobs", "runs"},
     "reports": {"store", "analysis", "figures", "runs", "method"},
+    "exchange": {"store", "recording", "reports", "runs", "method"},
     "ui": {"store", "analysis", "figures", "runs", "jobs", "sweep", "corpus", "reports", "method"},
-    "lab": {"store", "analysis", "figures", "reports", "jobs", "runs", "sweep"},
-    "cli": {"experiment", "sweep", "jobs", "store", "runs", "analysis", "reports", "corpus", "training", "method"},
+    "lab": {"store", "analysis", "figures", "reports", "exchange", "jobs", "runs", "sweep"},
+    "cli": {
+        "exchange",
+        "experiment",
+        "sweep",
+        "jobs",
+        "store",
+        "runs",
+        "analysis",
+        "reports",
+        "corpus",
+        "training",
+        "method",
+    },
     "__init__": {"lab", "recording"},
     "__main__": {"cli"},
 }
@@ -59,7 +72,20 @@ FOREIGN: dict[str, set[str]] = {
     "jobs": {"psutil", "filelock", "rich"},  # packages of clusters are extras, imported by name when they are asked for
     "analysis": {"pandas", "numpy", "pyarrow"},
 }
-NO_TORCH = LEAVES | {"runs", "method", "store", "jobs", "analysis", "figures", "reports", "ui", "cli", "sweep", "lab"}
+NO_TORCH = LEAVES | {
+    "runs",
+    "method",
+    "store",
+    "jobs",
+    "analysis",
+    "figures",
+    "reports",
+    "exchange",
+    "ui",
+    "cli",
+    "sweep",
+    "lab",
+}
 TORCH = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors"}
 
 

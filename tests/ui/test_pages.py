@@ -463,3 +463,15 @@ def test_the_shown_spec_is_the_one_that_starts(submitted: list[RunSpec]) -> None
     shown = json.loads(test.code[-1].value)
     ok(test.button(key="start").click().run())
     assert [RunSpec.from_json(json.dumps(s)).hash for s in shown] == [s.hash for s in submitted]
+
+
+@pytest.mark.slow
+def test_overview_makes_one_page_to_share(full: list[str]) -> None:
+    def downloads(test: AppTest) -> list[str]:
+        return [d.proto.label for d in test.get("download_button") if d.proto.label.startswith("Download (")]
+
+    test = ok(page("overview"))
+    assert downloads(test) == []
+    ok(test.button(key="make-page").click().run())
+    assert len(downloads(test)) == 1
+    assert len(downloads(ok(page("overview")))) == 1  # another session need not make it again
