@@ -12,6 +12,9 @@ torch, and runs go on if the notebook does not.
 
 from __future__ import annotations
 
+import html
+import os
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,27 @@ if TYPE_CHECKING:
     from immunelab.analysis.verdicts import Limits
     from immunelab.store import Store
 
+APP = "http://127.0.0.1:8501"  # where `immunelab app` opens it
+
+
+class RunId(str):
+    """A run's id, a text, which a notebook shows with what the run is and a link into the app."""
+
+    home: Path
+
+    def __new__(cls, run_id: str, home: Path) -> RunId:
+        """`home` is the lab's."""
+        made = super().__new__(cls, run_id)
+        made.home = home
+        return made
+
+    def _repr_html_(self) -> str:
+        from immunelab.jobs import follow
+
+        folder = journal.RunFolder.open(self.home, str(self))
+        said = html.escape(f"{follow.title(folder)}: {folder.status().status}")
+        return f'<div>{said} <a href="{_link("runs", run=str(self))}">{html.escape(str(self))}</a></div>'
+
 
 class Lab:
     """The runs of a home, and how to make more. `home` None takes IMMUNELAB_HOME, or ./lab."""
@@ -39,6 +63,21 @@ class Lab:
 
     def __repr__(self) -> str:
         return f"Lab({str(self.home)!r})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: how many runs there are, the newest, and links into the app."""
+        from immunelab.store import queries
+
+        store = self.store
+        shipped = store.rows("SELECT count(*) AS n FROM runs WHERE showcase")[0]["n"]
+        states = store.rows("SELECT kind, status, count(*) AS n FROM runs WHERE NOT showcase GROUP BY ALL ORDER BY ALL")
+        own = ", ".join(f"{row['n']} × {row['kind']} {row['status']}" for row in states)
+        pages = " · ".join(f'<a href="{_link(page)}">{page or "overview"}</a>' for page in ("", "runs", "collapse"))
+        newest = [RunId(row["run_id"], self.home)._repr_html_() for row in queries.newest(store, limit=5)]
+        return (
+            f"<p><b>ImmuneLab</b> in {html.escape(str(self.home))}: {html.escape(own) or 'no runs of its own'}; "
+            f"{shipped} that ship. In the app (<code>immunelab app</code>): {pages}</p>{''.join(newest)}"
+        )
 
     def sql(self, query: str) -> pd.DataFrame:
         """One read-only query on the store. Tables: runs, points, layer_points, scores, examples, checkpoints."""
@@ -56,23 +95,23 @@ class Lab:
 
     # --- making runs
 
-    def immunize(self, method: str = "seam", **options: Any) -> str:
+    def immunize(self, method: str = "seam", **options: Any) -> RunId:
         """Make a model immune; returns the run's id. Options: those of `spec`, `wait`, and any knob of the method."""
         return self.start("immunize", method, **options)
 
-    def attack(self, model: str = "fable", method: str = "harmful-sft", **options: Any) -> str:
+    def attack(self, model: str = "fable", method: str = "harmful-sft", **options: Any) -> RunId:
         """Attack a model: `fable`, a Hub id, a folder, or the id of a run. Options as in `immunize`, and `rung`."""
         return self.start("attack", method, model=model, **options)
 
-    def finetune(self, model: str = "fable", method: str = "benign-sft", **options: Any) -> str:
+    def finetune(self, model: str = "fable", method: str = "benign-sft", **options: Any) -> RunId:
         """Fine-tune a model on benign rows, to measure trainability. Options as in `attack`."""
         return self.start("finetune", method, model=model, **options)
 
-    def evaluate(self, method: str, model: str = "fable", **options: Any) -> str:
+    def evaluate(self, method: str, model: str = "fable", **options: Any) -> RunId:
         """Measure a model with one evaluation, such as `task-accuracy`. Options: those of `spec`, `wait`, its knobs."""
         return self.start("evaluate", method, model=model, **options)
 
-    def start(self, kind: str, method: str, *, wait: bool = True, **options: Any) -> str:
+    def start(self, kind: str, method: str, *, wait: bool = True, **options: Any) -> RunId:
         """Queue one run, as `spec` describes it, and with `wait` follow it to its end with a progress bar."""
         return self.submit([self.spec(kind, method, **options)], wait)[0]
 
@@ -107,9 +146,9 @@ class Lab:
             self.wait(run_ids)
         return run_ids
 
-    def submit(self, specs: Sequence[RunSpec], wait: bool = True) -> list[str]:
+    def submit(self, specs: Sequence[RunSpec], wait: bool = True) -> list[RunId]:
         """Queue runs, one after another in one process. `run:#k` as a model is the k-th run of the list."""
-        run_ids = jobs.submit(list(specs), self.home)
+        run_ids = [RunId(run_id, self.home) for run_id in jobs.submit(list(specs), self.home)]
         if wait:
             self.wait(run_ids)
         return run_ids
@@ -190,21 +229,24 @@ class Lab:
         return tasks.before_and_after(self.runs(), self.scores(run_ids, parts=True))
 
     def curves(self, run_ids: Sequence[str] | None = None, **choice: Any) -> pd.DataFrame:
-        """One row per attack run and checkpoint, of runs that may be drawn together; `choice` selects by settings,
-        such as learning_rate=1e-3, and by subject: the base model with its corpus, which this lab's own runs decide
-        where it is not told."""
+        """One row per attack run and checkpoint, of runs that may be drawn together.
+
+        `choice` selects by settings, such as learning_rate=1e-3 or defense=["undefended", "seam"], and by subject: the
+        base model with its corpus, which this lab's own runs decide where it is not told.
+        """
         from immunelab.analysis import collapse
         from immunelab.store import queries
 
         store = self.store
         curves = queries.attack_curves(store)
         subject = choice.pop("subject", None)
+        run_ids = None if run_ids is None else _list(run_ids)
         if run_ids is not None:
             subjects = curves.loc[curves["run_id"].isin(run_ids), "subject"]
             curves = curves[curves["subject"].isin(subjects)]
         subject = subject or _subject(curves, told=run_ids is not None)
         # Defenses are told apart among all recorded ones, so that a name does not depend on what else is shown.
-        found = collapse.select(collapse.comparable(curves, subject), choice)
+        found = collapse.select(collapse.comparable(curves, subject, run_ids or ()), choice)
         return found if run_ids is None else found[found["run_id"].isin(run_ids)]
 
     # --- figures
@@ -313,7 +355,7 @@ class Lab:
         from immunelab.figures.budget import search_curves
         from immunelab.store import queries
 
-        trials = queries.searches(self.store, run_ids)
+        trials = queries.searches(self.store, None if run_ids is None else _list(run_ids))
         trials = trials[(trials["bound"] - bound).abs() < 1e-9].assign(run_id=lambda f: f["search"])
         trials = trials[trials["subject"].isin([subject or _subject(trials, told=run_ids is not None)])]
         if trials.empty:
@@ -387,5 +429,12 @@ def _subject(curves: pd.DataFrame, told: bool) -> str | None:
     return found[0] if found else None
 
 
+def _link(page: str, **query: str) -> str:
+    """A page of the app, where it runs: IMMUNELAB_APP, or the address that it has by itself."""
+    base = os.environ.get("IMMUNELAB_APP", APP).rstrip("/")
+    asked = f"?{urllib.parse.urlencode(query)}" if query else ""
+    return html.escape(f"{base}/{page}{asked}", quote=True)
+
+
 def _list(values: Sequence[str] | str) -> list[str]:
-    return [values] if isinstance(values, str) else list(values)
+    return [str(values)] if isinstance(values, str) else [str(value) for value in values]  # a RunId as a plain text

@@ -6,7 +6,7 @@ Every number is a recorded run's or the mean, minimum and maximum over recorded 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -56,10 +56,10 @@ def recorded(curves: pd.DataFrame, setting: str, choice: Mapping[str, Any] | Non
 
 
 def select(curves: pd.DataFrame, choice: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of runs whose settings equal the choice."""
+    """The rows of runs whose settings equal the choice, or are in it where it is a list."""
     rows = curves
     for setting, value in choice.items():
-        rows = rows[rows[setting] == value]
+        rows = rows[rows[setting].isin(value) if isinstance(value, list | tuple) else rows[setting] == value]
     return rows
 
 
@@ -87,9 +87,10 @@ def subjects(curves: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys([*own, *runs.loc[shipped, "subject"].value_counts().index]))
 
 
-def comparable(curves: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+def comparable(curves: pd.DataFrame, subject: str | None = None, asked: Collection[str] = ()) -> pd.DataFrame:
     """The finished and live attacks that may be drawn together: on one subject (by default the first of `subjects`),
-    with defenses told apart by their settings, one run per variant, attack and seed, and no archived runs.
+    with defenses told apart by their settings, one run per variant, attack and seed, and no archived runs. Runs that
+    were `asked` for by id stand for their repeats.
 
     If attacks with all hazard domains of a corpus are recorded, those with a part of the domains are left out: their
     harmfulness is another quantity, and only the scorecard reads them.
@@ -98,17 +99,22 @@ def comparable(curves: pd.DataFrame, subject: str | None = None) -> pd.DataFrame
     kept = kept[kept["subject"].isin([subject] if subject is not None else subjects(kept)[:1])]
     names = {c: CorpusName.read(str(c)) for c in kept["corpus"].unique()}
     whole = [c for c, name in names.items() if not name.part or name.whole not in names]
-    return without_repeats(told_apart(kept[kept["corpus"].isin(whole)]))
+    return without_repeats(told_apart(kept[kept["corpus"].isin(whole)]), asked)
 
 
-def without_repeats(curves: pd.DataFrame) -> pd.DataFrame:
-    """One run per variant of a defense, attack and seed: a finished one before others, then the newest.
+def without_repeats(curves: pd.DataFrame, asked: Collection[str] = ()) -> pd.DataFrame:
+    """One run per variant of a defense, attack and seed: one that was asked for, then a finished one before others, one
+    of this lab before a shipped one, and the newest.
 
     Otherwise a repeated run would count twice in a band, and n would be larger than the number of seeds.
     """
-    runs = curves.drop_duplicates("run_id").assign(unfinished=lambda f: f["status"] != "done")
+    runs = curves.drop_duplicates("run_id").assign(
+        others=lambda f: ~f["run_id"].isin(asked), unfinished=lambda f: f["status"] != "done"
+    )
+    order = [k for k in ("others", "unfinished", "showcase") if k in runs.columns]
     keys = [k for k in (*KEYS, *ATTACK, "seed") if k in runs.columns]
-    kept = runs.sort_values(["unfinished", "run_id"], ascending=[True, False]).drop_duplicates(keys)
+    newest = runs.sort_values("run_id", ascending=False).sort_values(order, kind="stable")
+    kept = newest.drop_duplicates(keys)
     return curves[curves["run_id"].isin(kept["run_id"])]
 
 

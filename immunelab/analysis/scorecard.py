@@ -7,6 +7,7 @@ control, and claims nothing beyond the tested budget. The framework prescribes n
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -86,6 +87,12 @@ class Scorecard:
                 for c in self.conditions
             ]
         )
+
+    def _repr_html_(self) -> str:
+        """In a notebook: whose card it is, and the verdicts."""
+        about = f"{self.defense} on {self.base_model}, corpus {self.corpus}, seeds {', '.join(map(str, self.seeds))}"
+        table = self.frame().set_index("condition")[["verdict", "n", "finding", "missing"]].to_html(escape=True)
+        return f"<p><b>{html.escape(about)}</b></p>{table}"
 
     def data(self) -> dict[str, Any]:
         """Everything as plain data; infinite times are the text "never within the budget"."""

@@ -42,6 +42,8 @@ def behind(spec: RunSpec, home: Path) -> Found | None:
     if made.kind != "immunize":
         found = behind(made, home) if spec.kind == "evaluate" and made.kind in ("attack", "finetune") else None
         return found._replace(finished=True) if found and found.defense.overrides("serving", "system") else None
+    if made.recorded_by:  # somebody's own code, of which only the weights are here
+        return None
     defense = configure("defense", made.method, made.knobs)
     if not isinstance(defense, Defense | Service):
         return None

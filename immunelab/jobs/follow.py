@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from immunelab import jobs
 from immunelab.errors import UserError
 from immunelab.formatting import duration
+from immunelab.jobs.notebook_bars import Bar, Place
 from immunelab.runs import shipped
 from immunelab.runs.journal import RunFolder, Status, folders, meant
 
@@ -110,14 +111,17 @@ def phases() -> Iterator[Callable[[str, int, int, float], None]]:
 
 
 class Bars:
-    """One bar for all runs and one for each that is under way; without a terminal, a line when one starts or ends."""
+    """One bar for all runs and one for each that is under way; without a terminal, a line when one starts or ends. In
+    a notebook the same as HTML."""
 
     def __init__(self, runs: dict[str, RunFolder]) -> None:
-        self.titles = {i: _title(run) for i, run in runs.items()}
+        self.titles = {i: title(run) for i, run in runs.items()}
         self.kinds = {i: run.spec().kind for i, run in runs.items()}
         self.seen: dict[str, str] = {}
         self.reconciled = time.monotonic()
         self.live = CONSOLE.is_terminal or CONSOLE.is_jupyter
+        self.place = Place() if CONSOLE.is_jupyter else None
+        self.lines: list[str] = []
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -125,7 +129,7 @@ class Bars:
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
         )
-        self.progress = Progress(*columns, console=CONSOLE, disable=not self.live)
+        self.progress = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal)
         self.whole: TaskID | None = None
         self.current: dict[str, TaskID] = {}
 
@@ -140,7 +144,9 @@ class Bars:
 
     def say(self, text: str) -> None:
         """A line above the bars."""
-        CONSOLE.print(text, markup=False)
+        if self.place is None:
+            CONSOLE.print(text, markup=False)
+        self.lines.append(text)
 
     def show(self, statuses: dict[str, Status]) -> None:
         """Bring the bars up to date."""
@@ -165,6 +171,9 @@ class Bars:
             left = remaining(statuses, self.kinds)
             note = f"{ended}/{len(statuses)}" + (f", about {duration(left)} left" if left is not None else "")
             self.progress.update(self.whole, completed=ended + part, note=note)
+        if self.place is not None:
+            under_way = [Bar(t.description, t.percentage / 100, t.fields["note"]) for t in self.progress.tasks]
+            self.place.show(self.lines, [] if all(s.ended for s in statuses.values()) else under_way)
 
     def _changed(self, i: str, status: Status) -> None:
         if status.status == "failed":
@@ -198,7 +207,8 @@ def remaining(statuses: Mapping[str, Status], kinds: Mapping[str, str]) -> float
     return max([*current, (sum(current) + rest) / max(1, len(current))])
 
 
-def _title(run: RunFolder) -> str:
+def title(run: RunFolder) -> str:
+    """A run in words: what it does to what, with which seed."""
     spec, ancestors = run.spec(), run.lineage()
     on = ancestors[0].method if ancestors else spec.model
     return f"{spec.kind} {spec.name or spec.method} on {on}, seed {spec.seed}"

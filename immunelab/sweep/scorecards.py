@@ -35,7 +35,6 @@ def scorecard_specs(
     seed; `numbers`, dtype and attention, are those of all runs. `run:#k` names the k-th run of the list.
     """
     suited = plan.family(corpus)
-    guard = plan.choose("immunize", defense, preset="" if knobs else suited, knobs=knobs, name=defense)
     ladder = plan.ladder("harmful-sft", corpus)
     attacks = [*ladder, *plan.ladder("lora-sft", corpus, "LoRA ")]
     attacks.append(plan.choose("attack", "prefill", preset=suited, name="prefill"))
@@ -46,11 +45,11 @@ def scorecard_specs(
         specs += plan.on(model, [*attacks, *plan.learning()], **where)
         guarded = f"run:{made[seed]}" if made and seed in made else f"run:#{len(specs)}"
         if guarded == f"run:#{len(specs)}":
-            specs.append(plan.one(guard, model=model, **where))
+            specs.append(plan.one(_guard(defense, suited, knobs), model=model, **where))
         specs += plan.on(guarded, [*attacks, *outside, *plan.learning()], **where)
         if hold_out:
             few, part = [c for c in ladder if c.name in HELD_RUNGS], f"{corpus}?hold-out={hold_out}"
-            specs.append(plan.one(guard, model=model, **where | {"corpus": part}))
+            specs.append(plan.one(_guard(defense, suited, knobs), model=model, **where | {"corpus": part}))
             guarded = f"run:#{len(specs) - 1}"
             for data in (part, CorpusName.read(part).rest):
                 for target in (model, guarded):
@@ -58,6 +57,12 @@ def scorecard_specs(
     return specs
 
 
+def _guard(defense: str, suited: str, knobs: Mapping[str, Any] | None) -> plan.Choice:
+    """The immunization, which only a run of the lab can make: not one that was recorded elsewhere."""
+    return plan.choose("immunize", defense, preset="" if knobs else suited, knobs=knobs, name=defense)
+
+
 def by_provider(defense: str) -> bool:
     """Whether a defense acts on the provider's side, so that whoever has the weights is past it."""
-    return bool(catalogue.entry("defense", defense).hooks)
+    known = catalogue.entries("defense").get(defense)  # one recorded elsewhere is only its weights
+    return bool(known and known.hooks)

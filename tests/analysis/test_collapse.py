@@ -73,6 +73,17 @@ def test_a_repeated_run_counts_once() -> None:
     assert "91-0.001" not in set(kept["run_id"])
 
 
+def test_of_repeats_the_one_asked_for_counts_and_this_labs_before_a_shipped_one() -> None:
+    shipped = curves().assign(status="done", showcase=True, run_id=lambda f: "showcase-" + f["run_id"])
+    own = curves().assign(status="done", showcase=False)
+    both = pd.concat([shipped, own])
+    assert set(collapse.without_repeats(both)["run_id"]) == set(own["run_id"])
+    assert set(collapse.without_repeats(both, ["showcase-0-0.001"])["run_id"]) == {
+        *(set(own["run_id"]) - {"0-0.001"}),
+        "showcase-0-0.001",
+    }
+
+
 def test_wilson_against_published_values() -> None:
     # Newcombe (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29.
     for hits, n, low, high in (

@@ -179,6 +179,20 @@ def test_it_stands_in_the_figures_and_can_be_attacked(
     assert RunFolder.open(lab.home, next_run).lineage()[0].run_id == trained.run.run_id
 
 
+def test_a_defense_of_ones_own_is_attacked_by_the_lab(tiny_world: Path, home: Path, in_this_process: None) -> None:
+    model, tokenizer = models.load(tiny_world / "model")
+    with record("immunize", "my-defense", corpus=str(tiny_world)) as run:
+        run.evaluate(0, model, tokenizer)
+        run.keep(1, model, tokenizer)
+    lab = immunelab.open(home)
+    attack = lab.attack(run.run_id, corpus=str(tiny_world), steps=1, batch_size=2, samples=4)
+    curves = lab.curves([attack])
+    assert set(curves["defense"]) == {"my-defense"}
+    assert curves["base_utility"].notna().all()
+    card = lab.scorecard(run.run_id)
+    assert card.defense.lower().replace(" ", "-") == "my-defense"
+
+
 def test_a_loop_of_ones_own(llama: PreTrainedModel, home: Path) -> None:
     with record("immunize", "my-defense", settings={"learning_rate": 1e-4, "steps": 2}, name="mine") as run:
         for step in (1, 2):
