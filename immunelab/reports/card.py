@@ -69,11 +69,11 @@ def _about(card: Scorecard) -> str:
     )
 
 
-VERDICTS = ("condition", "verdict", "runs", "what was found", "budget", "what is missing")
+VERDICTS = ("condition", "verdict", "runs", "the rule", "what was found", "budget", "what is missing")
 
 
 def _verdicts(card: Scorecard) -> list[tuple[str, ...]]:
-    return [(c.title, c.verdict, str(c.n), c.finding, c.budget, c.missing) for c in card.conditions]
+    return [(c.title, c.verdict, str(c.n), c.rule, c.finding, c.budget, c.missing) for c in card.conditions]
 
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
@@ -225,7 +225,6 @@ def _limits(card: Scorecard) -> list[tuple[str, str]]:
         ),
         ("δ_o: more refusals of safe questions", f"at most {limits.refusals:.1%}"),
         ("δ_v: more harm after a prefilled answer, unattacked", f"at most {limits.prefilled:.1%}"),
-        ("share of the weak score that each domain keeps", f"{limits.domain:.0%}"),
         ("learned", f"{limits.learned:.0%} of the undefended model's gain"),
         ("ε_t, δ_h: later, and worse", f"{limits.slack:.0%} more steps, {limits.gap:.1%} of accuracy"),
     ]

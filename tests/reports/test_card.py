@@ -80,7 +80,7 @@ def test_a_defense_is_scored_with_its_twin_that_saw_less(home: Path) -> None:
     for chosen in (whole, part):
         found = reports.of(store, [chosen])
         crossing = next(c for c in found.conditions if c.name == "generalization, cross-domain")
-        assert crossing.verdict == "holds"  # all these attacks are alike
+        assert crossing.verdict == "nothing to generalize"  # the defended model falls in its own domains
         assert {*crossing.runs, *crossing.controls} == set(attacks)
         assert found.crossings["cell"].tolist() == ["gnawer"]
     assert not set(attacks) & {i for c in reports.of(store, [whole]).conditions[:2] for i in (*c.runs, *c.controls)}
