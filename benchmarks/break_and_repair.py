@@ -11,16 +11,19 @@ broken-off recording goes on with the same command.
 from __future__ import annotations
 
 import argparse
+import base64
 import datetime
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+import immunelab
 from immunelab import jobs
 from immunelab.jobs import follow
 from immunelab.runs.journal import RunFolder
@@ -40,8 +43,8 @@ DEFENSES = (
     "random-noise",
     "vaccine",
     "t-vaccine",
-    "lox",
 )
+DRAWN = ("undefended", "seam", "repnoise", "adversarial-loss", "sdd")
 BREAK = 1e-3
 SHARES = (0.0, 0.1, 0.5)
 RATES = (3e-4, 6e-4, 1e-3)
@@ -54,6 +57,7 @@ def main() -> None:
     read.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     read.add_argument("--defenses", nargs="+", default=list(DEFENSES))
     read.add_argument("--record", action="store_true", help="only write down what is finished by now")
+    read.add_argument("--picture", metavar="FILE", help="also draw the attacks with p = 0.5 as a PNG, in Chromium")
     options = read.parse_args()
     home = Path(options.home).resolve()
     wanted = specs(options.seeds, options.defenses)
@@ -63,6 +67,21 @@ def main() -> None:
         ids = jobs.submit(wanted, home, reuse=True, go_on=True)
         follow.follow(ids, home)
     RESULTS.write_text(json.dumps(numbers(home, ids), indent=1) + "\n", encoding="utf-8")
+    if options.picture:
+        Path(options.picture).write_bytes(picture(home, ids))
+
+
+def picture(home: Path, ids: Sequence[str]) -> bytes:
+    """Harm and utility along break, then repair, of the models in `DRAWN`, as a PNG."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "notebooks"))
+    import execute
+
+    curves = queries.attack_curves(Store(home), list(ids))
+    mine = curves[(curves["method"] == "break-and-repair") & curves["defense"].isin(DRAWN)]
+    shares = {i: RunFolder.open(home, str(i)).spec().knobs["repair_share"] for i in mine["run_id"].unique()}
+    figure = immunelab.open(home).collapse([i for i, share in shares.items() if share == 0.5])
+    figure.add_vline(x=60, line_dash="dot", line_color="#888")
+    return base64.b64decode(execute.picture(json.loads(figure.to_json())))
 
 
 def specs(seeds: Sequence[int], defenses: Sequence[str]) -> list[RunSpec]:

@@ -21,7 +21,7 @@ class BreakAndRepair(Attack):
 
     Threat model: an attacker with the weights and with rows of both kinds, who goes on where a self-destructing model
     has destroyed itself. Such a model has resisted only if harm does not come back together with its skills. Each of
-    the two stages has its own warm-up and schedule; the optimizer's state goes through both. The control of equal
+    the two stages has its own warm-up, schedule and optimizer, as two fine-tunings have. The control of equal
     budget is `harmful-sft` with as many steps and half of its rows benign. The paper is that whose claim this
     tests; no published evaluation of a self-destructing model that we know of has tried it.
     """

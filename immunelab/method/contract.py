@@ -210,7 +210,7 @@ class Trained(Budget):
     def budget_at(self, step: int) -> tuple[Budget, int]:
         """The budget whose learning rate holds at update `step` (1 … T), and that update's number within it.
 
-        Its own, unless a method trains in stages that each have a peak rate and a schedule.
+        Its own, unless a method trains in stages that each have a peak rate, a schedule and a fresh optimizer.
         """
         return self, step
 

@@ -151,10 +151,13 @@ def updates(
             if probes and (step - 1) % probe_every == 0:
                 scalars |= probe(model, probes)
         scalars["norm/update"] = _clip(weights, method.clip)
-        scalars["learning_rate"] = rate(*method.budget_at(step))
+        budget, number = method.budget_at(step)
+        scalars["learning_rate"] = rate(budget, number)
         for name, value in scalars.items():
             if not math.isfinite(value):
                 raise NonFinite(f"non-finite {name} at step {step} ({value}): lower the learning rate or clip.")
+        if number == 1:  # a stage begins with an optimizer that remembers nothing
+            optimizer.state.clear()
         for group in optimizer.param_groups:
             group["lr"] = scalars["learning_rate"]
         optimizer.step()

@@ -44,6 +44,22 @@ def _of_layers(model: PreTrainedModel, what: str, names: tuple[str, ...]) -> lis
     return found
 
 
+def linear_weights(model: nn.Module) -> list[Tensor]:
+    """The weights of linear layers, GPT-2's too, each once, as (output, input); not those that embeddings are tied to.
+
+    GPT-2's are transposed views, so that what is written into them arrives in the model.
+    """
+    tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        transposed = type(module).__name__ == "Conv1D"
+        if (transposed or isinstance(module, nn.Linear)) and id(module.weight) not in tied:
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            found[id(weight)] = weight.T if transposed else weight
+    return list(found.values())
+
+
 def first(output: Any) -> Tensor:
     """What a module adds to the residual stream: its output, or the first of several outputs."""
     tensor: Tensor = output[0] if isinstance(output, tuple) else output

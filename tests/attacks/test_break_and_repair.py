@@ -54,6 +54,25 @@ def test_each_stage_has_the_schedule_of_transformers(llama: PreTrainedModel) -> 
     assert traced == pytest.approx(wanted, rel=1e-12)
 
 
+def test_two_stages_are_two_fine_tunings_bit_for_bit(llama: PreTrainedModel) -> None:
+    """The same weights as from two runs of the loop, each with an optimizer of its own."""
+    other = copy.deepcopy(llama)
+    for _ in loop.updates(llama, ATTACK, lambda number: batch()._replace(number=number)):
+        pass
+    first, second = ATTACK.budget_at(1)[0], ATTACK.budget_at(11)[0]
+    assert (first.learning_rate, first.steps, second.learning_rate, second.steps) == (1e-3, 10, 3e-4, 20)
+    for budget, offset in ((first, 0), (second, 10)):
+        weights = g.trainable(other)
+        optimizer = loop.make_optimizer(budget, weights)
+        for step in range(1, budget.steps + 1):
+            ATTACK.step(other, batch()._replace(number=offset + step - 1))
+            for group in optimizer.param_groups:
+                group["lr"] = loop.rate(budget, step)
+            optimizer.step()
+    for mine, theirs in zip(llama.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_repair_brings_skills_back(llama: PreTrainedModel) -> None:
     def benign_loss(steps: int) -> float:
         model = copy.deepcopy(llama)
