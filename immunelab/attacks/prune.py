@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @register("attack")
 @dataclass(frozen=True, kw_only=True)
 class Prune(Edit):
-    """W_ij ← 0 where |W_ij| is among the smallest share s of its output row: magnitude pruning.
+    """W_ij = 0 where |W_ij| is among the smallest share s of its output row: magnitude pruning.
 
     Threat model: anyone who has the weights, without rows or training. What keeps a model safe sits in few weights
     (arXiv:2402.05162); a defense in small ones goes first. Linear layers are pruned, embeddings and norms not.
