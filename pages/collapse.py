@@ -30,7 +30,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         bind="query-params",
     )
     thresholds = intensity.thresholds()
-    asked = None if access.read_only() else intensity.another(curves)
+    asked = intensity.another(curves) if intensity.can_be_run(curves) else None
 if asked:
     wanted = [intensity.missing_specs(runs, curves, v, asked) for v in shown]
     if sum(len(live.submit(specs, reuse=True)) for specs in wanted if specs):
@@ -51,9 +51,9 @@ def draw() -> None:
     if view == "All defenses":
         outcomes.show_map(every, thresholds, "collapse")
     else:
-        sliders, choice = intensity.sliders(fresh, free=not access.read_only())
+        sliders, choice = intensity.sliders(fresh, free=intensity.can_be_run(fresh))
         missing = collapse.missing(fresh, choice, shown)
-        asked = figure.rested() and not access.read_only() and set(missing) == set(shown)
+        asked = figure.rested() and intensity.can_be_run(fresh) and set(missing) == set(shown)
         if asked and compute.ask(runs, fresh, shown, choice):
             st.rerun()
         intensity.fixed(sliders, choice)

@@ -44,7 +44,7 @@ def check(
     place, specs = journal.home(home), reuse.judged(specs)
     references(specs, place)
     load = functools.cache(corpora.load)
-    for spec in _distinct(specs, ("device", "dtype", "attention", "kind", "method", "knobs")):
+    for spec in _distinct(specs, ("device", "dtype", "attention", "kind", "method", "knobs", "recorded_by")):
         _numbers(spec, place, here)
         _method(spec)
     if not data:
@@ -96,7 +96,12 @@ def _numbers(spec: RunSpec, place: Path, here: bool) -> None:
 
 
 def _method(spec: RunSpec) -> None:
-    """The method is known, and its settings fit."""
+    """The method is known, its settings fit, and it was not somebody else who ran it."""
+    if spec.recorded_by:
+        raise UserError(
+            f"A run of {spec.method} was recorded elsewhere, by {spec.recorded_by}, and can't be run here. Take a "
+            "method of the lab (immunelab methods), or leave recorded_by out if it is one."
+        )
     if spec.kind == "sweep":
         space.settings_for(spec.corpus, spec.knobs).methods()
     elif spec.method or spec.kind in KIND_OF_METHOD:

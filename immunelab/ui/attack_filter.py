@@ -135,7 +135,7 @@ def measures(curves: pd.DataFrame) -> str:
     found = []
     if names := sorted({n for n in curves["recorded_by"] if n}):
         runs = curves.loc[curves["recorded_by"] != "", "run_id"].nunique()
-        found.append(f"{runs} of these attacks were recorded elsewhere, by {', '.join(names)}.")
+        found.append(f"Recorded elsewhere: {runs} attack{'' if runs == 1 else 's'}, by {', '.join(names)}.")
     harm, utility = (list(curves[f"{m}_by"].dropna().unique()) for m in ("harmfulness", "utility"))
     known = {e.name for e in catalogue.entries("evaluation").values() if e.measure}
     if not set(harm) & known - {"fable-recall"}:

@@ -15,6 +15,7 @@ from immunelab.analysis.variants import KEYS, Variant, of
 from immunelab.figures.collapse import SLIDERS, intensity_sliders, over_intensities, written
 from immunelab.figures.palette import Theme
 from immunelab.figures.sliders import Slider, Sliders
+from immunelab.runs import access
 from immunelab.runs.spec import RunSpec
 from immunelab.ui import figure, reads
 
@@ -121,6 +122,12 @@ def thresholds() -> Thresholds:
         return Thresholds(harm=harm / 100, utility_share=share / 100)
 
 
+def can_be_run(curves: pd.DataFrame) -> bool:
+    """Whether the lab can run such attacks at other intensities: not those that were all recorded elsewhere, and not
+    where the lab may only be read."""
+    return not access.read_only() and bool((curves["recorded_by"] == "").any())
+
+
 def missing_specs(
     runs: pd.DataFrame, curves: pd.DataFrame, model: Variant, choice: Mapping[str, float]
 ) -> list[RunSpec]:
@@ -147,7 +154,7 @@ def missing_chains(
     A recorded attack on a model that is not on this disk (most of the shipped showcase has no checkpoints) brings its
     immunization along; `jobs.submit` takes a finished one of the same settings where there is one.
     """
-    mine = of(curves[curves["run_id"].isin(runs["run_id"])], model)
+    mine = of(curves[curves["run_id"].isin(runs["run_id"]) & (curves["recorded_by"] == "")], model)
     by_id = {
         r["run_id"]: r
         for r in runs[runs["run_id"].isin({*mine["run_id"], *mine["parent"].dropna()})].to_dict("records")

@@ -14,7 +14,7 @@ from immunelab.method import catalogue
 from immunelab.runs import numerics, shipped
 from immunelab.runs.spec import RunSpec
 from immunelab.sweep import Choice, choose
-from immunelab.ui import reads
+from immunelab.ui import live, reads
 
 BENIGN = "benign-sft"
 CUSTOM = "defaults"
@@ -29,7 +29,15 @@ def copied(runs: pd.DataFrame, run_id: str | None) -> RunSpec | None:
     if row.empty:
         st.warning(f"There is no run {run_id} to copy the settings of.", icon=":material/link_off:")
         return None
-    return RunSpec.from_json(str(row["spec"].iloc[0]), f"{run_id}/spec.json")
+    spec = RunSpec.from_json(str(row["spec"].iloc[0]), f"{run_id}/spec.json")
+    if spec.recorded_by:
+        st.warning(
+            f"The run {live.plain(run_id)} was recorded elsewhere, by {live.plain(spec.recorded_by)}, and can't be run "
+            "here.",
+            icon=":material/link_off:",
+        )
+        return None
+    return spec
 
 
 def models(runs: pd.DataFrame, copy: RunSpec | None) -> list[str]:

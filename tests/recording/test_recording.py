@@ -232,6 +232,8 @@ def test_how_it_ends(home: Path) -> None:
     for refused in (jobs.resume, jobs.duplicate):
         with pytest.raises(UserError, match="recorded elsewhere, by own code"):
             refused(asked.run_id, home)
+    with pytest.raises(UserError, match="recorded elsewhere, by own code, and can't be run here"):
+        jobs.submit([asked.spec], home, start=False)
 
 
 @pytest.mark.slow

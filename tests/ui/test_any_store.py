@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import apptest
 import made_up
 import pytest
 from apptest import ok, page, text
@@ -122,8 +123,13 @@ def test_the_tour_of_attacks_without_a_rate(home: Path) -> None:
 @pytest.mark.slow
 def test_runs_recorded_elsewhere_are_marked(home: Path) -> None:
     elsewhere(home)
-    assert "2 of these attacks were recorded elsewhere, by own code" in text(page("collapse"))
+    assert "2 attacks, by own code" in text(page("collapse"))
     run_id = next(p.name for p in sorted((home / "runs").iterdir()) if "my-sft" in p.name)
     test = page("runs", run=run_id)
     assert "recorded elsewhere, by own code" in text(test)
     assert {b.label for b in test.button}.isdisjoint({"Resume", "Duplicate to Launch"})
+    assert "recorded elsewhere" in ok(page("launch", **{"from": run_id})).warning[0].value
+    # Nobody can run them here at another intensity.
+    test = page("collapse")
+    assert not any(slider["free"] for drawn in apptest.shown(test) for slider in drawn.get("sliders") or ())
+    assert "Another intensity" not in str(test)
