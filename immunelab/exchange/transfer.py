@@ -58,13 +58,14 @@ def read(form: str, path: Path, home: Path, *, spec: RunSpec, harmfulness: str =
 def _module(form: str, known: Mapping[str, Format]) -> Any:
     if form not in known:
         raise unknown("format", form, known)
+    module = importlib.import_module(f"immunelab.exchange.{form.replace('-', '_')}")
     package = known[form].package
     try:
         if package:
             importlib.import_module(package)
-        return importlib.import_module(f"immunelab.exchange.{form.replace('-', '_')}")
+        return module
     except ImportError as error:
-        if not package or error.name != package:
+        if error.name != package:
             raise
         name = package.replace("_", "-")
         raise UserError(f"The format {form} needs the package {name}: pip install {name}") from None

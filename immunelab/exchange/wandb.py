@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from immunelab.exchange.chosen import Chosen
 
 PROJECT = "immunelab"
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when the package is imported: it would report crashes
 
 
 def write(chosen: Chosen, folder: Path) -> str:
