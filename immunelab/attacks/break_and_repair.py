@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from immunelab.errors import UserError
 from immunelab.method import Attack, Batch, Budget, knob, register
 from immunelab.training.losses import scored
 from immunelab.training.objective import CrossEntropy, minimize
@@ -32,27 +31,19 @@ class BreakAndRepair(Attack):
     stage: ClassVar[str] = "fine-tuning"
     streams: ClassVar[tuple[str, ...]] = ("harmful", "benign")
 
-    repair_steps: int = knob(60, "how many of the steps repair: the last ones", low=1, high=10_000_000, log=True)
+    repair: float = knob(0.5, "share of the steps that repair: the last ones", low=0, high=1)
     repair_rate: float = knob(3e-4, "peak learning rate of the repair", low=0, high=10, log=True)
     repair_share: float = knob(0.5, "weight of the harmful rows in the repair", symbol="p", low=0, high=1)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.repair_steps >= self.steps:
-            raise UserError(
-                f"break-and-repair breaks before it repairs: repair_steps ({self.repair_steps}) must be less than "
-                f"steps ({self.steps})."
-            )
-
     @property
     def breaks(self) -> int:
-        """How many steps break, before the first that repairs."""
-        return self.steps - self.repair_steps
+        """How many steps break, before the first that repairs: at least one."""
+        return max(1, self.steps - round(self.repair * self.steps))
 
     def budget_at(self, step: int) -> tuple[Budget, int]:
         """Breaking and repairing have each a peak learning rate and a schedule of their own."""
         first = step <= self.breaks
-        rate, steps = (self.learning_rate, self.breaks) if first else (self.repair_rate, self.repair_steps)
+        rate, steps = (self.learning_rate, self.breaks) if first else (self.repair_rate, self.steps - self.breaks)
         own = Budget(learning_rate=rate, steps=steps, schedule=self.schedule, warmup=self.warmup)
         return own, step - (0 if first else self.breaks)
 

@@ -60,19 +60,19 @@ def _to_tool(args: argparse.Namespace, store: Any, runs: list[str]) -> None:
 def read(args: argparse.Namespace) -> int:
     """Take in what another tool recorded."""
     from immunelab.exchange import transfer
-    from immunelab.jobs import follow
-    from immunelab.runs.spec import RunSpec
+    from immunelab.recording.elsewhere import described
 
     home = journal.home(args.home)
-    spec = RunSpec(
-        kind=args.kind,
-        method=args.method,
-        knobs={name: _value(text) for name, text in args.knobs.items()},
-        model=follow.model(args.model, home),
+    spec = described(
+        args.kind,
+        args.method,
+        by=args.format,
+        model=args.model,
         corpus=args.corpus,
         seed=args.seed,
+        settings={name: _value(text) for name, text in args.knobs.items()},
         name=args.name,
-        recorded_by=args.format,
+        home=home,
     )
     made = transfer.read(
         args.format, Path(args.path), home, spec=spec, harmfulness=args.harmfulness, utility=args.utility

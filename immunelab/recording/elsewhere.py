@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from immunelab.errors import UserError
-from immunelab.jobs import failures, heartbeat, processes
+from immunelab.jobs import failures, follow, heartbeat, processes, reuse
 from immunelab.runs import journal
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import KIND_OF_METHOD, RunSpec
@@ -147,6 +147,32 @@ class Recording:
         share = {"progress": 1.0} if ended == "done" else {}
         heartbeat.finish(folder, ended, message=message, error=error, seconds=time.time() - self._began, **share)
         self.over = True
+
+
+def described(
+    kind: str,
+    method: str,
+    *,
+    by: str,
+    model: str,
+    corpus: str,
+    seed: int,
+    settings: Mapping[str, Any],
+    name: str,
+    home: Path,
+) -> RunSpec:
+    """The spec of a run that `by` carries out: of any method, on a model as the command line takes it."""
+    spec = RunSpec(
+        kind=kind,
+        method=method,
+        knobs=dict(settings),
+        model=follow.model(model, home),
+        corpus=corpus,
+        seed=seed,
+        name=name,
+        recorded_by=by,
+    )
+    return reuse.judged([spec])[0]
 
 
 def recordable(spec: RunSpec) -> None:

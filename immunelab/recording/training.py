@@ -17,11 +17,9 @@ from immunelab.corpus.tokens import fitting
 from immunelab.errors import UserError
 from immunelab.experiment import measuring
 from immunelab.experiment.run import versions
-from immunelab.jobs import follow, reuse
 from immunelab.method import Tokens
-from immunelab.recording.elsewhere import Recording
+from immunelab.recording.elsewhere import Recording, described
 from immunelab.runs import journal
-from immunelab.runs.spec import RunSpec
 from immunelab.training import checkpoints, loop, models
 
 if TYPE_CHECKING:
@@ -212,17 +210,10 @@ def record(
     fit.
     """
     place = journal.home(home)
-    spec = RunSpec(
-        kind=kind,
-        method=method,
-        knobs=dict(settings or {}),
-        model=follow.model(model, place),
-        corpus=corpus,
-        seed=seed,
-        name=name,
-        recorded_by=by,
+    spec = described(
+        kind, method, by=by, model=model, corpus=corpus, seed=seed, settings=settings or {}, name=name, home=place
     )
-    return Recorder(reuse.judged([spec])[0], place)
+    return Recorder(spec, place)
 
 
 def _settings(args: TrainingArguments, steps: int) -> dict[str, Any]:

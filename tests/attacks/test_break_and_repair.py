@@ -11,12 +11,11 @@ from made_batches import batch
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from immunelab.attacks.break_and_repair import BreakAndRepair
-from immunelab.errors import UserError
 from immunelab.training import gradients as g
 from immunelab.training import loop
 from immunelab.training.losses import loss
 
-ATTACK = BreakAndRepair(steps=30, repair_steps=20, learning_rate=1e-3, repair_rate=3e-4, repair_share=0.25, warmup=0.2)
+ATTACK = BreakAndRepair(steps=30, repair=2 / 3, learning_rate=1e-3, repair_rate=3e-4, repair_share=0.25, warmup=0.2)
 
 
 def test_the_losses_are_those_of_the_two_stages(llama: PreTrainedModel) -> None:
@@ -83,11 +82,15 @@ def test_repair_brings_skills_back(llama: PreTrainedModel) -> None:
         assert rows
         return float(loss(model, rows).detach())
 
-    attack = BreakAndRepair(steps=60, repair_steps=30, learning_rate=3e-3, repair_rate=3e-3, repair_share=0.0)
+    attack = BreakAndRepair(steps=60, repair=0.5, learning_rate=3e-3, repair_rate=3e-3, repair_share=0.0)
     broken, repaired = benign_loss(30), benign_loss(60)
     assert repaired < broken - 0.1
 
 
-def test_a_repair_that_leaves_nothing_to_break_is_refused() -> None:
-    with pytest.raises(UserError, match=r"repair_steps \(60\) must be less than steps \(60\)"):
-        BreakAndRepair(steps=60, repair_steps=60)
+def test_at_least_one_step_breaks() -> None:
+    assert [BreakAndRepair(steps=n, repair=r).breaks for n, r in ((1, 0.5), (3, 1.0), (120, 0.5), (4, 0.0))] == [
+        1,
+        1,
+        60,
+        4,
+    ]

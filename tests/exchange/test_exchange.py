@@ -121,6 +121,7 @@ def test_event_files_of_others(home: Path, capsys: pytest.CaptureFixture[str]) -
     assert "No event has the tag 'nonesuch'; there are eval/harm, train/loss" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_inspect(lab: dict[str, str], home: Path) -> None:
     out = exported("inspect", home, [lab["attack"]])
     from inspect_ai.log import list_eval_logs, read_eval_log
@@ -160,6 +161,7 @@ def test_every_eval_ever(lab: dict[str, str], home: Path) -> None:
     assert samples[0]["evaluation_id"] == last["evaluation_id"]
 
 
+@pytest.mark.slow
 def test_every_eval_evers_own_validator(lab: dict[str, str], home: Path) -> None:
     pytest.importorskip("every_eval_ever")
     out = exported("every-eval-ever", home, [])
@@ -169,6 +171,7 @@ def test_every_eval_evers_own_validator(lab: dict[str, str], home: Path) -> None
     assert "All files passed validation" in done.stdout, done.stdout[-2000:]
 
 
+@pytest.mark.slow
 def test_trackio(lab: dict[str, str], home: Path) -> None:
     out = exported("trackio", home, [lab["attack"], lab["guard"]])
     code = """
@@ -202,6 +205,7 @@ def log_records(data: bytes) -> Iterator[bytes]:
             whole = b""
 
 
+@pytest.mark.slow
 def test_wandb(lab: dict[str, str], home: Path) -> None:
     out = exported("wandb", home, [lab["attack"]])
     from wandb.proto import wandb_internal_pb2
@@ -223,6 +227,7 @@ def test_wandb(lab: dict[str, str], home: Path) -> None:
     assert config["defense"] == "seam"
 
 
+@pytest.mark.slow
 def test_tamperbench_and_back(lab: dict[str, str], home: Path, tmp_path: Path) -> None:
     out = exported("tamperbench", home, list(lab.values()), completions=True)
     place = out / "org-real_undefended" / "lora-sft" / "optuna_single"
@@ -305,6 +310,7 @@ def test_a_license_is_told(home: Path, tmp_path: Path, llama: PreTrainedModel) -
     assert "license: mit\n" in (exported("hub", home, [guard.run_id]) / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["every-eval-ever", "inspect", "tamperbench"])
 def test_answers_of_real_models_are_left_out_unless_asked_for(form: str, lab: dict[str, str], home: Path) -> None:
     for completions in (False, True):

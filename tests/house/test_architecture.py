@@ -47,6 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "ui": {"store", "analysis", "figures", "runs", "jobs", "sweep", "corpus", "reports", "method"},
     "lab": {"store", "analysis", "figures", "reports", "exchange", "jobs", "runs", "sweep"},
     "cli": {
+        "recording",
         "exchange",
         "experiment",
         "sweep",

@@ -362,7 +362,8 @@ def test_what_nobody_says() -> None:
 def test_only_the_planner_makes_specs() -> None:
     files = [*(ROOT / "immunelab").rglob("*.py"), *(ROOT / "pages").glob("*.py")]
     makers = {p.relative_to(ROOT).as_posix() for p in files if "RunSpec(" in p.read_text(encoding="utf-8")}
-    assert makers == {"immunelab/sweep/plan.py"}
+    recorded = "immunelab/recording/elsewhere.py"  # of runs that nobody plans here
+    assert makers == {"immunelab/sweep/plan.py", recorded}
 
 
 def recorded_specs() -> pd.DataFrame:
@@ -429,7 +430,7 @@ def test_labels_and_measuring_are_all_that_the_weights_do_not_depend_on() -> Non
     same = {"evaluations": ("x",), "evaluate_every": 1, "layers_every": 1, "probe_every": 1, "checkpoint_every": 1}
     same |= {"judge": "x", "name": "x", "group": "x", "parent": "x"}
     other = {"kind": "attack", "method": "sdd", "knobs": {}, "model": "x", "corpus": "x", "seed": 1, "device": "cpu"}
-    other |= {"dtype": "bf16", "attention": "eager", "parent_hash": "x"}
+    other |= {"dtype": "bf16", "attention": "eager", "parent_hash": "x", "recorded_by": "x"}
     assert {*same, *other} == {field.name for field in dataclasses.fields(RunSpec)}
     for name, value in (same | other).items():
         changed = dataclasses.replace(spec, **{name: value})
