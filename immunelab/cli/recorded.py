@@ -130,6 +130,7 @@ def rebuild(args: argparse.Namespace) -> int:
 def _run_row(row: dict[str, Any]) -> tuple[Any, ...]:
     progress = "" if row["status"] == "done" else share(row["progress"])
     on = row["defense"] if row["kind"] == "attack" else row["model"]
+    elsewhere = f"(recorded by {row['recorded_by']})" if row["recorded_by"] else ""
     return (
         row["run_id"],
         row["kind"],
@@ -140,7 +141,7 @@ def _run_row(row: dict[str, Any]) -> tuple[Any, ...]:
         progress,
         duration(row["seconds"]),
         "" if row["started_at"] is None else f"{datetime.fromtimestamp(row['started_at'], UTC):%Y-%m-%dT%H:%M}",
-        row["name"] or "",
+        " ".join(filter(None, (row["name"], elsewhere))),
     )
 
 

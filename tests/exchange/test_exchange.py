@@ -112,6 +112,8 @@ def test_event_files_of_others(home: Path, capsys: pytest.CaptureFixture[str]) -
     ids = capsys.readouterr().out.split()
     found = immunelab.open(home)
     assert found.runs()["name"].tolist() == ["a", "b/deep"]
+    assert main(["runs", "--home", str(home)]) == 0
+    assert "b/deep (recorded by tensorboard)" in capsys.readouterr().out
     assert found.runs()["learning_rate"].tolist() == [1e-4, 1e-4]
     scores = found.scores(ids).set_index(["run_id", "step"])["score"]
     assert scores[ids[0], 5] == pytest.approx(0.5)
