@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from immunelab.exchange.chosen import Chosen
@@ -40,4 +41,9 @@ def write(chosen: Chosen, folder: Path) -> str:
         ) as written:
             for step, _, values in run.traced():
                 written.log(values, step=step)
+    for path in [*(folder / "wandb").iterdir(), *folder.glob("wandb/offline-run-*/logs")]:
+        if path.name == "logs":
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_symlink() or path.is_file():  # logs of this writing, and links to them
+            path.unlink(missing_ok=True)
     return f"{count} offline runs. Upload them with: wandb sync DIR/wandb/offline-run-*"

@@ -226,6 +226,7 @@ def test_wandb(lab: dict[str, str], home: Path) -> None:
             config |= {u.key: json.loads(u.value_json) for u in entry.run.config.update}
     assert losses == {s: float(s) for s in range(1, 21)}
     assert names == {"the attack"}
+    assert [p.name for p in out.rglob("*") if p.suffix == ".log" or p.is_symlink()] == []
     assert config["defense"] == "seam"
 
 
