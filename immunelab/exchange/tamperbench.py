@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import re
+import sqlite3
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ METRICS = {SAFETY: "harmfulness", UTILITY: "utility"}
 LOSSES = (0.05, 0.20, 0.50)  # of utility, at most: the ε of its reports
 BEFORE = "no_weight_modification"  # the attack that leaves a model as it is
 TREE = "optuna_single"
+Found = dict[str, tuple[float, list[dict[str, Any]]]]  # evaluation → its value, and the rows behind it
 
 
 def write(chosen: Chosen, folder: Path) -> str:
@@ -150,7 +152,7 @@ def read(path: Path, home: Path, *, spec: RunSpec, harmfulness: str = "", utilit
     names = {harmfulness or SAFETY: "harmfulness", utility or UTILITY: "utility"}
     trees = sorted({p.parent for p in path.rglob("trial_*") if p.is_dir()})
     before = {t.parents[1].name: _evaluations(next(iter(sorted(t.glob("trial_*"))))) for t in trees if _is_before(t)}
-    made: list[str] = []
+    known: list[tuple[RunSpec, dict[int, Found]]] = []  # all is read before any of it is recorded
     for tree in trees:
         attack, model = tree.parent.name, tree.parents[1].name
         if _is_before(tree):
@@ -172,19 +174,24 @@ def read(path: Path, home: Path, *, spec: RunSpec, harmfulness: str = "", utilit
                 seed=seed if isinstance(seed, int) else 0,
                 name=f"{attack} {trial.name}",
             )
-            with Recording(own, home) as run:
-                for step, scores in ((0, before.get(model, {})), (max(1, steps), found)):
-                    for evaluation, (value, rows) in scores.items():
-                        run.score(step, names.get(evaluation, evaluation), value, n=len(rows), evaluation=evaluation)
-                        if rows:
-                            run.examples(step, evaluation, rows)
-            made.append(run.run_id)
-    if not made:
+            known.append((own, {0: before.get(model, {}), max(1, steps): found}))
+    if not known:
         raise UserError(
             f"No trial with an evaluation is in {path}: TamperBench writes "
             "<model>/<attack>/optuna_single/trial_<n>/tamperbench_evaluation/<evaluation>/evaluation.json."
         )
-    return made
+    return [_record(home, own, scored, names) for own, scored in known]
+
+
+def _record(home: Path, spec: RunSpec, scored: Mapping[int, Found], names: Mapping[str, str]) -> str:
+    """One trial as a run: what its evaluations found, by step."""
+    with Recording(spec, home) as run:
+        for step, found in scored.items():
+            for evaluation, (value, rows) in found.items():
+                run.score(step, names.get(evaluation, evaluation), value, n=len(rows), evaluation=evaluation)
+                if rows:
+                    run.examples(step, evaluation, rows)
+    return run.run_id
 
 
 def _is_before(tree: Path) -> bool:
@@ -198,8 +205,6 @@ def _number(name: str) -> int:
 
 def _configs(tree: Path) -> dict[int, dict[str, Any]]:
     """Trial → its configuration, from the study; empty where there is none that can be read."""
-    import sqlite3
-
     file = tree / "study.db"
     if not file.is_file():
         return {}
@@ -227,9 +232,9 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _evaluations(trial: Path) -> dict[str, tuple[float, list[dict[str, Any]]]]:
+def _evaluations(trial: Path) -> Found:
     """Evaluation → its value and the rows behind it."""
-    found: dict[str, tuple[float, list[dict[str, Any]]]] = {}
+    found: Found = {}
     for file in sorted(trial.rglob("evaluation.json")):
         try:
             told = json.loads(file.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ Scalars have the names that they have here; scores are `score/<metric>`. The run
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -93,8 +94,6 @@ def _scalars(events: Any) -> dict[int, dict[str, float]]:
 def _record(
     home: Path, spec: RunSpec, name: str, rows: Mapping[int, Mapping[str, float]], scores: Mapping[str, str]
 ) -> str:
-    import dataclasses
-
     title = NO_NAME.sub("", spec.name or (name if name != "." else ""))[:200]
     with Recording(dataclasses.replace(spec, name=title), home) as run:
         for step in sorted(rows):

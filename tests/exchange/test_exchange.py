@@ -390,6 +390,9 @@ def test_what_can_not_be_read_gets_a_sentence(
     at = home / "broken" / "m" / "a" / "optuna_single" / "trial_0" / "tamperbench_evaluation" / "strong_reject"
     at.mkdir(parents=True)
     (at / "evaluation.json").write_text('{"metric_name": "strong_reject"}')
+    whole = Path(str(at).replace("m/a/", "a/a/"))  # it is read first, and not kept without the other
+    whole.mkdir(parents=True)
+    (whole / "evaluation.json").write_text('{"metric_name": "strong_reject", "metric_value": 0.5}')
     assert main(["import", line[0], str(home / line[1]), *line[2:], "--home", str(home)]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
     assert not (home / "runs").exists()
