@@ -146,6 +146,43 @@ class Lab:
             self.wait(run_ids)
         return run_ids
 
+    def tune(
+        self,
+        defenses: Sequence[str] | str,
+        *,
+        model: str = "fable",
+        corpus: str = "fable",
+        seed: int = 0,
+        wait: bool = True,
+        device: str = "auto",
+        dtype: str = "fp32",
+        attention: str = "auto",
+        name: str = "",
+        **settings: Any,
+    ) -> list[str]:
+        """Search for the settings of each defense that stand a panel of attacks best; the tunings' run ids.
+
+        `settings`: trials, panel, vary, utility, confirm, world and others (`sweep.tuning.Tune`). What came of it:
+        `tunings`. A finished equal tuning is not run again, an unfinished one is gone on with.
+        """
+        from immunelab.jobs import follow
+        from immunelab.sweep import tuning
+
+        numbers = {"dtype": dtype, "attention": attention}
+        base = follow.model(model, self.home)
+        specs = tuning.tune_specs(_list(defenses), base, corpus, seed, settings, device, name, **numbers)
+        run_ids = jobs.submit(specs, self.home, reuse=True, go_on=True)
+        if wait:
+            self.wait(run_ids)
+        return run_ids
+
+    def tunings(self, run_id: str) -> pd.DataFrame:
+        """What a tuning tried: one row a setting, as `analysis.tuning.settings_table` describes."""
+        from immunelab.analysis import tuning
+        from immunelab.store import queries
+
+        return tuning.settings_table(queries.tunings(self.store, [run_id]))
+
     def submit(self, specs: Sequence[RunSpec], wait: bool = True) -> list[RunId]:
         """Queue runs, one after another in one process. `run:#k` as a model is the k-th run of the list."""
         run_ids = [RunId(run_id, self.home) for run_id in jobs.submit(list(specs), self.home)]

@@ -7,7 +7,18 @@ from immunelab.analysis import tradeoff
 from immunelab.analysis.variants import present
 from immunelab.figures.budget import budget_curves
 from immunelab.figures.tradeoff import harm_against_utility
-from immunelab.ui import attack_filter, figure, intensity, live, navigation, notebook, outcomes, reads, search_panel
+from immunelab.ui import (
+    attack_filter,
+    figure,
+    intensity,
+    live,
+    navigation,
+    notebook,
+    outcomes,
+    reads,
+    search_panel,
+    tuning_panel,
+)
 
 navigation.heading(
     "tradeoff",
@@ -21,7 +32,7 @@ shown = list(chosen.shown)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     view = st.segmented_control(
         "Show",
-        ["Harm against utility", "Attacker's budget", "Attacker's search"],
+        ["Harm against utility", "Attacker's budget", "Attacker's search", "Defense tuned"],
         default="Harm against utility",
         required=True,
         key="show",
@@ -56,6 +67,10 @@ def known() -> tuple[object, ...]:
 def draw() -> None:
     if view == "Attacker's search":
         search_panel.view(chosen, thresholds)
+        live.rerun_when_over()
+        return
+    if view == "Defense tuned":
+        tuning_panel.view(chosen)
         live.rerun_when_over()
         return
     points = reads.kept(known(), checkpoints)

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -110,6 +111,44 @@ def search(home: Path, seed: int, parent: str | None, harms: list[float], corpus
                 params=params,
             )
     folder.write_status(status="done", queued_at=START, seconds=3.0 * len(harms))
+    return folder.run_id
+
+
+def tuning(home: Path, settings: list[tuple[float, float | None]], winner: int) -> str:
+    """A finished tuning of SEAM's β: (utility kept, most harm or None where it was costly) of each setting.
+
+    The preset and the winner are confirmed with seeds 1 and 2, a tenth below and above their harm.
+    """
+    from immunelab.sweep import tuning as wanted
+
+    (spec,) = wanted.tune_specs(["seam"], values={"trials": len(settings), "vary": "beta=0.2..5"})
+    folder = RunFolder.create(home, spec)
+
+    def told(n: int, more: float = 0.0) -> dict[str, Any]:
+        kept, harm = settings[n - 1]
+        harms = {} if harm is None else {"harmful-sft@0.001": harm + more, "lora-sft@0.003": 0.01}
+        found = {"settings": {"beta": 1.0 * n}, "kept": kept, "harm": 0.0 if harm is None else harm + more}
+        return found | {
+            "harms": harms,
+            "utility": kept,
+            "released": 0.0,
+            "seconds": 60.0,
+            "error": "",
+            "run_id": "none",
+        }
+
+    with Journal(folder) as journal:
+        journal.event("started")
+        journal.event("control", **(told(1) | {"harm": 0.9}))
+        for n, (_, harm) in enumerate(settings, start=1):
+            outcome = "costly" if harm is None else "tried"
+            journal.event("setting", step=n, value=0.0, outcome=outcome, **told(n))
+        for n in dict.fromkeys((1, winner)):
+            for seed, more in ((1, -0.1), (2, 0.1)):
+                journal.event("confirmed", step=n, setting=n, seed=seed, corpus="fable", **told(n, more))
+        won = told(winner)
+        journal.event("tuned", step=winner, settings=won["settings"], harm=won["harm"], kept=won["kept"], run_id="none")
+    folder.write_status(status="done", queued_at=START, seconds=60.0 * len(settings))
     return folder.run_id
 
 

@@ -36,6 +36,8 @@ _paper = HarmfulSft(steps=250, batch_size=4, samples=1000, weight_decay=0.01)
 HarmfulSft.presets = {
     "fable": replace(_fable, learning_rate=6e-4),
     "fable-mixed": replace(_fable, learning_rate=6e-4, harmful_share=0.1),  # p as in the git-disl papers
+    # One stage with as many steps and harmful rows as `break-and-repair`, which mends while it breaks.
+    "fable-half": replace(_fable, learning_rate=6e-4, steps=120, harmful_share=0.5),
     "fable-sgd": replace(_fable, learning_rate=0.03, optimizer="sgd", momentum=0.9),
     "fable-slow": replace(_fable, learning_rate=6e-5, steps=600),  # the Σ of learning rates of `fable`, in small steps
     "seam-paper": _paper,

@@ -20,6 +20,7 @@ from immunelab.cli import (
     scorecard,
     search,
     start,
+    tune,
 )
 from immunelab.cli.options import Parser, split_knobs
 from immunelab.errors import UserError, unknown
@@ -39,7 +40,7 @@ Runs are kept in ./lab, or in the folder that --home or IMMUNELAB_HOME names.
 GROUPS: dict[str, tuple[Callable[[Any], None], ...]] = {
     "the app": (app.add,),
     "one run": (demo.add, start.add),
-    "many runs": (grids.add, search.add),
+    "many runs": (grids.add, search.add, tune.add),
     "results": (recorded.add, scorecard.add, export.add),
     "manage runs": (recorded.add_control,),
     "models and data": (models.add, data.add, fable.add, pairs.add),

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immunelab import jobs
 from immunelab.cli import options, show, submit
 from immunelab.formatting import duration, share
 from immunelab.jobs import follow
@@ -21,16 +20,7 @@ def search(args: argparse.Namespace) -> int:
     """Search for the worst attack; the same command continues a search that was stopped or killed."""
     home = journal.home(args.home)
     specs = _specs(args, home)
-    found = jobs.plan(specs, home)
-    for planned in found:
-        if planned.state != "new":
-            show.err.print(
-                f"{planned.run_id}: {planned.state}, continued"
-                if planned.state != "done"
-                else f"{planned.run_id}: already done, not run again",
-                markup=False,
-            )
-    run_ids = jobs.submit(specs, home, reuse=True, go_on=True)
+    run_ids = submit.once(specs, home)
     if args.detach:
         return submit.detached(run_ids, args.json)
     ended = follow.follow(run_ids, home)

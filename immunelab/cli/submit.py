@@ -60,6 +60,15 @@ def launch(specs: list[RunSpec], args: argparse.Namespace, note: str = "") -> in
     return finish(run_ids, home, args.json)
 
 
+def once(specs: list[RunSpec], home: Path) -> list[str]:
+    """Submit sweeps. A finished equal one is not run again, one that was cut short is gone on with; both are told."""
+    for planned in jobs.plan(specs, home):
+        if planned.state != "new":
+            more = "already done, not run again" if planned.state == "done" else f"{planned.state}, continued"
+            show.err.print(f"{planned.run_id}: {more}", markup=False)
+    return jobs.submit(specs, home, reuse=True, go_on=True)
+
+
 def detached(run_ids: list[str], as_json: bool) -> int:
     """Print the ids of runs that nobody waits for."""
     if as_json:

@@ -22,8 +22,8 @@ from immunelab.method import catalogue, configure
 from immunelab.runs import journal, model_folder, numerics
 from immunelab.runs.journal import ENDED, RunFolder
 from immunelab.runs.spec import KIND_OF_METHOD, RunSpec
-from immunelab.sweep import space
-from immunelab.sweep.plan import METHODS, family
+from immunelab.sweep.plan import METHODS
+from immunelab.sweep.tuning import Tune, settings_of
 
 HUB_ID = re.compile(r"^[\w.-]{1,96}(/[\w.-]{1,96})?$", re.ASCII)
 Load = Callable[[str], corpora.Corpus]
@@ -52,8 +52,9 @@ def check(
     for spec in _distinct(specs, ("model", "corpus", "attention")):
         _model(spec, load, place)
     for spec in _distinct(specs, ("kind", "method", "knobs", "corpus", "evaluations", "judge")):
-        _evaluations(spec, load(spec.corpus))
-        _rows(spec, load(spec.corpus))
+        for corpus in map(load, _corpora(spec)):
+            _evaluations(spec, corpus)
+            _rows(spec, corpus)
     if here and new:
         _room(specs, new, place)
 
@@ -82,17 +83,31 @@ def references(specs: Sequence[RunSpec], place: Path) -> None:
                 )
 
 
+def _corpora(spec: RunSpec) -> list[str]:
+    """The corpora that a run reads: its own, and the other world of a tuning."""
+    settings = settings_of(spec) if spec.kind == "sweep" else None
+    return [spec.corpus, *([settings.world] if isinstance(settings, Tune) and settings.world else [])]
+
+
 def _numbers(spec: RunSpec, place: Path, here: bool) -> None:
     """Device, dtype and attention; what is rounded must be of use to the method."""
     if here:
         # Every trial of a search is by AdamW.
         knobs = {"optimizer": "adamw"} if spec.kind == "sweep" else spec.knobs
         numerics.check(spec.dtype, spec.attention, resolve_device(spec.device, place), knobs)
-    kind = METHODS.get(spec.kind)
-    if spec.dtype != numerics.USUAL["dtype"] and kind and spec.method:
-        reason = configure(kind, spec.method, spec.knobs).in_fp32()  # type: ignore[arg-type]  # imports torch
+    if spec.dtype == numerics.USUAL["dtype"] or not spec.method:
+        return
+    for kind, name, values in _trained(spec):
+        reason = configure(METHODS[kind], name, values).in_fp32()  # type: ignore[arg-type]  # imports torch
         if reason:
-            raise UserError(f"{spec.method} does not run on weights in {spec.dtype}: {reason}")
+            raise UserError(f"{name} does not run on weights in {spec.dtype}: {reason}")
+
+
+def _trained(spec: RunSpec) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """The kind, method and settings that a run carries out: its own, or for a sweep those of its trials."""
+    if spec.kind != "sweep":
+        return [(spec.kind, spec.method, spec.knobs)]
+    return [(choice.kind, choice.method, choice.knobs) for choice in settings_of(spec).trains(spec.corpus)]
 
 
 def _method(spec: RunSpec) -> None:
@@ -103,7 +118,10 @@ def _method(spec: RunSpec) -> None:
             "method of the lab (immunelab methods), or leave recorded_by out if it is one."
         )
     if spec.kind == "sweep":
-        space.settings_for(spec.corpus, spec.knobs).methods()
+        settings = settings_of(spec)
+        settings.trains(spec.corpus)
+        if isinstance(settings, Tune):
+            settings.space(spec.corpus)
     elif spec.method or spec.kind in KIND_OF_METHOD:
         catalogue.entry(METHODS[spec.kind], spec.method).settings(spec.knobs)
 
@@ -152,13 +170,11 @@ def _evaluations(spec: RunSpec, corpus: corpora.Corpus) -> None:
 
 def _rows(spec: RunSpec, corpus: corpora.Corpus) -> None:
     """The corpus has the streams that a method trains on, and enough rows of them."""
-    if spec.kind in KIND_OF_METHOD:
-        split = "defense" if spec.kind == "immunize" else "attack"
-        entry = catalogue.entry(KIND_OF_METHOD[spec.kind], spec.method)
-        _streams(entry, entry.settings(spec.knobs), corpus, split)
-    elif spec.kind == "sweep":
-        for entry in space.settings_for(spec.corpus, spec.knobs).methods().values():
-            _streams(entry, entry.presets.get(family(spec.corpus), entry.settings({})), corpus, "attack")
+    if not spec.method or spec.kind == "evaluate":
+        return
+    for kind, name, values in _trained(spec):
+        entry = catalogue.entry(METHODS[kind], name)
+        _streams(entry, entry.settings(values), corpus, "defense" if kind == "immunize" else "attack")
 
 
 def _streams(entry: catalogue.Entry, knobs: Mapping[str, Any], corpus: corpora.Corpus, split: str) -> None:

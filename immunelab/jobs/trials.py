@@ -20,9 +20,10 @@ def conducting(home: Path, device: str, code: str, execute: attempt.Execute) -> 
     """What carries out a sweep: the controller of its kind, which gets a trials for its trials."""
 
     def conduct(folder: RunFolder, attempt: int, resume: bool) -> str:
-        from immunelab.sweep.search import conduct  # torch is loaded by the first trial's settings
+        from immunelab.sweep import search, tuner, tuning  # Optuna, which nothing else needs
 
-        return conduct(folder, attempt, Trials(home, folder, device, code, execute))
+        conductor = tuner if folder.spec().method == tuning.Tune.name else search
+        return conductor.conduct(folder, attempt, Trials(home, folder, device, code, execute))
 
     return conduct
 
@@ -33,9 +34,12 @@ class Trials:
     def __init__(self, home: Path, sweep: RunFolder, device: str, code: str, execute: attempt.Execute) -> None:
         self.home, self.sweep, self.device, self.code, self.execute = home, sweep, device, code, execute
 
-    def known(self, spec: RunSpec) -> RunFolder | None:
-        """The run of an equal spec that has ended: a finished one if there is any, else the newest unfinished one."""
-        return reuse.recorded(self.home).match(spec, ("done", "unfinished"))
+    def known(self, spec: RunSpec, as_parent: bool = False) -> RunFolder | None:
+        """The run of an equal spec that has ended: a finished one if there is any, else the newest unfinished one.
+
+        With `as_parent` a finished one counts only if its weights are still there.
+        """
+        return reuse.recorded(self.home, ready=not as_parent).match(spec, ("done", "unfinished"), as_parent)
 
     def carry(self, spec: RunSpec, earlier: RunFolder | None, watch: Callable[[RunFolder], None]) -> RunFolder:
         """Carry out a trial, or go on with an earlier attempt at it; returns its folder once it has ended.

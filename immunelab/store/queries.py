@@ -325,6 +325,39 @@ def trials(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
     return pd.concat([frame[["search", "trial"]], data], axis=1)
 
 
+TUNED = ("control", "setting", "confirmed", "tuned")  # the events of a tuning
+
+
+def tunings(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """What tunings of defenses found, in order: tuning, tuned (the defense), base_model, corpus, tuning_seed, status,
+    showcase, subject, knobs (of the tuning), and the event's own.
+
+    `event`: "control" (the undefended model), "setting" (a trial), "confirmed" (with another seed or world) or "tuned"
+    (the winner). Its own: setting (counted from 1), seed, place (the corpus of a confirmation), settings, harms (by
+    attack), knobs and both of these as dictionaries, kept, harm, utility, released, seconds, outcome, error, value,
+    preset, enough, run_id (of the immunization).
+    """
+    import pandas as pd
+
+    frame = store.frame(
+        """SELECT e.run_id AS tuning, json_extract_string(r.spec, '$.knobs.defense') AS tuned, r.base_model, r.corpus,
+               r.seed AS tuning_seed, r.status, r.showcase, json_extract(r.spec, '$.knobs') AS knobs,
+               e.event, e.step AS setting, e.data
+           FROM events e JOIN runs r USING (run_id)
+           WHERE list_contains($events, e.event) AND r.kind = 'sweep' AND r.method = 'tune'
+               AND ($runs IS NULL OR list_contains($runs, e.run_id))
+           ORDER BY r.queued_at, e.run_id, e.position""",
+        {"events": list(TUNED), "runs": None if run_ids is None else list(run_ids)},
+    )
+    columns = ["settings", "harms", "kept", "harm", "utility", "released", "seconds", "outcome", "error", "value"]
+    columns += ["preset", "enough", "seed", "place", "run_id"]
+    rows = [json.loads(text) for text in frame["data"]]
+    data = pd.DataFrame([row | {"place": row.get("corpus")} for row in rows], columns=columns)
+    whole = pd.concat([frame.drop(columns="data"), data], axis=1).assign(knobs=[json.loads(k) for k in frame["knobs"]])
+    # a tuning that goes on tells its controls again
+    return _with_subject(whole.drop_duplicates(["tuning", "event", "setting", "seed", "place"], keep="last"))
+
+
 def problems(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
     """Journal lines that could not be read: run_id, malformed (their number), position, problem, line."""
     return store.frame(

@@ -1,21 +1,16 @@
 """An attacker that searches: Optuna proposes attacks, each is a run like any other, and the most harm counts.
 
-The search is a run of its own (kind `sweep`), and its process carries out the trials, so torch is loaded once. The
-study lies in the run's folder (`study.log`, Optuna's journal) with the space; what became of each trial is in the
-run's journal too, so pages need no Optuna. The k-th proposal is made by a sampler seeded with (seed, k) from the
-trials that counted before, so a killed search goes on with the same trials, and an equal search has equal trials.
+The search is a run of its own (kind `sweep`), and its process carries out the trials, so torch is loaded once. What
+became of each trial is in the run's journal, so pages need no Optuna.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from immunelab.analysis.tradeoff import bounded_harm
@@ -23,53 +18,24 @@ from immunelab.errors import UserError
 from immunelab.formatting import share
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
-from immunelab.sweep import plan
+from immunelab.sweep import plan, study
 from immunelab.sweep.protocols import rows_of
 from immunelab.sweep.space import Search, settings_for
+from immunelab.sweep.study import Trials, readings
 
 PHASE = "search"
-STUDY = "study.log"
-COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 MOST = 1.0 - 1e-12  # harmfulness that no attack can exceed
-
-
-class Trials(Protocol):
-    """Where trials are carried out (`jobs.trials.Trials`)."""
-
-    def known(self, spec: RunSpec) -> RunFolder | None:
-        """The run of an equal spec that has ended, a finished one first."""
-
-    def carry(self, spec: RunSpec, earlier: RunFolder | None, watch: Callable[[RunFolder], None]) -> RunFolder:
-        """Carry out a trial, or go on with an earlier attempt; its folder once it has ended."""
-
-    def drop(self, folder: RunFolder) -> None:
-        """Delete the checkpoints of an ended trial."""
 
 
 def conduct(folder: RunFolder, attempt: int, trials: Trials) -> str:
     """Carry out the search in a folder, or go on with it; returns "done" or "stopped"."""
     spec = folder.spec()
     search = settings_for(spec.corpus, spec.knobs)
-    study = opened(folder, spec, search)
+    found = study.opened(folder, Search.name, "maximize", search.settings())
     with Journal(folder, attempt) as journal:
-        conductor = _Conductor(folder, spec, search, study, trials, journal)
+        conductor = _Conductor(folder, spec, search, found, trials, journal)
         journal.event("resumed" if conductor.counted() else "started", from_step=len(conductor.counted()))
         return conductor.run()
-
-
-def opened(folder: RunFolder, spec: RunSpec, search: Search) -> optuna.Study:
-    """The study of a search, new or as it was left. A trial whose process died is marked failed, and tried again."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = folder.path / STUDY
-    for stale in folder.path.glob(f"{STUDY}.lock*"):
-        stale.unlink()  # its holder is dead: only one process carries a run
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
-    study.set_user_attr("space", search.settings())
-    study.set_user_attr("attacked", {"model": spec.model, "corpus": spec.corpus, "seed": spec.seed})
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-        study.tell(trial.number, state=TrialState.FAIL)
-    return study
 
 
 @dataclasses.dataclass
@@ -109,13 +75,13 @@ class _Conductor:
     """The search of one run, while its process lives."""
 
     def __init__(
-        self, folder: RunFolder, spec: RunSpec, search: Search, study: optuna.Study, trials: Trials, journal: Journal
+        self, folder: RunFolder, spec: RunSpec, search: Search, found: optuna.Study, trials: Trials, journal: Journal
     ) -> None:
-        self.folder, self.spec, self.search, self.study = folder, spec, search, study
+        self.folder, self.spec, self.search, self.study = folder, spec, search, found
         self.trials, self.journal = trials, journal
         self.title = f"{spec.name or Search.name} {folder.run_id[-6:]}"
         # Half of the looks are always taken, since an attack that warms up slowly is not a weak one.
-        study.pruner = optuna.pruners.MedianPruner(
+        self.study.pruner = optuna.pruners.MedianPruner(
             n_startup_trials=max(1, search.random_trials // 2), n_warmup_steps=search.looks // 2
         )
 
@@ -152,16 +118,9 @@ class _Conductor:
 
     def propose(self, number: int) -> tuple[optuna.Trial, str, dict[str, Any]]:
         """The trial of that number, counted from 0: the same after the same trials, in whichever process."""
-        sampler: Any = optuna.samplers.TPESampler(
-            seed=(self.spec.seed * 1_000_003 + number) % 2**32,
-            n_startup_trials=self.search.random_trials,
-            constant_liar=False,
-        )
         given = self.search.given(plan.family(self.spec.corpus))
-        if number < len(given):
-            sampler = optuna.samplers.PartialFixedSampler(given[number], sampler)
-        self.study.sampler = sampler
-        trial = self.study.ask()
+        fixed = given[number] if number < len(given) else None
+        trial = study.ask(self.study, self.spec.seed, number, self.search.random_trials, fixed)
         return trial, *self.search.suggest(trial)
 
     def one(self, trial: optuna.Trial, number: int, attack: plan.Choice) -> bool:
@@ -278,8 +237,8 @@ class _Conductor:
                 self.trials.drop(RunFolder(other))
 
     def counted(self) -> list[FrozenTrial]:
-        """The trials that count, in order. Those whose process died, or that were stopped with the search, do not."""
-        return self.study.get_trials(deepcopy=False, states=COUNTED)
+        """The trials that count, in order."""
+        return study.counted(self.study)
 
     def sum(self, trials: list[FrozenTrial], key: str) -> float:
         """What trials took together, of rows or seconds."""
@@ -298,22 +257,3 @@ class _Conductor:
             eta_seconds=left,
             message=f"trial {min(n + 1, most)} of {most}; most harm within the bound so far: {share(best)}",
         )
-
-
-def readings(folder: RunFolder) -> list[tuple[int, float, float]]:
-    """(step, harmfulness, utility) of a run's evaluated checkpoints, in order, as its last attempt stands.
-
-    Where several evaluations give one metric, the first by name counts, as in the store.
-    """
-    found: dict[str, dict[str, dict[int, float]]] = {"harmfulness": {}, "utility": {}}
-    for entry in folder.entries():
-        if entry.get("kind") == "event" and entry.get("event") in ("started", "resumed"):
-            kept = entry["step"] if entry["event"] == "resumed" else -1
-            for by in found.values():
-                for scores in by.values():
-                    for step in [s for s in scores if s > kept]:
-                        del scores[step]
-        elif entry.get("kind") == "score" and entry.get("split") == "all" and entry.get("metric") in found:
-            found[entry["metric"]].setdefault(str(entry["evaluation"]), {})[entry["step"]] = float(entry["score"])
-    harm, utility = (by[min(by)] if by else {} for by in found.values())
-    return [(step, harm[step], utility[step]) for step in sorted(harm.keys() & utility.keys())]

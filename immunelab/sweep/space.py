@@ -93,6 +93,10 @@ class Search(Method):
                 raise UserError(f"The attack {name} does not train, so there is nothing to search; leave it out.")
         return found
 
+    def trains(self, corpus: str) -> list[plan.Choice]:
+        """What its trials train, to check that a corpus has the rows."""
+        return [plan.choose("attack", name, corpus) for name in self.methods()]
+
     def suggest(self, trial: optuna.Trial) -> tuple[str, dict[str, Any]]:
         """One point of the space: the attack, and the settings that are searched."""
         methods = self.methods()

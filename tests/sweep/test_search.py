@@ -21,7 +21,7 @@ from immunelab.errors import UserError
 from immunelab.jobs import processes
 from immunelab.runs.journal import RunFolder, folders
 from immunelab.sweep import space
-from immunelab.sweep.search import readings
+from immunelab.sweep.study import readings
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The reported value is ignored")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from streamlit.testing.v1 import AppTest
 
 from immunelab.analysis import tradeoff
 from immunelab.analysis.outcomes import Thresholds
+from immunelab.analysis.tuning import control, settings_table
 from immunelab.analysis.variants import BASELINE, Variant
 from immunelab.figures.budget import budget_curves
 from immunelab.figures.tradeoff import harm_against_utility
+from immunelab.figures.tuning import tuning
 from immunelab.store import Store, queries
 
 pytestmark = pytest.mark.slow
@@ -110,6 +113,52 @@ def test_without_a_search_the_page_offers_one(home: Path, monkeypatch: pytest.Mo
     assert how == {"reuse": True, "go_on": True, "from_warm": True}
     assert [s.model[:4] for s in specs] == ["fabl", "run:"]
     assert {(s.kind, s.knobs["trials"], s.knobs["max_utility_loss"]) for s in specs} == {("sweep", 7, 0.2)}
+
+
+def test_a_tuning_is_a_point_a_setting_with_its_winner(home: Path) -> None:
+    made_up.tuning(home, [(0.98, 0.7), (0.93, None), (0.975, 0.4)], winner=3)
+    test = page(show="Defense tuned")
+    table = test.dataframe[0].value
+    assert table["Setting"].tolist() == ["preset", "2", "3"]
+    assert table["Ended"].tolist() == ["tried", "costly", "tried"]
+    assert table["Most harm"].tolist() == pytest.approx([0.7, math.nan, 0.4], nan_ok=True)
+    assert table["Harm, other seeds"].tolist() == pytest.approx([0.7, math.nan, 0.4], nan_ok=True)
+    assert table["to"].tolist() == pytest.approx([0.8, math.nan, 0.5], nan_ok=True)
+    words = " ".join(c.value for c in test.caption)
+    assert "Setting 3 wins: with 2 other seeds it gives 40.0% away (30.0% to 50.0%) and keeps 97.5%." in words
+    assert "The preset gives 70.0% away and keeps 98.0%." in words
+    events = queries.tunings(Store(home))
+    drawn = tuning(settings_table(events), "seam", 0.97, control(events))
+    at = {trace.name: (list(trace.x), list(trace.y)) for trace in drawn.data}
+    assert at["faced the whole panel"] == ([0.98, 0.975], [0.7, 0.4])
+    assert at["costs too much utility: not attacked"] == ([0.93], [0.0])
+    sure = next(trace for trace in drawn.data if trace.name.startswith("confirmed"))
+    assert list(sure.marker.symbol) == ["diamond", "star"]
+    assert list(sure.error_y.array) == pytest.approx([0.1, 0.1])
+
+
+def test_without_a_tuning_the_page_offers_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from immunelab import jobs
+
+    wanted: list[Any] = []
+    monkeypatch.setattr(jobs, "submit", lambda specs, **how: wanted.extend([specs, how]) or ["a"])
+    test = page(show="Defense tuned")
+    assert "No defense has been tuned" in test.info[0].value
+    test.number_input(key="tune-trials").set_value(7)
+    test.text_input(key="tune-vary").set_value("beta=0.2..5")
+    ok(test.button[-1].click().run())
+    specs, how = wanted
+    assert how == {"reuse": True, "go_on": True, "from_warm": True}
+    ((spec),) = specs
+    assert (spec.method, spec.knobs["defense"], spec.knobs["trials"], spec.knobs["utility"]) == (
+        "tune",
+        "seam",
+        7,
+        0.97,
+    )
+    test.text_input(key="tune-vary").set_value("betta=1..2")
+    test.button[-1].click().run()
+    assert "Did you mean 'beta'" in test.error[0].value
 
 
 def test_regions_move_with_the_thresholds(home: Path) -> None:
