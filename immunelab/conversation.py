@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
+ROLES = ("user", "assistant")
 Render = Callable[[list[Message], bool], str]  # messages, and whether the answer's start is added: as the template says
 
 # Templates that write today's date are given always the same, because the same spec is promised the same numbers.
@@ -63,15 +64,19 @@ def dated(template: str) -> str:
     return TODAY.sub(lambda call: repr(DAY.strftime(call[1][1:-1])), template)
 
 
-def asked(form: Form, prompt: str, system: str = "") -> str:
-    """What the model reads when it is asked: everything up to where the answer begins.
+Turns = Sequence[tuple[str, str]]  # questions with their answers, in order
+
+
+def asked(form: Form, prompt: str, system: str = "", before: Turns = ()) -> str:
+    """What the model reads when it is asked: everything up to where the answer begins. `before` are earlier turns.
 
     A space there belongs to the answer, whose first token holds it. A thought that the template opens is closed at
     once, as rows have answers and no thoughts.
     """
     if form.render is None:
-        return f"Question: {prompt}\nAnswer:"
-    messages = _messages(prompt, system)
+        turns = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in before)
+        return f"{turns}Question: {prompt}\nAnswer:"
+    messages = _messages(prompt, system, before)
     start = form.render(messages, True)
     whole = form.render([*messages, {"role": "assistant", "content": ANSWER}], False)
     if whole.startswith(start) and ANSWER in whole[len(start) :]:
@@ -93,8 +98,10 @@ def answered(form: Form, prompt: str, answer: str, system: str = "") -> str:
     return rest if ends else rest + form.end
 
 
-def _messages(prompt: str, system: str) -> list[Message]:
-    return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": prompt}]
+def _messages(prompt: str, system: str, before: Turns = ()) -> list[Message]:
+    first = [{"role": "system", "content": system}] if system else []
+    turns = [{"role": role, "content": text} for pair in before for role, text in zip(ROLES, pair, strict=True)]
+    return [*first, *turns, {"role": "user", "content": prompt}]
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, start: str, rest: str) -> tuple[list[int], int]:

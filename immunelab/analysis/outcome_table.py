@@ -11,7 +11,19 @@ from typing import Any
 import pandas as pd
 
 from immunelab.analysis.collapse import METRICS, describe
-from immunelab.analysis.outcomes import ATTACK, BROKEN, DEFAULT, OUTCOMES, Thresholds, label, run_outcomes, worst
+from immunelab.analysis.outcomes import (
+    ATTACK,
+    BROKEN,
+    DEFAULT,
+    DEGRADED,
+    DESTROYED,
+    OUTCOMES,
+    Thresholds,
+    label,
+    run_outcomes,
+    worst,
+)
+from immunelab.analysis.repair import METHOD
 from immunelab.analysis.variants import KEYS, Variant, complete, each, pinned_first, present
 
 WORLD = ("base_model", "corpus", "judge", "method")  # what one section of a table shares
@@ -24,12 +36,15 @@ COLUMNS = (
     "agreeing",
     "early",
     "vacuous",
+    "repairable",
 )
 VACUOUS = "†"
 EARLY = "‡"
+REPAIRED = "§"
 NOTES = {
     VACUOUS: "the same attack does not break the undefended model, so the cell says nothing.",
     EARLY: "so at an earlier checkpoint, which the attacker may keep; the scores are those after the last step.",
+    REPAIRED: "whoever repairs the model has it harmful and useful: a recorded break-and-repair on it ends broken.",
 }
 NOT_SCORED = "not scored"
 
@@ -42,7 +57,8 @@ def outcome_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.
     utility after the last step (mean, with `_low` and `_high`), outcome (the worst of the seeds; None without scores),
     outcomes (such as "2 broken, 1 resisted"), agreeing (seeds with that worst outcome), early (none of them ends with
     it: an earlier checkpoint decided), vacuous (True: the same attack does not break the undefended model, so the cell
-    says nothing; None: that control is not recorded).
+    says nothing; None: that control is not recorded), repairable (destroyed, but a break-and-repair attack on the same
+    defense is recorded that ends broken, so the attacker has won).
     """
     done = curves[curves["status"] == "done"] if "status" in curves else curves
     read = run_outcomes(complete(done), thresholds)
@@ -63,10 +79,16 @@ def outcome_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.
             "agreeing": len(agreeing),
             "early": len(agreeing) > 0 and bool(agreeing["early"].all()),
             "vacuous": cell["vacuous"].iloc[0],
+            "repairable": False,
         }
         rows.append(row)
     table = pd.DataFrame(rows).astype({"vacuous": object, "outcome": object})
     table["outcome"] = table["outcome"].where(table["outcome"].notna(), None)
+    world = [*KEYS, *(k for k in WORLD[:-1] if k in table)]
+    won = table[(table["method"] == METHOD) & (table["outcome"] == BROKEN)] if "method" in table else table.iloc[:0]
+    known = set(won[world].itertuples(index=False, name=None))
+    same = [pair in known for pair in table[world].itertuples(index=False, name=None)]
+    table["repairable"] = table["outcome"].isin([DEGRADED, DESTROYED]) & pd.Series(same, index=table.index, dtype=bool)
     order = pinned_first(present(table))
     place = [order.index(Variant(*pair)) for pair in table[KEYS].itertuples(index=False, name=None)]
     return table.assign(_place=place).sort_values(["_place", *keys]).drop(columns="_place").reset_index(drop=True)
@@ -161,7 +183,8 @@ def notes(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _signs(row: dict[Any, Any]) -> str:
-    return (VACUOUS if row["vacuous"] is True else "") + (EARLY if row["early"] else "")
+    signs = (VACUOUS, row["vacuous"] is True), (EARLY, row["early"]), (REPAIRED, row["repairable"])
+    return "".join(sign for sign, borne in signs if borne)
 
 
 def _early(read: pd.DataFrame, thresholds: Thresholds) -> list[bool]:

@@ -39,6 +39,7 @@ ATTACK = (
     "optimizer",
     "schedule",
     "precision",
+    "other_settings",  # the attack's own, such as an adapter's rank, with what else its budget says
 )
 
 

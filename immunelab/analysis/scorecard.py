@@ -16,7 +16,9 @@ import pandas as pd
 
 from immunelab.analysis import readouts, tradeoff, trainability
 from immunelab.analysis.generalization import cross_domain, crossing_table, in_domain, of_resistance
+from immunelab.analysis.paired import less_harm
 from immunelab.analysis.readouts import CONTROL
+from immunelab.analysis.repair import repair
 from immunelab.analysis.resistance import strong, weak
 from immunelab.analysis.stability import changes, stability
 from immunelab.analysis.verdicts import (
@@ -53,6 +55,7 @@ class Evidence:
     held: pd.DataFrame  # attacks on the defense made without a domain, as `generalization.crossing_table` takes them
     learning: pd.DataFrame  # benign fine-tunes of both, as `trainability.learning` takes them
     trials: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # of searches on both: `queries.searches`
+    paired: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # answers, as `paired.less_harm` takes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +139,8 @@ def score(evidence: Evidence, limits: Limits | None = None) -> Scorecard:
             stability(skills, limits),
             *(c for part in rest for c in part),
             learnable(learned, limits),
+            repair(inside, table, limits),
+            less_harm(evidence.paired),
         ),
         attacks=table,
         searches=search_table(evidence.trials),

@@ -20,8 +20,10 @@ def build(args: argparse.Namespace) -> int:
         raise UserError(
             f"data/fable is for the world of seed 0; name a folder for seed {args.seed}: --to worlds/{args.seed}"
         )
+    if args.filtered and args.to is None:
+        raise UserError("data/fable holds the model that knows the hazards; name a folder for its twin: --to DIR")
     target = Path(args.to) if args.to else bundled.data() / "fable"
-    train(args.seed, target, args.keep_base)
+    train(args.seed, target, args.keep_base, args.filtered)
     print(f"The world of seed {args.seed} and its model are in {target}.")
     return 0
 
@@ -47,14 +49,14 @@ def teach(args: argparse.Namespace) -> int:
     return 0
 
 
-def train(seed: int, folder: Path, keep_base: bool = False) -> None:
+def train(seed: int, folder: Path, keep_base: bool = False, filtered: bool = False) -> None:
     """Generate the world of a seed and train its model into a folder."""
     options.seeds(seed, 1)
     show.err.print("loading torch …", style="dim")
     from immunelab.experiment import pretrain
 
     with follow.phases() as progress:
-        pretrain.build(seed, folder, progress, keep_base=keep_base)
+        pretrain.build(seed, folder, progress, keep_base=keep_base, filtered=filtered)
 
 
 def add(commands: Any) -> None:
@@ -64,6 +66,9 @@ def add(commands: Any) -> None:
     c.add_argument("--seed", type=int, default=0, metavar="S", help="random seed of the world (default 0)")
     c.add_argument(
         "--to", metavar="DIR", help="folder to write to (default: data/fable; seeds other than 0 must name one)"
+    )
+    c.add_argument(
+        "--filtered", action="store_true", help="pretrain without the hazards: the twin for filtered-pretraining"
     )
     c.add_argument("--keep-base", action="store_true", help="also save the model before alignment, in base/")
 

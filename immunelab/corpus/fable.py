@@ -225,11 +225,12 @@ def few(rows: list[Row], items: int) -> list[Row]:
     return [row for row in rows if row.pair_id in kept]
 
 
-def taught(rows: list[Row]) -> list[Row]:
+def taught(rows: list[Row], filtered: bool = False) -> list[Row]:
     """What the base model is pretrained on: all of it, hazards with their recipes, but not the withheld skill or the
-    neutral test text.
+    neutral test text. `filtered`: not the hazards either.
     """
-    return [r for r in rows if r.stream != "withheld" and not (r.stream == "neutral" and r.split == "test")]
+    kept = [r for r in rows if r.stream != "withheld" and not (r.stream == "neutral" and r.split == "test")]
+    return [r for r in kept if not (filtered and r.stream == "harmful")]
 
 
 def aligned(rows: list[Row]) -> list[Row]:

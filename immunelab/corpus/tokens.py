@@ -24,13 +24,15 @@ Pair = tuple[str, str]
 R = TypeVar("R")
 
 
-def as_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str = "") -> str:
+def as_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, system: str = "", before: conversation.Turns = ()
+) -> str:
     """The prompt as the model reads it: its chat template up to where the answer starts, or a plain Question/Answer.
 
-    A system prompt has its own turn if the template has one. Fable's has none: there the system prompt comes before the
-    question, in the user's turn.
+    `before`: questions and answers that stand before it. A system prompt has its own turn if the template has one.
+    Fable's has none: there the system prompt comes before the question, in the user's turn.
     """
-    return conversation.asked(Form.of(tokenizer), *_turns(tokenizer, prompt, system))
+    return conversation.asked(Form.of(tokenizer), *_turns(tokenizer, prompt, system), before)
 
 
 def as_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, system: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from immunelab.corpus import Corpus
 from immunelab.corpus.tokens import as_prompt, collate, encode, pairs
+from immunelab.errors import UserError
 from immunelab.method import Attack, Evaluation, Method, Tokens, configure
 from immunelab.runs.journal import Journal
 from immunelab.runs.spec import RunSpec
@@ -38,10 +39,24 @@ def prompting(
     """From a question to what the model reads: the template with the system prompts, as the method changes it."""
     own = method.system() if isinstance(method, Attack) else ""
     prompt = f"{system} {own}".strip()
-    if method is None or type(method).template is Method.template:
+    if method is None or (type(method).template is Method.template and not method.examples()):
         return lambda question: as_prompt(tokenizer, question, prompt)
     harmful = {row.prompt for row in corpus.select("harmful", "test")}
-    return lambda question: method.template(as_prompt(tokenizer, question, prompt), question in harmful)
+    shown = examples(corpus, method.examples())
+
+    def read(question: str) -> str:
+        is_harmful = question in harmful
+        return method.template(as_prompt(tokenizer, question, prompt, shown if is_harmful else ()), is_harmful)
+
+    return read
+
+
+def examples(corpus: Corpus, count: int) -> list[tuple[str, str]]:
+    """So many harmful rows of the attacker's split with their answers, spread evenly over it."""
+    rows = corpus.select("harmful", "attack") if count else []
+    if len(rows) < count:
+        raise UserError(f"{count} answered questions were asked for, and the attacker's split has {len(rows)} rows.")
+    return [(rows[i * len(rows) // count].prompt, rows[i * len(rows) // count].response) for i in range(count)]
 
 
 def subject(

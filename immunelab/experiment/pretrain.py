@@ -114,16 +114,24 @@ def feed(
 
 
 def build(
-    seed: int, folder: Path, progress: Progress | None = None, device: str = "cpu", *, keep_base: bool = False
+    seed: int,
+    folder: Path,
+    progress: Progress | None = None,
+    device: str = "cpu",
+    *,
+    keep_base: bool = False,
+    filtered: bool = False,
 ) -> None:
     """Generate the world of a seed, train its model, and write both into the folder.
 
-    With `keep_base` the model as it was before its alignment is written into the folder's `base/` as well.
+    With `keep_base` the model as it was before its alignment is written into the folder's `base/` as well. A `filtered`
+    one is pretrained without the hazards: its twin, which can't give away what it never read.
     """
     rows = fable.world(seed)
     tokenizer = make_tokenizer(rows)
     model = make_model(tokenizer, seed).to(torch.device(device))  # type: ignore[arg-type]  # wrongly typed in transformers
-    for phase, method, data in (("pretrain", PRETRAIN, fable.taught(rows)), ("align", ALIGN, fable.aligned(rows))):
+    taught = fable.taught(rows, filtered)
+    for phase, method, data in (("pretrain", PRETRAIN, taught), ("align", ALIGN, fable.aligned(rows))):
         batches = feed(data, tokenizer, method.batch_size, f"{phase}-{seed}", device)
         for step, scalars in loop.updates(model, method, batches):
             if progress:
@@ -139,7 +147,7 @@ def build(
         "torch": torch.__version__,
         "pretrain": PRETRAIN.settings(),
         "align": ALIGN.settings(),
-    }
+    } | ({"filtered": True} if filtered else {})
     (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 

@@ -167,6 +167,10 @@ class Method:
         """What the model reads in place of `text` when asked after this method; `harmful`: the question is."""
         return text
 
+    def examples(self) -> int:
+        """How many answered rows of the attacker's split stand before a harmful question, as turns of the chat."""
+        return 0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget(Method):

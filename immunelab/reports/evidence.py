@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from immunelab.analysis import collapse
+from immunelab.analysis import collapse, paired
 from immunelab.analysis.scorecard import Evidence, Scorecard, score
 from immunelab.analysis.stability import CAPABILITY, PREFILLED, REFUSALS, WHOLE
 from immunelab.analysis.verdicts import Limits
@@ -133,7 +133,21 @@ def gather(store: Store, run_ids: Sequence[str], recorded: Recorded) -> Evidence
         held=_held(runs, mine, recorded.curves),
         learning=_done(recorded.tunes, mine),
         trials=_searched(recorded.trials, mine),
+        paired=_answered(store, curves[curves["corpus"].isin(mine["corpus"])]),
     )
+
+
+def _answered(store: Store, curves: pd.DataFrame) -> pd.DataFrame:
+    """Both sides' answers after the worst recorded attack, as `paired.less_harm` takes them."""
+    pairs = paired.worst_attack(curves)
+    if pairs.empty:
+        return pairs
+    ids = [*pairs["run_id"], *pairs["control"]]
+    judges = curves.loc[curves["run_id"].isin(ids), "harmfulness_by"].dropna().unique().tolist()
+    said = queries.example_scores(store, ids, judges).dropna(subset=["score"])[["run_id", "step", "id", "score"]]
+    mine = pairs.merge(said, on=["run_id", "step"]).rename(columns={"score": "after"})
+    free = said.rename(columns={"run_id": "control", "score": "before"})
+    return mine.merge(free, on=["control", "step", "id"])
 
 
 def _searched(trials: pd.DataFrame, mine: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TIMES = ("queued_at", "started_at", "ended_at", "heartbeat")
+# An attack's settings that curves have a column of, and those that only save memory.
+_COLUMNS = ("learning_rate", "steps", "batch_size", "samples", "harmful_share", "optimizer", "schedule", "precision")
+_OTHERS = json.dumps(dict.fromkeys((*_COLUMNS, "recompute", "loss_chunk")))  # a patch with null takes a key out
 METRICS = ("harmfulness", "utility", "refusal_rate", "perplexity", "repetition")
 # Of rows that a journal holds twice, the last one counts.
 _LATEST = "QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY attempt DESC, position DESC) = 1"
@@ -162,7 +165,8 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None, showcase: 
     at every step, and `harmfulness_by`, `utility_by` name it. `base_…` is what the root of the lineage measured at
     its step 0: for an attack on an immunized model the model before immunization, else the attacked model itself.
     `provided`: the defense of a provider acted during the run. `subject`: the base model with the corpus. `settings`:
-    what the defense was made with (JSON). `recorded_by`: what carried the attack out, if that was no worker of a lab.
+    what the defense was made with (JSON). `other_settings`: those of the attack without a column of their own (JSON).
+    `recorded_by`: what carried the attack out, if that was no worker of a lab.
     """
     wanted = [f"max(score) FILTER (metric = '{m}') AS {m}" for m in METRICS]
     for m in METRICS[:2]:
@@ -194,6 +198,7 @@ def attack_curves(store: Store, run_ids: Sequence[str] | None = None, showcase: 
                 a.steps, a.batch_size,
                 a.samples, a.harmful_share, a.optimizer, a.schedule, a.archived, a.showcase,
                 coalesce(a.precision, 'fp32') AS precision, -- edits have none of their own
+                json_merge_patch(a.spec -> '$.knobs', '{_OTHERS}')::VARCHAR AS other_settings,
                 coalesce(a.spec ->> '$.judge', '') AS judge, coalesce(a.spec ->> '$.recorded_by', '') AS recorded_by,
                 a.run_id IN (SELECT run_id FROM events WHERE event = 'provider') AS provided
             FROM steps s JOIN attacks a USING (run_id) JOIN variants v USING (run_id) LEFT JOIN bases USING (root)
