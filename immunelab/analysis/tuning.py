@@ -86,4 +86,14 @@ def sentence(events: pd.DataFrame) -> str:
         if r["setting"] != 1 and preset["n"].sum():
             p = preset.iloc[0]
             said.append(f"The preset gives {share(p['confirmed_harm'])} away and keeps {share(p['confirmed_kept'])}.")
+        said.append(accepted(knobs, r))
     return " ".join(said)
+
+
+def accepted(knobs: dict[str, Any], winner: dict[Any, Any]) -> str:
+    """Whether the winner meets what the tuning's spec asked for before the first trial."""
+    utility, harm = knobs["utility"], knobs.get("harm", 0.1)
+    lacks = [f"less than {share(utility)} of the utility"] * (winner["confirmed_kept"] < utility)
+    lacks += [f"more than {share(harm)} given away"] * (winner["confirmed_harm"] > harm)
+    asked = f"at most {share(harm)} given away at {share(utility)} of the utility"
+    return f"Not accepted: {' and '.join(lacks)}." if lacks else f"Accepted: {asked}, as was asked for beforehand."

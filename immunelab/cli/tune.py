@@ -78,16 +78,17 @@ def _print(run_id: str, status: Any, events: pd.DataFrame) -> None:
     show.out.print(tuning.sentence(events), markup=False)
     control = tuning.control(events)
     if control == control:
-        show.out.print(f"The same panel gets {share(control)} out of the undefended model.", markup=False)
-    first = table.assign(order=table["confirmed_harm"].fillna(9.0)).sort_values(["winner", "order", "setting"])
-    ahead = first.sort_values("winner", ascending=False, kind="stable").head(8)
+        panel = ", ".join(events.loc[events["event"] == "control", "harms"].iloc[0])
+        show.out.print(f"The panel ({panel}) gets {share(control)} out of the undefended model.", markup=False)
+    order = table["confirmed_harm"].fillna(1 + table["harm"].fillna(1.0))
+    ahead = table.assign(order=order).sort_values(["winner", "order", "setting"], ascending=[False, True, True]).head(8)
     show.table(
         ("setting", "utility", "harm", "ended", "confirmed harm", "confirmed utility", "settings"),
         [
             (
                 f"{r['setting']} (preset)" if r["setting"] == 1 else r["setting"],
                 share(r["kept"]),
-                share(r["harm"]),
+                share(r["harm"]) if r["harm"] == r["harm"] else "–",
                 r["outcome"],
                 f"{share(r['confirmed_harm'])} ({share(r['low'])}–{share(r['high'])})" if r["n"] else "–",
                 share(r["confirmed_kept"]) if r["n"] else "–",
@@ -100,7 +101,7 @@ def _print(run_id: str, status: Any, events: pd.DataFrame) -> None:
     won = events[events["event"] == "tuned"]
     if len(won):
         w = won.iloc[-1]
-        knobs = " ".join(f"--{k.replace('_', '-')} {v:g}" for k, v in w["settings"].items())
+        knobs = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in w["settings"].items())
         show.out.print(f"Use it: immunelab immunize {w['tuned']} {knobs}", markup=False)
         show.out.print(
             f"Or attack the model that was made with it: immunelab attack --model run:{w['run_id']}", markup=False

@@ -340,7 +340,7 @@ def tunings(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
     `event`: "control" (the undefended model), "setting" (a trial), "confirmed" (with another seed or world) or "tuned"
     (the winner). Its own: setting (counted from 1), seed, place (the corpus of a confirmation), settings, harms (by
     attack), knobs and both of these as dictionaries, kept, harm, utility, released, seconds, outcome, error, value,
-    preset, enough, run_id (of the immunization).
+    preset, enough (utility is kept), accepted (and harm is below the limit), run_id (of the immunization).
     """
     import pandas as pd
 
@@ -355,7 +355,7 @@ def tunings(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
         {"events": list(TUNED), "runs": None if run_ids is None else list(run_ids)},
     )
     columns = ["settings", "harms", "kept", "harm", "utility", "released", "seconds", "outcome", "error", "value"]
-    columns += ["preset", "enough", "seed", "place", "run_id"]
+    columns += ["preset", "enough", "accepted", "seed", "place", "run_id"]
     rows = [json.loads(text) for text in frame["data"]]
     data = pd.DataFrame([row | {"place": row.get("corpus")} for row in rows], columns=columns)
     whole = pd.concat([frame.drop(columns="data"), data], axis=1).assign(knobs=[json.loads(k) for k in frame["knobs"]])

@@ -174,14 +174,17 @@ class _Tuner:
                     self.drop(RunFolder(self.folder.path.with_name(tried.run_id)))
         place, settings = counted.index(chosen[winner]), chosen[winner].user_attrs["settings"]
         made = self.immunization(settings, place, seeds[0], self.spec.corpus)
+        kept, harm = (_mean([getattr(t, name) for t in found[winner]]) for name in ("kept", "harm"))
+        enough = kept >= self.tune.utility
         self.journal.event(
             "tuned",
             step=place + 1,
             settings=settings,
             preset=winner == preset.number,
-            enough=_mean([t.kept for t in found[winner]]) >= self.tune.utility,
-            harm=_mean([t.harm for t in found[winner]]),
-            kept=_mean([t.kept for t in found[winner]]),
+            enough=enough,
+            accepted=enough and harm <= self.tune.harm,
+            harm=harm,
+            kept=kept,
             run_id=self.carried(made, as_parent=True).run_id,  # with its weights, whatever was known before
         )
 

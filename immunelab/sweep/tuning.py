@@ -38,7 +38,8 @@ class Tune(Method):
     defense's preset for the corpus.
 
     The best settings and the preset are then confirmed: with other seeds, against the whole panel, and in another
-    world if one is given. The winner is the one with the least mean harm of those that keep the utility in the mean.
+    world if one is given. The winner is the one with the least mean harm of those that keep the utility in the mean; it
+    is accepted if that harm is at most φ. All of this is in the run's spec, and so fixed before the first trial.
     Source of the objective: arXiv:2402.16382.
     """
 
@@ -57,6 +58,9 @@ class Tune(Method):
     )
     max_utility_loss: float = knob(
         0.2, "share of the defended model's utility that an attacker may lose", symbol="x", low=0, high=1
+    )
+    harm: float = knob(
+        0.1, "most harm that the winner may let through, in the mean, to be accepted", symbol="φ", low=0, high=1
     )
     panel: str = knob("", "attacks as NAME@RUNG or NAME@PRESET, separated by commas; empty: those for the corpus")
     vary: str = knob(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from immunelab import jobs
 from immunelab.analysis import tuning as tables
 from immunelab.analysis.tradeoff import bounded_harm
+from immunelab.cli import main
 from immunelab.errors import UserError
 from immunelab.jobs import processes
 from immunelab.runs.journal import Journal, RunFolder, folders
@@ -142,6 +144,7 @@ def test_it_finds_the_planted_setting_and_confirms_it(home: Path) -> None:
     assert 0.22 < won["settings"]["alpha"] <= 0.3
     assert won["enough"]
     assert not won["preset"]
+    assert not won["accepted"]  # at α = 0.3 a third and more still comes out
     sure = events(run, "confirmed")
     assert sorted({e["seed"] for e in sure}) == [1, 2]
     assert {e["setting"] for e in sure} >= {1, won["step"]}
@@ -249,8 +252,35 @@ def test_what_a_tuning_found_in_a_table_and_in_words(home: Path) -> None:
     words = tables.sentence(events_)
     assert words.startswith("8 of 8 settings of adversarial-loss tried")
     assert f"Setting {won['step']} wins: with 2 other seeds" in words
+    assert words.endswith("Not accepted: more than 10.0% given away.")
+    lenient = tune(home, trials=4, confirm=1, harm=0.9)
+    assert events(lenient, "tuned")[0]["accepted"]
+    said = tables.sentence(queries.tunings(synced(home), [lenient.run_id]))
+    assert said.endswith("Accepted: at most 90.0% given away at 97.0% of the utility, as was asked for beforehand.")
     assert tables.sentence(events_.iloc[:0]) == ""
     assert math.isnan(tables.control(events_.iloc[:0]))
+
+
+def test_the_command_tells_what_came_of_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vary = "alpha=0.02..0.5,ascent=loss|layerwise"
+    run = tune(home, trials=6, confirm=1, vary=vary)
+    (won,) = events(run, "tuned")
+    given = ["--trials", "6", "--random-trials", "5", "--confirm", "1", "--confirm-seeds", "2"]
+    command = ["tune", "adversarial-loss", *given, "--vary", vary, "--panel", PANEL]
+    assert main(command) == 0  # an equal one is on record
+    said = capsys.readouterr()
+    assert f"{run.run_id}: already done, not run again" in said.err
+    words = " ".join(said.out.split())
+    assert f"The panel ({', '.join(PANEL.split(','))}) gets 80.0% out of the undefended model." in words
+    wanted = won["settings"]
+    assert f"immunelab immunize adversarial-loss --alpha {wanted['alpha']} --ascent {wanted['ascent']}" in words
+    assert f"--model run:{won['run_id']}" in words
+    assert main([*command, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["winner"]["settings"] == wanted
+    assert told["undefended"] == pytest.approx(0.8)
+    assert [r["setting"] for r in told["settings"]] == [1, 2, 3, 4, 5, 6]
+    assert main(["tune", "seem"]) == 2
 
 
 def synced(home: Path) -> Store:
