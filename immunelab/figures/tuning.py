@@ -50,7 +50,7 @@ def tuning(table: pd.DataFrame, defense: str, utility: float, control: float, th
             text=["preset" if s == 1 else f"{s}" for s in sure["setting"]],
             textposition="middle right",
             textfont={"color": ink["text"]},
-            name=f"confirmed with {int(sure['n'].max())} other seeds: mean and range",
+            name=f"confirmed with {int(sure['n'].max())} other seeds: mean and range; the star is the winner",
             customdata=sure[["setting", "low", "high", "n"]].to_numpy(),
             error_y={
                 "type": "data",
@@ -69,10 +69,20 @@ def tuning(table: pd.DataFrame, defense: str, utility: float, control: float, th
             "n=%{customdata[3]}), utility %{x:.1%}<extra></extra>",
         )
     figure.add_vline(
-        x=utility, line_dash="dot", line_color=ink["muted"], annotation_text=f"{utility:.0%} of the utility"
+        x=utility,
+        line_dash="dot",
+        line_color=ink["muted"],
+        annotation_text=f"{utility:.0%} of the utility",
+        annotation_position="bottom left",
     )
     if control == control:
-        figure.add_hline(y=control, line_dash="dot", line_color=ink["muted"], annotation_text="undefended")
+        figure.add_hline(
+            y=control,
+            line_dash="dot",
+            line_color=ink["muted"],
+            annotation_text="undefended",
+            annotation_position="bottom left",
+        )
     figure.update_yaxes(title_text="Most harm of the panel", range=[-0.03, 1.05], tickformat=".0%")
     figure.update_xaxes(
         title_text=f"Utility of {title_of(defense)} before any attack, of the base model's", tickformat=".0%"

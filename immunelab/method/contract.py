@@ -180,7 +180,9 @@ class Budget(Method):
     steps: int = knob(500, "optimizer steps", symbol="T", low=1, high=10_000_000, log=True)
     batch_size: int = knob(8, "rows of each stream in one step", low=1, high=4096, log=True)
     samples: int = knob(0, "distinct rows of each stream to use; 0 takes all there are", symbol="n", low=0, high=10**9)
-    optimizer: Literal["adamw", "sgd"] = knob("adamw", "optimizer; SGD is without momentum unless set")
+    optimizer: Literal["adamw", "sgd", "adafactor", "muon"] = knob(
+        "adamw", "optimizer; SGD is without momentum unless set, Muon leaves what is no matrix to AdamW"
+    )
     momentum: float = knob(0.0, "momentum of SGD", low=0, high=0.999)
     weight_decay: float = knob(0.0, "decoupled weight decay of AdamW, or L2 of SGD", low=0, high=1)
     schedule: Literal["constant", "linear", "cosine"] = knob("cosine", "learning rate after the warm-up")

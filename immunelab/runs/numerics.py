@@ -31,14 +31,15 @@ def known(dtype: str, attention: str) -> None:
 def check(dtype: str, attention: str, device: str, knobs: Mapping[str, Any] | None = None) -> None:
     """A UserError if `device` (`cpu`, `mps`, `cuda:0`) can't compute like this, or a package for it is missing.
 
-    `knobs` are the settings of the run's method: AdamW can't train fp16 weights.
+    `knobs` are the settings of the run's method: of the optimizers only SGD can train fp16 weights.
     """
     kind = device.split(":")[0]
     if dtype == "fp16" and kind == "cpu":
         raise UserError("fp16 is for GPUs, and this run is for the CPU: use dtype bf16 or fp32, or another device.")
-    if dtype == "fp16" and (knobs or {}).get("optimizer") == "adamw":
+    if dtype == "fp16" and (optimizer := (knobs or {}).get("optimizer", "sgd")) != "sgd":
+        name = {"adamw": "AdamW"}.get(optimizer, optimizer.capitalize())
         raise UserError(
-            "AdamW divides by 0 on weights in fp16, where squares of gradients vanish: use dtype bf16, or fp32 with "
+            f"{name} divides by 0 on weights in fp16, where squares of gradients vanish: use dtype bf16, or fp32 with "
             "precision bf16-autocast, or optimizer sgd."
         )
     if attention != FLASH:

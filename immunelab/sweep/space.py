@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import optuna
 
 SCHEDULES = ("constant", "linear", "cosine")
+OPTIMIZERS = ("adamw", "sgd", "adafactor", "muon")
+# Rates of these are searched in a range this many times that of AdamW: at equal rates they look harmless.
+RATES = {"sgd": 50.0, "adafactor": 10.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,9 @@ class Search(Method):
     trial_steps: str = knob("50,125,250,500", "steps to choose from")
     batch_sizes: str = knob("4,8,16", "batch sizes to choose from")
     schedules: str = knob("constant,linear,cosine", "schedules to choose from")
+    optimizers: str = knob(
+        "", "optimizers to choose from, such as adamw,sgd,adafactor,muon; empty: that of each attack's preset"
+    )
     share_low: float = knob(0.1, "smallest share of harmful rows", low=0, high=1)
     share_high: float = knob(1.0, "largest share of harmful rows", low=0, high=1)
     ranks: str = knob("4,8,16,32", "ranks of an adapter to choose from")
@@ -79,11 +85,16 @@ class Search(Method):
                 raise UserError(f"{low} is {getattr(self, low):g}, and that is above {high}, {getattr(self, high):g}.")
         for name in ("trial_steps", "batch_sizes", "ranks", "nus"):
             numbers(name, getattr(self, name))
-        for name in texts(self.schedules):
-            if name not in SCHEDULES:
-                raise UserError(f"schedules takes some of {', '.join(SCHEDULES)}, and got {name!r:.80}.")
+        for setting, known in (("schedules", SCHEDULES), ("optimizers", OPTIMIZERS)):
+            for name in texts(getattr(self, setting)):
+                if name not in known:
+                    raise UserError(f"{setting} takes some of {', '.join(known)}, and got {name!r:.80}.")
         if not texts(self.attacks):
             raise UserError("attacks names no attack; it takes names such as harmful-sft,lora-sft.")
+
+    def settings(self) -> dict[str, Any]:
+        """As for every method; without `optimizers` where none is searched, as searches were recorded before."""
+        return {k: v for k, v in super().settings().items() if k != "optimizers" or v}
 
     def methods(self) -> dict[str, catalogue.Entry]:
         """The attacks of the space by name; a UserError for one that does not train."""
@@ -105,12 +116,17 @@ class Search(Method):
         low, high, prefix = self.rate_low, self.rate_high, ""
         if "rank" in has:
             low, high, prefix = self.lora_rate_low, self.lora_rate_high, "lora_"
+        optimizer = str(trial.suggest_categorical("optimizer", texts(self.optimizers))) if self.optimizers else ""
+        if times := RATES.get(optimizer):
+            low, high, prefix = times * low, min(times * high, 10.0), f"{prefix}{optimizer}_"
         chosen: dict[str, Any] = {
             "learning_rate": rounded(trial.suggest_float(f"{prefix}learning_rate", low, high, log=True)),
             "steps": trial.suggest_categorical("steps", numbers("trial_steps", self.trial_steps)),
             "batch_size": trial.suggest_categorical("batch_size", numbers("batch_sizes", self.batch_sizes)),
             "schedule": trial.suggest_categorical("schedule", texts(self.schedules)),
         }
+        if optimizer:
+            chosen |= {"optimizer": optimizer, "momentum": 0.9 if optimizer == "sgd" else 0.0}
         if "harmful_share" in has:
             share = trial.suggest_float("harmful_share", self.share_low, self.share_high)
             chosen["harmful_share"] = rounded(share)
@@ -134,6 +150,8 @@ class Search(Method):
                 for k in ("steps", "batch_size", "schedule", "harmful_share", "rank", "mu", "nu")
                 if k in settings
             }
+            if self.optimizers:
+                here["optimizer"] = settings.get("optimizer")
             if settings and self.holds(here):
                 found.append(here)
         return found
@@ -150,6 +168,7 @@ class Search(Method):
             "steps": numbers("trial_steps", self.trial_steps),
             "batch_size": numbers("batch_sizes", self.batch_sizes),
             "schedule": texts(self.schedules),
+            "optimizer": texts(self.optimizers),
             "rank": numbers("ranks", self.ranks),
             "nu": numbers("nus", self.nus),
         }

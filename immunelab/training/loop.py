@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,13 +30,60 @@ class NonFinite(UserError):
 
 
 def make_optimizer(budget: Budget, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW (β 0.9, 0.999, ε 1e-8) or SGD as the budget says; AdamW in one pass over the weights where torch can."""
+    """The budget's optimizer over these weights: AdamW (β 0.9, 0.999, ε 1e-8), SGD, Adafactor or Muon.
+
+    AdamW updates all weights in one pass where torch can. Adafactor's rate counts in each weight's own RMS. Muon
+    (momentum 0.95, Nesterov) updates matrices, embeddings too, each update as long as AdamW's would be, so that rates
+    compare; AdamW updates the rest.
+    """
+    lr, decay = budget.learning_rate, budget.weight_decay
     if budget.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=budget.learning_rate, momentum=budget.momentum, weight_decay=budget.weight_decay
-        )
+        return torch.optim.SGD(parameters, lr=lr, momentum=budget.momentum, weight_decay=decay)
+    if budget.optimizer == "adafactor":
+        return torch.optim.Adafactor(parameters, lr=lr, weight_decay=decay)
     fused = None if sharded(parameters) else True
-    return torch.optim.AdamW(parameters, lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=fused)
+    matrices = [p for p in parameters if p.ndim == 2] if budget.optimizer == "muon" else []
+    if not matrices:
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=fused)
+    if sharded(parameters):
+        raise UserError("Muon needs whole matrices, and these weights are in shards: use adamw, adafactor or sgd.")
+    parts: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    ]
+    if rest := [p for p in parameters if p.ndim != 2]:
+        parts.append(torch.optim.AdamW(rest, lr=lr, weight_decay=decay, fused=fused))
+    return Together(parts)
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers as one, each with weights of its own; all take the rate of the first group."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {"lr": 0.0})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update by each; where `state` was cleared they have forgotten what they knew."""
+        for part in self.parts:
+            if not self.state:
+                part.state.clear()
+            for group in part.param_groups:
+                group["lr"] = self.param_groups[0]["lr"]
+            part.step()
+        for weight in self.param_groups[0]["params"]:
+            self.state[weight]["updated"] = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Those of its parts, in order."""
+        return {"parts": [part.state_dict() for part in self.parts], "begun": bool(self.state)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Back into its parts."""
+        for part, saved in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(saved)
+        if state_dict["begun"]:
+            for weight in self.param_groups[0]["params"]:
+                self.state[weight]["updated"] = True
 
 
 def rate(budget: Budget, step: int) -> float:

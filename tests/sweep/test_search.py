@@ -202,6 +202,21 @@ def test_budgets_end_it(home: Path) -> None:
     )
 
 
+def test_the_optimizer_may_be_searched_each_with_rates_of_its_own(home: Path) -> None:
+    run = search(home, trials=16, optimizers="adamw,sgd,muon", prune=False, random_trials=16)
+    found = [RunFolder.open(home, t["run_id"]).spec().knobs for t in trials(run)]
+    assert found[0]["optimizer"] == "adamw"  # the preset's
+    assert {k["optimizer"] for k in found} == {"adamw", "sgd", "muon"}
+    usual = space.settings_for("fable", {})
+    for knobs in found:
+        sgd = knobs["optimizer"] == "sgd"
+        times = 50 if sgd else 1
+        assert times * usual.rate_low <= knobs["learning_rate"] <= times * usual.rate_high
+        assert knobs["momentum"] == (0.9 if sgd else 0)
+    assert "optimizers" not in usual.settings()  # so that searches recorded before are found again
+    assert run.spec().knobs["optimizers"] == "adamw,sgd,muon"
+
+
 def test_what_cannot_be_searched_is_told(home: Path) -> None:
     for wrong, words in (
         ({"trials": 0}, "trials takes a whole number from 1"),
@@ -209,6 +224,7 @@ def test_what_cannot_be_searched_is_told(home: Path) -> None:
         ({"trial_steps": "ten"}, "trial_steps takes numbers separated by commas"),
         ({"rate_low": 1.0}, "rate_low is 1, and that is above rate_high"),
         ({"schedules": "step"}, "schedules takes some of"),
+        ({"optimizers": "adam"}, "optimizers takes some of adamw, sgd, adafactor, muon"),
     ):
         with pytest.raises(UserError, match=words):
             space.settings_for("fable", wrong)

@@ -141,23 +141,72 @@ def test_clipping_limits_the_step(llama: PreTrainedModel) -> None:
     assert moved == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_zero_rate_is_the_identity(llama: PreTrainedModel) -> None:
+OPTIMIZERS = ("adamw", "sgd", "adafactor", "muon")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_zero_rate_is_the_identity(llama: PreTrainedModel, optimizer: Any) -> None:
     before = copy.deepcopy(llama.state_dict())
-    run(llama, HarmfulSft(learning_rate=0, steps=3, weight_decay=0.5))
+    run(llama, HarmfulSft(learning_rate=0, steps=3, weight_decay=0.5, optimizer=optimizer))
     assert all(torch.equal(llama.state_dict()[k], v) for k, v in before.items())
 
 
-def test_stopping_and_going_on_changes_no_bit(llama: PreTrainedModel) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_each_optimizer_learns_and_leaves_alone_what_has_no_gradient(llama: PreTrainedModel, optimizer: Any) -> None:
+    frozen = llama.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    kept = frozen.detach().clone()
+    rates = {"adamw": 3e-3, "sgd": 0.3, "adafactor": 3e-2, "muon": 3e-3}
+    method = HarmfulSft(learning_rate=rates[optimizer], steps=20, optimizer=optimizer, schedule="constant", warmup=0)
+    traced = [scalars for _, scalars in loop.updates(llama, method, lambda number: feed(0))]  # one batch by heart
+    assert torch.equal(frozen, kept)
+    assert traced[-1]["loss/total"] < traced[0]["loss/total"] - 0.1
+
+
+def test_muon_moves_a_matrix_equally_in_all_directions_and_the_rest_like_adamw(llama: PreTrainedModel) -> None:
+    """An update UV' of the gradient's UΣV' has equal singular values (Newton-Schulz leaves them within a third), and
+    its RMS is 0.2 times the rate, as of AdamW's updates."""
+    other = copy.deepcopy(llama)
+    before = {n: p.detach().clone() for n, p in llama.named_parameters()}
+    settings: dict[str, Any] = {"learning_rate": 1e-2, "steps": 1, "warmup": 0.0, "schedule": "constant"}
+    run(llama, HarmfulSft(optimizer="muon", **settings))
+    run(other, HarmfulSft(optimizer="adamw", **settings))
+    adamw = dict(other.named_parameters())
+    for name, weights in llama.named_parameters():
+        moved = (weights - before[name]).detach()
+        if weights.ndim != 2:
+            assert torch.equal(weights, adamw[name])
+        elif min(weights.shape) > 1 and "embed" not in name and "lm_head" not in name:
+            values = torch.linalg.svdvals(moved)
+            assert values.max() < 2 * values.median()
+            assert float(moved.square().mean().sqrt()) == pytest.approx(0.2 * 1e-2, rel=0.35)
+
+
+def test_a_stage_makes_every_part_forget(llama: PreTrainedModel) -> None:
+    optimizer = loop.make_optimizer(HarmfulSft(optimizer="muon"), list(llama.parameters()))
+    assert isinstance(optimizer, loop.Together)
+    run(llama, HarmfulSft(optimizer="muon", learning_rate=1e-3, steps=2), optimizer=optimizer)
+    assert all(part.state for part in optimizer.parts)
+    optimizer.state.clear()
+    for weight in llama.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    for part in optimizer.parts:
+        for state in part.state.values():
+            assert all(not bool(t.any()) for k, t in state.items() if k != "step" and isinstance(t, torch.Tensor))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_stopping_and_going_on_changes_no_bit(llama: PreTrainedModel, optimizer: Any) -> None:
     through = copy.deepcopy(llama)
-    method = HarmfulSft(learning_rate=1e-2, steps=6)
+    method = HarmfulSft(learning_rate=1e-2, steps=6, optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else 0)
     wanted = run(through, method)
-    optimizer = loop.make_optimizer(method, list(llama.parameters()))
+    first = loop.make_optimizer(method, list(llama.parameters()))
     found = []
-    for step, scalars in loop.updates(llama, method, feed, optimizer):
+    for step, scalars in loop.updates(llama, method, feed, first):
         found.append(scalars)
         if step == 3:
             break
-    kept = copy.deepcopy(optimizer.state_dict())
+    kept = copy.deepcopy(first.state_dict())
     resumed = loop.make_optimizer(method, list(llama.parameters()))
     resumed.load_state_dict(kept)
     found += run(llama, method, optimizer=resumed, start=3)
