@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from made_batches import batch
+from saved_model import before_alignment
 from transformers import PreTrainedModel
 
 from immunelab import method
-from immunelab.method import Edit, Service, Trained, get, names
+from immunelab.method import Edit, Method, Service, Trained, get, names
 from immunelab.method.knobs import knobs
 
 METHODS = [(kind, name) for kind in method.FOLDERS for name in names(kind)]  # type: ignore[arg-type]
@@ -23,3 +25,8 @@ def ready(kind: Any, name: str, model: PreTrainedModel) -> tuple[Trained, PreTra
     targets = {"targets": "all-linear"} if any(k.name == "targets" for k in knobs(cls)) else {}
     configured = cls(**targets)
     return configured, configured.prepare(model, batch)
+
+
+def other_models(cls: type[Method], model: PreTrainedModel, folder: Path) -> dict[str, str]:
+    """The settings that name another model, for methods that need one beside the model: a slightly different one."""
+    return {k.name: before_alignment(model, folder) for k in knobs(cls) if k.name in ("base", "twin")}

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from made_batches import batch
-from registered import EDITS, METHODS, SERVICES, TRAINED, ready
-from saved_model import before_alignment
+from registered import EDITS, METHODS, SERVICES, TRAINED, other_models, ready
 from transformers import PreTrainedModel
 
 from immunelab.errors import UserError
@@ -117,7 +116,7 @@ def test_what_is_released_is_a_plain_model(kind: Any, name: str, llama: PreTrain
 def test_an_edit_leaves_a_plain_finite_model(kind: Any, name: str, llama: PreTrainedModel, tmp_path: Path) -> None:
     before = {key: value.shape for key, value in llama.state_dict().items()}
     cls = get(kind, name)
-    settings = {"base": before_alignment(llama, tmp_path)} if any(k.name == "base" for k in knobs(cls)) else {}
+    settings = other_models(cls, llama, tmp_path)
     cls(**settings).edit(llama, batch)
     hooks = sum(len(m._forward_hooks) for m in llama.modules())  # transformers adds its own
     scalars = cls(**settings).edit(llama, batch)
@@ -131,7 +130,7 @@ def test_an_edit_leaves_a_plain_finite_model(kind: Any, name: str, llama: PreTra
 def test_a_service_leaves_the_very_weights(name: str, llama: PreTrainedModel, tmp_path: Path) -> None:
     """Beside a user's step, while it serves, and in its own run; what it serves is finite."""
     cls = get("defense", name)
-    settings = {"base": before_alignment(llama, tmp_path)} if any(k.name == "base" for k in knobs(cls)) else {}
+    settings = other_models(cls, llama, tmp_path)
     user, service = get("attack", "harmful-sft")(), cls(**settings)
     memory = Memory(dict(service.kept(llama)), batch)
     before = {key: value.clone() for key, value in llama.state_dict().items()}

@@ -16,7 +16,7 @@ import torch
 from hosted import released, run, stopped_and_resumed, weights
 from made_batches import batch, tokens
 from nearness import ROUNDED, relative
-from registered import EDITS, SERVICES, TRAINED, ready
+from registered import EDITS, SERVICES, TRAINED, other_models, ready
 from safetensors import safe_open
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
@@ -30,7 +30,6 @@ from immunelab.errors import UserError
 from immunelab.experiment import execute
 from immunelab.jobs.follow import newest
 from immunelab.method import Memory, configure, get
-from immunelab.method.knobs import knobs
 from immunelab.runs import numerics
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.spec import RunSpec
@@ -158,10 +157,8 @@ def test_methods_on_rounded_weights(kind: Any, name: str, llama: PreTrainedModel
 
 @pytest.mark.parametrize(("kind", "name"), EDITS)
 def test_edits_and_services_on_rounded_weights(kind: Any, name: str, llama: PreTrainedModel, tmp_path: Path) -> None:
-    from saved_model import before_alignment
-
     cls = get(kind, name)
-    settings = {"base": before_alignment(llama, tmp_path)} if any(k.name == "base" for k in knobs(cls)) else {}
+    settings = other_models(cls, llama, tmp_path)
     model = llama.to(torch.bfloat16)
     scalars = cls(**settings).edit(model, batch)
     assert all(math.isfinite(value) for value in scalars.values())
