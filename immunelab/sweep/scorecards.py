@@ -28,8 +28,8 @@ def scorecard_specs(
 ) -> list[RunSpec]:
     """For each seed: attacks, a prefilled answer and benign fine-tunes on the undefended and on the immunized model.
 
-    Attacks are both ladders, of all weights and of an adapter; where a provider carries the defense out, also the
-    first one by someone with the weights (`drop-vector`). With `hold_out`, a hazard domain, also the same defense made
+    Attacks are both ladders, of all weights and of an adapter, and one that repairs what it broke; where a provider
+    carries the defense out, not that, but the first one by someone with the weights (`drop-vector`). With `hold_out`, a hazard domain, also the same defense made
     without it, and a part of the ladder with its own domains and with this one, on it and on the undefended model.
     `knobs` None takes the corpus's own settings of the defense; `made` names immunizations that there are already, by
     seed; `numbers`, dtype and attention, are those of all runs. `run:#k` names the k-th run of the list.
@@ -38,6 +38,8 @@ def scorecard_specs(
     ladder = plan.ladder("harmful-sft", corpus)
     attacks = [*ladder, *plan.ladder("lora-sft", corpus, "LoRA ")]
     attacks.append(plan.choose("attack", "prefill", preset=suited, name="prefill"))
+    if not by_provider(defense):
+        attacks.append(plan.choose("attack", "break-and-repair", corpus, name="break, then repair"))
     outside = plan.ladder("drop-vector", corpus, "dropped ") if by_provider(defense) else []
     specs: list[RunSpec] = []
     for seed in seeds:

@@ -40,7 +40,8 @@ def test_the_undefended_model_faces_whatever_the_defended_one_does() -> None:
     assert faced({"fable"}, parts) == faced({f"run:#{guards[3][0]}"}, parts)
     methods = Counter(s.method for s in specs if s.seed == 0 and s.model == "fable" and s.corpus == "fable")
     ladders = [len(get("attack", m).ladders["fable"]) for m in ("harmful-sft", "lora-sft")]
-    assert methods == {"harmful-sft": ladders[0], "lora-sft": ladders[1], "prefill": 1, "seam": 1, "benign-sft": 4}
+    others = {"prefill": 1, "break-and-repair": 1, "seam": 1, "benign-sft": 4}
+    assert methods == {"harmful-sft": ladders[0], "lora-sft": ladders[1], **others}
     for s in specs:
         corpus.load(s.corpus)
 
@@ -51,6 +52,8 @@ def test_a_providers_defense_is_also_attacked_without_the_provider() -> None:
     assert len({s.model for s in outside}) == 1
     assert outside[0].model.startswith("run:#")
     assert not any(s.method == "drop-vector" for s in sweep.scorecard_specs("seam", [0]))
+    # Who repairs a model has its weights, and goes past the provider anyway.
+    assert not any(s.method == "break-and-repair" for s in sweep.scorecard_specs("security-vectors", [0]))
     again = sweep.scorecard_specs("seam", [0, 1], made={0: "mine"})
     assert [s.seed for s in again if s.kind == "immunize"] == [1]
     assert {s.model for s in again if s.seed == 0} == {"fable", "run:mine"}
