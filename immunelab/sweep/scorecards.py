@@ -22,6 +22,7 @@ def scorecard_specs(
     model: str = "fable",
     made: Mapping[int, str] | None = None,
     hold_out: str = "",
+    repair: bool = True,
     device: str = "auto",
     numbers: Mapping[str, str] = numerics.USUAL,
     group: str = "scorecard",
@@ -32,14 +33,14 @@ def scorecard_specs(
     carries the defense out, not that, but the first one by someone with the weights (`drop-vector`). With `hold_out`, a
     hazard domain, also the same defense made without it, and a part of the ladder with its own domains and with this
     one, on it and on the undefended model.
-    `knobs` None takes the corpus's own settings of the defense; `made` names immunizations that there are already, by
+    `repair` False leaves out the attack that repairs. `knobs` None takes the corpus's own settings of the defense; `made` names immunizations that there are already, by
     seed; `numbers`, dtype and attention, are those of all runs. `run:#k` names the k-th run of the list.
     """
     suited = plan.family(corpus)
     ladder = plan.ladder("harmful-sft", corpus)
     attacks = [*ladder, *plan.ladder("lora-sft", corpus, "LoRA ")]
     attacks.append(plan.choose("attack", "prefill", preset=suited, name="prefill"))
-    if not by_provider(defense):
+    if repair and not by_provider(defense):
         attacks.append(plan.choose("attack", "break-and-repair", corpus, name="break, then repair"))
     outside = plan.ladder("drop-vector", corpus, "dropped ") if by_provider(defense) else []
     specs: list[RunSpec] = []

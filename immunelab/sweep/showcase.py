@@ -70,9 +70,9 @@ def showcase_specs(
                 met = [*ladder, varied[-1], *(plan.learning() if defense in TAUGHT else ())]
                 lists.append([plan.one(guard, **where), *plan.on("run:#0", met, **where)])
                 continue
-            wanted = scorecard_specs(
-                defense, [seed], corpus, hold_out=HELD_OUT if defense == "seam" else "", group=group
-            )
+            held = HELD_OUT if defense == "seam" else ""
+            # Repairs were recorded by themselves: benchmarks/break_and_repair.py
+            wanted = scorecard_specs(defense, [seed], corpus, hold_out=held, repair=False, group=group)
             made = next(i for i, spec in enumerate(wanted) if spec.kind == "immunize")
             more = varied if defense == "seam" else varied[-1:]
             lists.append(wanted + plan.on(f"run:#{made}", more, **where))
