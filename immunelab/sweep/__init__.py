@@ -2,10 +2,11 @@
 
 from immunelab.sweep.plan import Choice, choose, crossed, demo_specs, joined, ladder, learning, on, one, rungs
 from immunelab.sweep.scorecards import scorecard_specs
-from immunelab.sweep.showcase import BASELINES, SHOWN, showcase_specs
+from immunelab.sweep.showcase import BASELINES, LATER, SHOWN, showcase_specs
 
 __all__ = [
     "BASELINES",
+    "LATER",
     "SHOWN",
     "Choice",
     "choose",

@@ -32,9 +32,9 @@ def scorecard_specs(
     Attacks are both ladders, of all weights and of an adapter, and one that repairs what it broke; where a provider
     carries the defense out, not that, but the first one by someone with the weights (`drop-vector`). With `hold_out`, a
     hazard domain, also the same defense made without it, and a part of the ladder with its own domains and with this
-    one, on it and on the undefended model.
-    `repair` False leaves out the attack that repairs. `knobs` None takes the corpus's own settings of the defense; `made` names immunizations that there are already, by
-    seed; `numbers`, dtype and attention, are those of all runs. `run:#k` names the k-th run of the list.
+    one, on it and on the undefended model. `repair` False leaves out the attack that repairs. `knobs` None takes the
+    corpus's own settings of the defense; `made` names immunizations that there are already, by seed; `numbers`, dtype
+    and attention, are those of all runs. `run:#k` names the k-th run of the list.
     """
     suited = plan.family(corpus)
     ladder = plan.ladder("harmful-sft", corpus)

@@ -26,6 +26,8 @@ BASELINES = (
     "ptst",
     "safe-lora",
 )
+# Newer than the recording, and recorded by themselves: benchmarks/newer_baselines.toml
+LATER = ("ctrap", "filtered-pretraining", "sbr")
 # Hold through their provider, which they could also do by letting nobody learn anything: so what users learn of a
 # harmless skill is recorded, too.
 TAUGHT = ("lisa", "ptst", "safe-lora")

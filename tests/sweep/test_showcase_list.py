@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from immunelab.cli import demo
 from immunelab.errors import UserError
 from immunelab.method import names
 from immunelab.runs.spec import RunSpec
-from immunelab.sweep import BASELINES, SHOWN, joined, showcase_specs
+from immunelab.sweep import BASELINES, LATER, SHOWN, joined, showcase_specs
 from immunelab.sweep.plan import learning
 from immunelab.sweep.scorecards import by_provider
 from immunelab.sweep.showcase import TAUGHT
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_defense_meets_the_attacks_of_the_undefended() -> None:
@@ -47,8 +50,10 @@ def test_every_defense_meets_the_attacks_of_the_undefended() -> None:
         assert ladders["fable"] == ladders[f"run:#{next(i for i, m in made.items() if m == 'seam')}"]
 
 
-def test_every_defense_is_shown() -> None:
-    assert sorted((*SHOWN, *BASELINES)) == names("defense")
+def test_every_defense_is_shown_or_recorded_by_itself() -> None:
+    assert sorted((*SHOWN, *BASELINES, *LATER)) == names("defense")
+    alone = tomllib.loads((ROOT / "benchmarks" / "newer_baselines.toml").read_text(encoding="utf-8"))
+    assert sorted(table["method"] for table in alone["defense"]) == sorted(LATER)
 
 
 def test_a_recording_says_at_once_what_lox_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
