@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from immunelab.jobs import processes
+from immunelab.method import catalogue
 from immunelab.runs.journal import Journal, RunFolder
 from immunelab.runs.spec import RunSpec
 
@@ -163,7 +164,8 @@ def attack(
     corpus: str = "fable",
 ) -> str:
     """An attack with scores every ten steps; `until` < 60 leaves it running there."""
-    knobs = {**BUDGET, "learning_rate": rate, "harmful_share": 1.0}
+    usual = catalogue.entry("attack", method).settings({})  # all of them, as a real run's spec has
+    knobs = {**usual, **BUDGET, "learning_rate": rate, "harmful_share": 1.0}
     lineage = {"model": f"run:{parent}", "parent": parent} if parent else {}
     where = {"corpus": corpus, **lineage}
     spec = RunSpec(kind="attack", method=method, knobs=knobs, seed=seed, evaluate_every=10, **where)  # type: ignore[arg-type]
