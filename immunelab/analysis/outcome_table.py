@@ -85,7 +85,8 @@ def outcome_table(curves: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.
     table = pd.DataFrame(rows).astype({"vacuous": object, "outcome": object})
     table["outcome"] = table["outcome"].where(table["outcome"].notna(), None)
     world = [*KEYS, *(k for k in WORLD[:-1] if k in table)]
-    won = table[(table["method"] == METHOD) & (table["outcome"] == BROKEN)] if "method" in table else table.iloc[:0]
+    ends_broken = (table["outcome"] == BROKEN) & ~table["early"].astype(bool)
+    won = table[(table["method"] == METHOD) & ends_broken] if "method" in table else table.iloc[:0]
     known = set(won[world].itertuples(index=False, name=None))
     same = [pair in known for pair in table[world].itertuples(index=False, name=None)]
     table["repairable"] = table["outcome"].isin([DEGRADED, DESTROYED]) & pd.Series(same, index=table.index, dtype=bool)
