@@ -140,7 +140,7 @@ def score(evidence: Evidence, limits: Limits | None = None) -> Scorecard:
             *(c for part in rest for c in part),
             learnable(learned, limits),
             repair(inside, table, limits),
-            less_harm(evidence.paired),
+            *less_harm(evidence.paired),
         ),
         attacks=table,
         searches=search_table(evidence.trials),

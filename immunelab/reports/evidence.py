@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from immunelab.analysis import collapse, paired
-from immunelab.analysis.scorecard import Evidence, Scorecard, score
+from immunelab.analysis.scorecard import Evidence, Scorecard, by_access, score
 from immunelab.analysis.stability import CAPABILITY, PREFILLED, REFUSALS, WHOLE
 from immunelab.analysis.verdicts import Limits
 from immunelab.errors import UserError, unknown
@@ -138,16 +138,16 @@ def gather(store: Store, run_ids: Sequence[str], recorded: Recorded) -> Evidence
 
 
 def _answered(store: Store, curves: pd.DataFrame) -> pd.DataFrame:
-    """Both sides' answers after the worst recorded attack, as `paired.less_harm` takes them."""
-    pairs = paired.worst_attack(curves)
+    """Both sides' answers after the worst recorded attack, by the attacker's access: `paired.ANSWERS`."""
+    pairs = pd.concat([paired.worst_attack(mine).assign(access=access) for access, mine in by_access(curves)])
     if pairs.empty:
-        return pairs
+        return pd.DataFrame(columns=paired.ANSWERS)
     ids = [*pairs["run_id"], *pairs["control"]]
     judges = curves.loc[curves["run_id"].isin(ids), "harmfulness_by"].dropna().unique().tolist()
     said = queries.example_scores(store, ids, judges).dropna(subset=["score"])[["run_id", "step", "id", "score"]]
     mine = pairs.merge(said, on=["run_id", "step"]).rename(columns={"score": "after"})
     free = said.rename(columns={"run_id": "control", "score": "before"})
-    return mine.merge(free, on=["control", "step", "id"])
+    return mine.merge(free, on=["control", "step", "id"])[paired.ANSWERS]
 
 
 def _searched(trials: pd.DataFrame, mine: pd.DataFrame) -> pd.DataFrame:
