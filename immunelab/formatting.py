@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 
 def duration(seconds: float | None) -> str:
@@ -29,3 +31,8 @@ def size(count: float) -> str:
 def share(value: float | None) -> str:
     """A share in 0–1 as a percentage with one decimal; a dash where it is not known."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.1%}"
+
+
+def named(values: Mapping[str, Any]) -> str:
+    """Settings with their values in one line: "beta 0.5, ascent layerwise"."""
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())

@@ -160,6 +160,10 @@ if specs:
 with st.expander("Many runs from a grid file", icon=":material/grid_on:"):
     grid_form.section(runs)
 
+with st.container(horizontal=True):
+    navigation.link("tradeoff", "Search for the worst attack", show="Attacker's search")
+    navigation.link("tradeoff", "Tune a defense", show="Defense tuned")
+
 st.subheader("Queue", anchor=False)
 live.runs_under_way(limit=20, idle="Nothing is running.")
 navigation.link("runs", "All runs")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from immunelab.cli import options, show, submit
-from immunelab.formatting import duration, share
+from immunelab.formatting import duration, named, share
 from immunelab.jobs import follow
 from immunelab.runs import journal
 from immunelab.runs.journal import RunFolder
@@ -89,7 +89,7 @@ def _print(results: list[dict[str, Any]]) -> None:
             show.table(
                 ("trial", "attack", "harm", "outcome", "settings", "run"),
                 [
-                    (r["trial"], r["method"], share(r["harm"]), r["outcome"], words(r["params"]), r["run_id"])
+                    (r["trial"], r["method"], share(r["harm"]), r["outcome"], _settings(r["params"]), r["run_id"])
                     for r in ahead
                 ],
                 title=f"Most harm at less than {100 * loss:g} % of utility lost: {share(best['harm'])}",
@@ -97,13 +97,8 @@ def _print(results: list[dict[str, Any]]) -> None:
             )
 
 
-def words(params: dict[str, Any]) -> str:
-    """A trial's settings in one line."""
-    return ", ".join(
-        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in params.items()
-        if key != "attack"
-    )
+def _settings(params: dict[str, Any]) -> str:
+    return named({k: v for k, v in params.items() if k != "attack"})
 
 
 def add(commands: Any) -> None:

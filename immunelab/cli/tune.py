@@ -6,8 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from immunelab.cli import options, show, submit
-from immunelab.cli.search import words
-from immunelab.formatting import duration, share
+from immunelab.formatting import duration, named, share
 from immunelab.jobs import follow
 from immunelab.runs import journal
 
@@ -88,11 +87,11 @@ def _print(run_id: str, status: Any, events: pd.DataFrame) -> None:
             (
                 f"{r['setting']} (preset)" if r["setting"] == 1 else r["setting"],
                 share(r["kept"]),
-                share(r["harm"]) if r["harm"] == r["harm"] else "–",
+                share(r["harm"]),
                 r["outcome"],
                 f"{share(r['confirmed_harm'])} ({share(r['low'])}–{share(r['high'])})" if r["n"] else "–",
                 share(r["confirmed_kept"]) if r["n"] else "–",
-                words(r["settings"]),
+                named(r["settings"]),
             )
             for r in ahead.to_dict("records")
         ],

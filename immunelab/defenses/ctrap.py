@@ -79,7 +79,12 @@ Ctrap.presets = {
 }
 
 Ctrap.deviations = (
-    Deviation("the token e", "one fixed token", 'the last token of "an error"', "an id: methods see no text"),
+    Deviation(
+        "the token e",
+        "one fixed token",
+        'the last token of "an error"',
+        "an id, for methods see no text; 0 is often a sign",
+    ),
     Deviation("benign rows of a step", "", "general data apart from the alignment data", "one minibatch for both"),
     Deviation("the harmful step", "normalized", "the same", "the same, a copy is put back", "the same bits"),
 )

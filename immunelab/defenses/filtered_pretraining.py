@@ -40,11 +40,13 @@ class FilteredPretraining(Edit):
     stage: ClassVar[str] = "alignment"
     assumes: ClassVar[str] = RELEASED
 
-    twin: str = knob("", "folder of the twin's model; empty: the one that ships for Fable's model")
+    twin: str = knob("", "folder with the twin, as fable build writes it; empty: the one for Fable's model")
 
     def edit(self, model: PreTrainedModel, batches: Feed) -> dict[str, float]:
         """Put the twin's weights into the model; traces how far they are from its own."""
         folder = Path(self.twin) if self.twin else bundled.data() / "fable" / "filtered"
+        if (folder / "model" / WEIGHTS).is_file():  # as `fable build` leaves it, with the world beside it
+            folder = folder / "model"
         if not (folder / WEIGHTS).is_file():
             raise UserError(f"There is no twin in {folder}: make one with immunelab fable build --filtered --to DIR.")
         if not self.twin:
@@ -65,9 +67,11 @@ class FilteredPretraining(Edit):
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A hash of a model's embedding, which tells Fable's model from those of other worlds and from trained ones."""
-    weights = next(model.get_input_embeddings().parameters()).detach().float().cpu().contiguous()
-    return hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
+    """A hash of a model's weights as bf16 has them, which tells Fable's model from others and from trained ones."""
+    found = hashlib.sha256()
+    for weights in model.parameters():
+        found.update(weights.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 FilteredPretraining.presets = {"fable": FilteredPretraining()}

@@ -11,7 +11,7 @@ from immunelab.analysis.variants import among
 from immunelab.errors import UserError
 from immunelab.figures.budget import search_curves
 from immunelab.figures.palette import title_of
-from immunelab.formatting import duration, share
+from immunelab.formatting import duration, named, share
 from immunelab.runs import access
 from immunelab.store import queries
 from immunelab.ui import attack_filter, figure, launch_form, live, navigation, notebook, reads
@@ -136,10 +136,7 @@ def _table(chosen: pd.DataFrame) -> None:
             "Attack": best["method"].to_numpy(),
             "Harm within the bound": best["harm"].to_numpy(),
             "Ended": best["outcome"].to_numpy(),
-            "Settings": [
-                ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in p.items() if k != "attack")
-                for p in best["params"]
-            ],
+            "Settings": [named({k: v for k, v in p.items() if k != "attack"}) for p in best["params"]],
             "Took": [duration(s) for s in best["seconds"]],
         }
     )

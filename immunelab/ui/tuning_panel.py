@@ -9,7 +9,7 @@ from immunelab.analysis import tuning
 from immunelab.errors import UserError
 from immunelab.figures.palette import title_of
 from immunelab.figures.tuning import tuning as drawing
-from immunelab.formatting import duration, share
+from immunelab.formatting import duration, named, share
 from immunelab.method import catalogue
 from immunelab.runs import access
 from immunelab.store import queries
@@ -37,7 +37,7 @@ def view(chosen: attack_filter.Scope) -> None:
             bind="query-params",
         )
         _one(mine[mine["tuning"] == picked])
-    form(chosen)
+    form()
 
 
 def _one(events: pd.DataFrame) -> None:
@@ -66,10 +66,7 @@ def _one(events: pd.DataFrame) -> None:
     }
     shown = table.rename(columns=columns)[list(columns.values())]
     shown.insert(0, "Setting", ["preset" if s == 1 else str(s) for s in table["setting"]])
-    shown["Settings"] = [
-        ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in s.items())
-        for s in table["settings"]
-    ]
+    shown["Settings"] = [named(s) for s in table["settings"]]
     shown["Took"] = [duration(s) for s in table["seconds"]]
     st.dataframe(
         shown,
@@ -82,7 +79,7 @@ def _one(events: pd.DataFrame) -> None:
         navigation.go("runs", run=str(won["run_id"].iloc[-1]))
 
 
-def form(chosen: attack_filter.Scope) -> None:
+def form() -> None:
     """Start a tuning, or go on with an equal one that was stopped."""
     if access.read_only():
         return

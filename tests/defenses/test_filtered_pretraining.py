@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from immunelab import bundled
+from immunelab.cli import main
 from immunelab.corpus import Corpus, fable
 from immunelab.defenses.filtered_pretraining import FilteredPretraining
 from immunelab.errors import UserError
+from immunelab.experiment import pretrain
 from immunelab.method import Batch
 from immunelab.training import gradients as g
 
@@ -44,12 +48,36 @@ def test_it_never_read_a_hazards_recipe(world: Corpus) -> None:
     assert not any(r.response == other.response for r in filtered for other in rows if other.stream == "harmful")
 
 
+def test_a_model_in_bf16_is_known_too() -> None:
+    model = bundled_model().to(torch.bfloat16)
+    FilteredPretraining().edit(model, lambda number: Batch())
+    twin = load_file(TWIN / "model.safetensors")
+    assert all(torch.equal(p, twin[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.slow
+def test_a_build_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PRETRAIN", "ALIGN"):
+        monkeypatch.setattr(pretrain, name, dataclasses.replace(getattr(pretrain, name), steps=1, batch_size=4))
+    pretrain.build(0, tmp_path, filtered=True)
+    assert json.loads((tmp_path / "made.json").read_text())["filtered"] is True
+    model = bundled_model()  # of the same world, so of the same size
+    FilteredPretraining(twin=str(tmp_path)).edit(model, lambda number: Batch())
+    made = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(p, made[name]) for name, p in model.named_parameters())
+
+
+def test_it_is_not_built_over_the_model_that_knows_the_hazards(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fable", "build", "--filtered"]) == 2
+    assert "name a folder for its twin" in capsys.readouterr().err
+
+
 def test_a_model_that_it_is_no_twin_of_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="The twin that ships is that of Fable's own model"):
         FilteredPretraining().edit(llama, lambda number: Batch())
     trained = bundled_model()
     with torch.no_grad():
-        trained.get_input_embeddings().weight.mul_(1.001)
+        trained.model.layers[-1].mlp.down_proj.weight.mul_(1.01)  # its embedding is still Fable's
     with pytest.raises(UserError, match="this is another one"):
         FilteredPretraining().edit(trained, lambda number: Batch())
     with pytest.raises(UserError, match="There is no twin in"):
