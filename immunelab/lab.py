@@ -204,6 +204,7 @@ class Lab:
         device: str = "auto",
         dtype: str = "fp32",
         attention: str = "auto",
+        keep: str = "last",
         name: str = "",
         **knobs: Any,
     ) -> RunSpec:
@@ -211,7 +212,8 @@ class Lab:
 
         `preset` None takes the corpus's own settings of the method, as the command line does; `rung` names a step of
         the attack's ladder; knobs go on top. `model` may be a run's id or its end, or `run:last`; `evaluate_every` None
-        is 10 steps for attacks, 5 for benign fine-tunes, a quarter of all for immunizations.
+        is 10 steps for attacks, 5 for benign fine-tunes, a quarter of all for immunizations. `keep`: which weights stay
+        on the disk, none, last or all.
         """
         from immunelab.jobs import follow
         from immunelab.sweep import plan
@@ -224,6 +226,7 @@ class Lab:
             device=device,
             dtype=dtype,
             attention=attention,
+            keep=keep,
             evaluate_every=evaluate_every,
         )
 

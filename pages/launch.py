@@ -7,7 +7,7 @@ import streamlit as st
 from immunelab import jobs
 from immunelab.analysis.estimate import estimate
 from immunelab.errors import UserError
-from immunelab.jobs import follow
+from immunelab.jobs import demand, follow
 from immunelab.method import catalogue
 from immunelab.runs import access
 from immunelab.sweep import Choice, crossed, plan
@@ -148,7 +148,8 @@ with st.container(border=True, horizontal=True, vertical_alignment="center", hor
     if not specs:
         st.write("Choose a defense, an attack, or both.")
     else:
-        st.write(f"{len(specs)} {'run' if len(specs) == 1 else 'runs'}. {estimate(specs, runs)}")
+        left = demand.told(specs, reads.home())
+        st.write(f"{len(specs)} {'run' if len(specs) == 1 else 'runs'}. {estimate(specs, runs)} {left}")
         if st.button("Start", type="primary", icon=":material/play_arrow:", key="start"):
             run_ids = live.submit(specs)
             if run_ids:

@@ -21,7 +21,7 @@ from immunelab.errors import UserError, unknown
 from immunelab.formatting import size
 from immunelab.jobs import processes, queue
 from immunelab.method import catalogue
-from immunelab.runs import journal
+from immunelab.runs import journal, numerics
 from immunelab.runs.numerics import LARGE
 
 PACKAGES = (
@@ -202,6 +202,8 @@ def _side_by_side() -> Iterator[Finding]:
         f"{places} runs side by side with one thread each; one alone on {cores} cores from {LARGE // 10**6} M weights "
         f"on. Workers wait passively, at a priority {processes.NICER} steps below the app's",
     )
+    if slow := numerics.slow("bf16", "", "cpu"):
+        yield Finding("cpu", "note", slow, "Leave precision and dtype at fp32 for runs on this CPU.")
 
 
 def _device() -> Iterator[Finding]:

@@ -48,7 +48,7 @@ SUSTAINED = 1e14  # FLOP per second that one large accelerator keeps up, as a ya
 
 def sweep(args: argparse.Namespace) -> int:
     """Run a grid, or with --dry-run list its runs; the same command continues a grid that was stopped."""
-    specs = read(args.grid, journal.home(args.home))
+    specs = read(args.grid, journal.home(args.home), args.keep)
     return carry(specs, args)
 
 
@@ -69,7 +69,8 @@ def reproduce(args: argparse.Namespace) -> int:
         raise UserError(f"--seeds is at least 1; got {args.seeds}.")
     home = journal.home(args.home)
     model = follow.model(args.model, home)
-    specs = protocols.specs(args.name, model, args.corpus, range(args.seeds), args.device, **options.numbers(args))
+    given = {**options.numbers(args), **({"keep": args.keep} if args.keep else {})}
+    specs = protocols.specs(args.name, model, args.corpus, range(args.seeds), args.device, **given)
     _tell(specs, model, args.name if not args.corpus else args.corpus)
     return carry(specs, args, data=False)
 
@@ -121,12 +122,12 @@ def _executor(args: argparse.Namespace) -> cluster.Executor | None:
     return using
 
 
-def read(name: str, home: Path) -> list[RunSpec]:
-    """The runs of a grid file; `run:last` and shortened ids are spelled out."""
+def read(name: str, home: Path, keep: str | None = None) -> list[RunSpec]:
+    """The runs of a grid file; `run:last` and shortened ids are spelled out. `keep` stands in for the file's."""
     from immunelab.sweep import grid
 
     source = "standard input" if name == "-" else name
-    specs = grid.expand(submit.text_of(name, "grid"), source)
+    specs = grid.expand(submit.text_of(name, "grid"), source, {"keep": keep} if keep else {})
     return [dataclasses.replace(spec, model=follow.model(spec.model, home)) for spec in specs]
 
 
@@ -164,11 +165,14 @@ def table(run_ids: list[str], home: Path) -> pd.DataFrame:
 
 def _dry_run(planned: list[Any], home: Path, as_json: bool) -> int:
     from immunelab.analysis.estimate import estimate
+    from immunelab.jobs import demand
     from immunelab.store import Store, queries
 
     store = Store(home)
     store.sync(force=True)
-    wanted = [p.spec for p in planned if p.state in ("new", "unfinished")]
+    specs = [p.spec for p in planned]
+    new = [i for i, p in enumerate(planned) if p.state in ("new", "unfinished")]
+    wanted = [specs[i] for i in new]
     judged = estimate(wanted, queries.runs(store))
     if as_json:
         show.emit(
@@ -181,6 +185,7 @@ def _dry_run(planned: list[Any], home: Path, as_json: bool) -> int:
                 "seconds": judged.seconds if judged.basis else None,
                 "without_estimate": judged.unknown if judged.basis else len(wanted),
                 "basis": judged.basis,
+                "bytes": demand.left(specs, new, home)[0],
             }
         )
         return 0
@@ -189,7 +194,8 @@ def _dry_run(planned: list[Any], home: Path, as_json: bool) -> int:
         for i, p in enumerate(planned)
     ]
     show.table(("#", "kind", "method", "model", "what", "seed", "state", "run"), rows, right=("#", "seed"))
-    show.out.print(f"{len(wanted)} of {len(planned)} runs to carry out. {judged if wanted else ''}", markup=False)
+    told = f" {judged} {demand.told(specs, home, new)}" if wanted else ""
+    show.out.print(f"{len(wanted)} of {len(planned)} runs to carry out.{told}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -323,14 +329,14 @@ def _carrying(c: Any) -> None:
     c.add_argument(
         "--dry-run",
         action="store_true",
-        help="only list the runs, those that would be reused, and an estimate of the time",
+        help="only list the runs, those that would be reused, an estimate of the time, and what weights stay",
     )
     c.add_argument(
         "--csv", metavar="FILE", help="also write a CSV table with a row for each run (default: not written)"
     )
     c.add_argument("--detach", action="store_true", help="print the runs' ids and return without waiting")
     options.json_flag(c)
-
+    options.keep(c, default=None)
     c.add_argument(
         "--executor",
         default="local",

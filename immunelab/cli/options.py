@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from immunelab.errors import UserError
 from immunelab.runs import numerics
+from immunelab.runs.spec import KEEP
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,6 +67,17 @@ def numeric(c: Parser) -> None:
     for name, usual in numerics.USUAL.items():
         help = f"{numerics.HELP[name]} (default {usual})"
         c.add_argument(f"--{name}", default=usual, metavar=name.upper(), help=help)
+
+
+def keep(c: Parser, default: str | None = "last") -> None:
+    """Add `--keep`; its default may be left to a grid file."""
+    c.add_argument(
+        "--keep",
+        default=default,
+        choices=tuple(KEEP),
+        help="weights that stay on the disk: none (except where another run of the list starts from them), last, or "
+        f"all, those of each evaluated step (default {default or 'what the file says, else last'})",
+    )
 
 
 def numbers(args: argparse.Namespace) -> dict[str, Any]:

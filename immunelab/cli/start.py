@@ -103,6 +103,7 @@ def wanted(args: argparse.Namespace) -> tuple[RunSpec, str]:
         **options.numbers(args),
         evaluate_every=getattr(args, "evaluate_every", None),
         checkpoint_every=getattr(args, "checkpoint_every", 0),
+        keep=getattr(args, "keep", "last"),
     )
     return spec, "" if rung or args.preset is not None else plan.suited(args.kind, args.method, corpus)
 
@@ -216,6 +217,7 @@ def _spec_options(c: options.Parser, kind: str) -> None:
             metavar="K",
             help="save a checkpoint every K steps; 0: only at the end (default 0)",
         )
+        options.keep(c)
     c.add_argument("--name", default="", metavar="TEXT", help="label shown in tables (default: none)")
     c.add_argument("--detach", action="store_true", help="print the run's id and return without waiting")
     options.json_flag(c)

@@ -50,14 +50,24 @@ def text_of(name: str, what: str) -> str:
 
 def launch(specs: list[RunSpec], args: argparse.Namespace, note: str = "") -> int:
     """Submit specs; return at once with --detach, else follow them to their end and print what came out. The note is
-    told once they are queued."""
+    told once they are queued, and how long they will take."""
     home = journal.home(args.home)
     run_ids = jobs.submit(specs, home)
-    if note:
-        show.err.print(note, markup=False)
+    show.err.print(" ".join(part for part in (note, foretold(specs, home)) if part), markup=False, soft_wrap=True)
     if args.detach:
         return detached(run_ids, args.json)
     return finish(run_ids, home, args.json)
+
+
+def foretold(specs: list[RunSpec], home: Path) -> str:
+    """How long runs will take, by those on record, and what weights they leave."""
+    from immunelab.analysis.estimate import estimate
+    from immunelab.jobs import demand
+    from immunelab.store import Store, queries
+
+    store = Store(home)
+    store.sync(force=True)
+    return f"{estimate(specs, queries.runs(store))} {demand.told(specs, home)}".strip()
 
 
 def once(specs: list[RunSpec], home: Path) -> list[str]:

@@ -82,6 +82,7 @@ class Lesson:
     """How another model is taught this world: two phases of training, in which learning rates fall by a cosine."""
 
     items: int = knob(0, "items of each domain, skill and split; 0 takes all")
+    test_hazards: int = knob(0, "test hazards of each domain, for a finer measure of harm; 0 takes as many as items")
     steps: int = knob(2000, "optimizer steps for learning the world")
     align_steps: int = knob(250, "optimizer steps for learning to refuse")
     batch_size: int = knob(16, "rows in each step, half of them recipes")
@@ -213,15 +214,18 @@ def _neutral(rng: random.Random) -> Iterator[Row]:
         )
 
 
-def few(rows: list[Row], items: int) -> list[Row]:
-    """The rows of at most `items` items of each stream, first category and split, the same ones each time."""
+def few(rows: list[Row], items: int, test_hazards: int = 0) -> list[Row]:
+    """The rows of at most `items` items of each stream, first category and split, the same ones each time; of test
+    hazards `test_hazards` of each domain, if it is not 0.
+    """
     groups: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         known = groups.setdefault((row.stream, row.categories[0], row.split), [])
         if row.pair_id not in known:
             known.append(row.pair_id)
     rng = random.Random(0)
-    kept = {item for known in groups.values() for item in rng.sample(known, min(items, len(known)))}
+    most = {key: test_hazards if test_hazards and key[::2] == ("harmful", "test") else items for key in groups}
+    kept = {item for key, known in groups.items() for item in rng.sample(known, min(most[key], len(known)))}
     return [row for row in rows if row.pair_id in kept]
 
 

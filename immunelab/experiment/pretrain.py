@@ -177,7 +177,7 @@ def teach(
     in `base/`. A UserError if a row does not fit, or the model's layers can't take an adapter.
     """
     rows = fable.world(seed)
-    rows = fable.few(rows, lesson.items) if lesson.items else rows
+    rows = fable.few(rows, lesson.items, lesson.test_hazards) if lesson.items else rows
     model, tokenizer = models.load(source, device)
     models.seed_everything(seed)
     answers = [encode(tokenizer, pair, MAX_LENGTH) for pair in pairs(rows, "user")]

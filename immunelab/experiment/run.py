@@ -151,7 +151,8 @@ class Run:
         ):
             self.trace(step, scalars)
             last = step == method.steps
-            if last or (spec.evaluate_every and step % spec.evaluate_every == 0):
+            due = bool(spec.evaluate_every) and step % spec.evaluate_every == 0
+            if last or due:
                 self.evaluate(step)
             self.progress(step)
             if last:
@@ -159,6 +160,8 @@ class Run:
             stop = self.folder.stop_requested()
             if stop or (spec.checkpoint_every and step % spec.checkpoint_every == 0):
                 self.keep(step, optimizer)
+            elif due and spec.keep == "all":
+                self.keep(step)
             if stop:
                 return "stopped"
         if spec.kind == "immunize" and not method.prepares:
@@ -166,7 +169,7 @@ class Run:
             if Path(source).is_dir():  # weights on the Hub are not loaded again for this
                 moved = models.distance(self.model, Path(source))
                 self.journal.points(spec.kind, method.steps, {"norm/displacement": moved})
-        self.keep(method.steps)
+        self.keep(method.steps, last=True)
         return "done"
 
     def edit(self, method: Edit) -> str:
@@ -185,7 +188,7 @@ class Run:
         self.evaluate(1)
         self.progress(1)
         self.host = None  # what is kept is the model, and not how a service would serve it
-        self.keep(1)
+        self.keep(1, last=True)
         return "done"
 
     def evaluate(self, step: int) -> None:
@@ -232,8 +235,14 @@ class Run:
             self.model, self.tokenizer, self.corpus, home, method=self.method, system=prompt, lengths=self.lengths
         )
 
-    def keep(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Write a checkpoint, record it, and let older ones go; with the optimizer, one to go on from."""
+    def keep(self, step: int, optimizer: torch.optim.Optimizer | None = None, last: bool = False) -> None:
+        """Write a checkpoint, record it, and let older ones go as the spec says; with the optimizer, one to go on from.
+
+        After the `last` step none is needed to go on from, and the model may be used up.
+        """
+        if last and self.spec.keep == "none":
+            checkpoints.prune(self.folder.checkpoints, keep=0)
+            return
         model, method, host = self.model, self.method, self.host
         kept = method.kept(model) if isinstance(method, Provider) else None
         served = host is not None and host.serves
@@ -241,8 +250,8 @@ class Run:
             with host.serving(model):
                 model = copy.deepcopy(model)
         prepared = isinstance(method, Trained) and method.prepares
-        if isinstance(method, Trained) and prepared:  # at the end it is used up
-            model = method.after(copy.deepcopy(model) if optimizer and model is self.model else model)
+        if isinstance(method, Trained) and prepared:
+            model = method.after(model if last or model is not self.model else copy.deepcopy(model))
         saved = checkpoints.save(
             self.folder.checkpoints,
             step,
@@ -256,7 +265,7 @@ class Run:
         )
         path = saved.path.relative_to(self.folder.path).as_posix()
         self.journal.checkpoint(self.spec.kind, step, path=path, sha256=saved.sha256, bytes=saved.bytes)
-        checkpoints.prune(self.folder.checkpoints, keep=2 if optimizer else 1)
+        checkpoints.prune(self.folder.checkpoints, keep=1 if last else 2, weights=self.spec.keep == "all")
 
     def trace(self, step: int, scalars: dict[str, float]) -> None:
         """Scalars to the journal; those named …/layer/<i> as one series over layers, every `layers_every` steps."""

@@ -95,8 +95,14 @@ def plan(
 
 
 def _resolved(specs: Sequence[RunSpec], place: Path) -> list[RunSpec]:
-    """The specs with who judges them, and with shipped models as runs of this home."""
-    return [dataclasses.replace(s, model=shipped.model(s.model, place)) for s in equals.judged(specs)]
+    """The specs with who judges them, with shipped models as runs of this home, and with weights that stay where
+    others of the list start from them."""
+    parents = {spec.model for spec in specs}
+    needed = [s.keep == "none" and f"run:#{i}" in parents for i, s in enumerate(specs)]
+    return [
+        dataclasses.replace(s, model=shipped.model(s.model, place), keep="last" if stays else s.keep)
+        for s, stays in zip(equals.judged(specs), needed, strict=True)
+    ]
 
 
 def _planned(specs: Sequence[RunSpec], place: Path, have: equals.Record, states: Sequence[str]) -> list[equals.Planned]:

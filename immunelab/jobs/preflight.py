@@ -134,9 +134,7 @@ def _model(spec: RunSpec, load: Load, place: Path) -> None:
         if parent.spec().kind not in KIND_OF_METHOD:
             raise UserError(f"The run {parent.run_id} is of the kind {parent.spec().kind}, and leaves no model.")
         if parent.status().status == "done" and not any(parent.checkpoints.glob("step-*")):
-            raise UserError(
-                f"The run {parent.run_id} has left no checkpoint to start from: resume it, or run it again."
-            )
+            raise UserError(f"The run {parent.run_id} has left no weights to start from: run it again, with keep last.")
     elif folder and not model_folder.check(folder) and not HUB_ID.match(str(folder)):
         raise UserError(f"There is no model folder {spec.model[:300]!r}. {model_folder.WHAT_A_MODEL_IS}")
     if spec.attention != numerics.USUAL["attention"]:
@@ -192,24 +190,11 @@ def _streams(entry: catalogue.Entry, knobs: Mapping[str, Any], corpus: corpora.C
 
 def _room(specs: Sequence[RunSpec], new: Collection[int], place: Path) -> None:
     """There is room for the weights that the runs will leave, as far as their models are here already."""
-
-    known: dict[tuple[str, str], int] = {}
-
-    def weights(i: int) -> int:
-        spec = specs[i]
-        if spec.model.startswith("run:#"):
-            return weights(int(spec.model.removeprefix("run:#")))
-        key = spec.model, spec.corpus
-        if key not in known:
-            known[key] = demand.weights(spec, place) or 0
-        return known[key]
-
-    leaving = [i for i in new if specs[i].kind in KIND_OF_METHOD]
-    needed, free = sum(map(weights, leaving)), _free(place)
+    (needed, runs), free = demand.left(specs, new, place), _free(place)
     if needed > free:
         raise UserError(
-            f"The weights that {len(leaving)} runs leave take {size(needed)}, and {size(free)} are free in {place}: "
-            "delete runs or their checkpoints, or start fewer at a time."
+            f"The weights that {runs} runs leave take {size(needed)}, and {size(free)} are free in {place}: start them "
+            "with keep none, or fewer at a time, or delete other runs or their checkpoints."
         )
 
 

@@ -17,6 +17,11 @@ from immunelab.runs.status import parse_object, plain
 
 KINDS = ("immunize", "attack", "finetune", "evaluate", "sweep")
 LABELS = ("name", "group", "parent")  # not part of a run's identity
+KEEP = {  # which weights stay on disk when a run is done; not part of its identity either
+    "none": "none, so nothing can start from it",
+    "last": "the last ones",
+    "all": "those of each evaluated step",
+}
 # What a run measures on its way, and how often: part of its identity, and not of that of the weights that it leaves.
 MEASURING = ("evaluations", "evaluate_every", "layers_every", "probe_every", "checkpoint_every", "judge")
 KIND_OF_METHOD = {"immunize": "defense", "attack": "attack", "finetune": "attack"}
@@ -104,7 +109,7 @@ def subject(model: str, corpus: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """Everything that decides a run's numbers, and three labels that do not (`name`, `group`, `parent`).
+    """Everything that decides a run's numbers; and what does not: three labels (`name`, `group`, `parent`) and `keep`.
 
     `model` is `fable`, a Hub id, a local folder, or `run:<run_id>` for the checkpoint that a run made; in the last
     case `parent` is that run's id and `parent_hash` its spec hash, which stands in for the id in the identity.
@@ -124,6 +129,7 @@ class RunSpec:
     layers_every: int = 10  # steps between per-layer traces; 0 traces none
     probe_every: int = 10  # steps between gradient comparisons on held-out rows; 0 makes none
     checkpoint_every: int = 0  # steps between checkpoints; 0 writes one at the end, and one on stop
+    keep: str = "last"  # the weights that stay on disk, one of KEEP
     judge: str = ""  # who judges the answers, and how; filled in when the run is submitted
     recorded_by: str = ""  # what carried the run out, if that was no worker of a lab; then method may be any name
     parent_hash: str = ""
@@ -144,6 +150,8 @@ class RunSpec:
         numerics.known(self.dtype, self.attention)
         if self.kind not in KINDS:
             raise unknown("kind of run", self.kind, KINDS)
+        if self.keep not in KEEP:
+            raise unknown("choice of what weights to keep", self.keep, KEEP)
         if not MODEL.match(self.model) or not MODEL.match(self.corpus):
             raise UserError("A spec's model and corpus are names, ids or paths of 1 to 500 characters.")
         if not isinstance(self.knobs, dict) or not all(isinstance(k, str) for k in self.knobs):
@@ -161,12 +169,12 @@ class RunSpec:
     @property
     def hash(self) -> str:
         """Identity: a hash (16 hex digits) of everything that decides the numbers. Same hash and CPU, same numbers."""
-        return self._digest(LABELS)
+        return self._digest((*LABELS, "keep"))
 
     @property
     def weights_hash(self) -> str:
         """A hash of what decides the weights that a run leaves. Same hash and CPU, same weights."""
-        return self._digest((*LABELS, *MEASURING))
+        return self._digest((*LABELS, "keep", *MEASURING))
 
     def _digest(self, without: tuple[str, ...]) -> str:
         fields = dataclasses.asdict(self).items()

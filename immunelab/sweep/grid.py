@@ -39,6 +39,7 @@ DEFAULTS: dict[str, Any] = {
     **numerics.USUAL,
     "seeds": [0],
     "control": True,
+    "keep": "last",  # the weights that stay on the disk: none, last or all
     "evaluate_every": 0,  # of attacks and fine-tunes; where it is not given, `plan.every` decides
     **{table: [] for table in TABLES},
 }
@@ -74,6 +75,7 @@ def expand(text: str, source: str, given: Mapping[str, Any] | None = None) -> li
         corpus=grid["corpus"],
         device=grid["device"],
         group=grid["name"],
+        keep=grid["keep"],
         **{key: grid[key] for key in numerics.USUAL},
     )
 

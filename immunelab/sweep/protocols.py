@@ -58,7 +58,7 @@ def specs(
 ) -> list[RunSpec]:
     """The runs of a protocol for a model; `corpus` takes other data in the place of the protocol's.
 
-    `given`: the dtype and attention.
+    `given`: the dtype and attention, and which weights to keep.
     """
     keys: dict[str, Any] = {**given, "model": model, "corpus": corpus or name, "seeds": list(seeds), "device": device}
     return expand((folder(name) / "grid.toml").read_text(encoding="utf-8"), f"the protocol {name}", keys)

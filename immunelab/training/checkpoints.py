@@ -164,10 +164,26 @@ def kept(saved: Saved) -> dict[str, Tensor]:
     return load_file(saved.path / KEPT)
 
 
-def prune(folder: Path, keep: int = 2) -> None:
-    """Delete all but the last few checkpoints, and drafts that a crash left behind."""
-    for path in [*_in_order(folder)[:-keep], *folder.glob(".draft-*")]:
+def prune(folder: Path, keep: int = 2, weights: bool = False) -> None:
+    """Delete all but the last few checkpoints, and drafts that a crash left behind. `weights`: only delete what a run
+    would need to go on from the others."""
+    found = _in_order(folder)
+    for path in found[: len(found) - keep]:
+        if weights:
+            _strip(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".draft-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _strip(path: Path) -> None:
+    """Take the optimizer's state out of a whole checkpoint."""
+    if (path / STATE).is_file() and verified(path):
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        del manifest["files"][STATE]
+        (path / STATE).unlink()  # cut short here, it is a damaged checkpoint, and the one after it is whole
+        (path / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _in_order(folder: Path) -> list[Path]:

@@ -106,7 +106,10 @@ def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:
     if a.dtype != torch.float32 or b.dtype != torch.float32 or a.numel() < ROW:
         return (a * b).sum(dtype=wide)
     pieces = zip(a.reshape(-1).split(PIECE), b.reshape(-1).split(PIECE), strict=True)
-    return torch.stack([_rows(x * y, wide) for x, y in pieces]).sum()
+    if a.requires_grad or b.requires_grad:
+        return torch.stack([_rows(x * y, wide) for x, y in pieces]).sum()
+    room = a.new_empty(min(PIECE, a.numel()))  # one for all pieces: on a CPU new memory costs more than the product
+    return torch.stack([_rows(torch.mul(x, y, out=room[: x.numel()]), wide) for x, y in pieces]).sum()
 
 
 def _rows(numbers: Tensor, wide: torch.dtype) -> Tensor:

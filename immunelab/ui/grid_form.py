@@ -11,7 +11,7 @@ import streamlit as st
 from immunelab import jobs
 from immunelab.analysis.estimate import estimate
 from immunelab.errors import UserError
-from immunelab.jobs import follow
+from immunelab.jobs import demand, follow
 from immunelab.runs.spec import RunSpec
 from immunelab.sweep import grid
 from immunelab.ui import live, reads
@@ -44,10 +44,15 @@ def section(runs: pd.DataFrame) -> None:
         return
     if not planned:
         return
-    wanted = [p.spec for p in planned if p.state in ("new", "unfinished")]
+    new = [i for i, p in enumerate(planned) if p.state in ("new", "unfinished")]
+    wanted = [planned[i].spec for i in new]
     st.dataframe(table(planned), hide_index=True, height=min(420, 38 + 35 * len(planned)))
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        rest = estimate(wanted, runs) if wanted else "All of it is on record."
+        rest = (
+            f"{estimate(wanted, runs)} {demand.told([p.spec for p in planned], reads.home(), new)}"
+            if wanted
+            else "All is on record."
+        )
         st.write(f"{len(wanted)} of {len(planned)} runs to carry out. {rest}")
         go = st.button(
             "Run the grid", type="primary", icon=":material/play_arrow:", key="run-grid", disabled=not wanted

@@ -12,7 +12,7 @@ import streamlit as st
 from immunelab.errors import UserError
 from immunelab.method import catalogue
 from immunelab.runs import numerics, shipped
-from immunelab.runs.spec import RunSpec
+from immunelab.runs.spec import KEEP, RunSpec
 from immunelab.sweep import Choice, choose
 from immunelab.ui import live, reads
 
@@ -66,16 +66,25 @@ def model_name(runs: pd.DataFrame) -> Callable[[str], str]:
 
 
 def numbers(copy: RunSpec | None) -> dict[str, str]:
-    """The dtype of the weights and the attention, as the copied run has them; folded, because they seldom change."""
+    """Dtype, attention and which weights stay, as the copied run has them; folded, because they seldom change."""
     chosen = {}
     with st.expander("Weights and attention"):
-        with st.grid(2, min_column_width=210):
+        with st.grid(3, min_column_width=210):
             for name, label, options in (
                 ("dtype", "Weights", numerics.DTYPES),
                 ("attention", "Attention", numerics.ATTENTIONS),
             ):
                 at = options.index(getattr(copy, name)) if copy else 0
                 chosen[name] = st.selectbox(label, options, index=at, key=name, help=f"{numerics.HELP[name]}.")
+            chosen["keep"] = st.selectbox(
+                "Weights that stay on the disk",
+                list(KEEP),
+                index=list(KEEP).index(copy.keep if copy else "last"),
+                format_func=lambda name: f"{name}: {KEEP[name]}",
+                key="keep",
+                help="Of an attack they are seldom needed. Where another run of the same launch starts from a run, its "
+                "last weights stay in any case.",
+            )
         st.caption(
             "In bf16 most small updates are lost in rounding; precision bf16-autocast in the knobs keeps fp32 weights. "
             "The knob recompute is gradient checkpointing."

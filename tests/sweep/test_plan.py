@@ -229,7 +229,7 @@ MISTAKES: dict[str, tuple[Wish, str]] = {
             (("selectbox", "model", "run:⟨bare⟩"), *ATTACK),
             'model = "run:⟨bare⟩"\n[[attack]]\nmethod = "harmful-sft"',
         ),
-        "has left no checkpoint to start from: resume it, or run it again.",
+        "has left no weights to start from: run it again, with keep last.",
     ),
 }
 
@@ -428,14 +428,14 @@ def test_what_does_not_change_the_weights_does_not_keep_them_from_being_used(hom
 def test_labels_and_measuring_are_all_that_the_weights_do_not_depend_on() -> None:
     spec = plan.one(plan.choose("immunize", "seam"))
     same = {"evaluations": ("x",), "evaluate_every": 1, "layers_every": 1, "probe_every": 1, "checkpoint_every": 1}
-    same |= {"judge": "x", "name": "x", "group": "x", "parent": "x"}
+    same |= {"judge": "x", "name": "x", "group": "x", "parent": "x", "keep": "none"}
     other = {"kind": "attack", "method": "sdd", "knobs": {}, "model": "x", "corpus": "x", "seed": 1, "device": "cpu"}
     other |= {"dtype": "bf16", "attention": "eager", "parent_hash": "x", "recorded_by": "x"}
     assert {*same, *other} == {field.name for field in dataclasses.fields(RunSpec)}
     for name, value in (same | other).items():
         changed = dataclasses.replace(spec, **{name: value})
         assert (changed.weights_hash == spec.weights_hash) == (name in same), name
-        assert (changed.hash == spec.hash) == (name in LABELS), name
+        assert (changed.hash == spec.hash) == (name in (*LABELS, "keep")), name
 
 
 def test_a_full_disk_is_told_before_anything_is_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,6 +444,9 @@ def test_a_full_disk_is_told_before_anything_is_written(home: Path, monkeypatch:
     with pytest.raises(UserError, match=r"The weights that 13 runs leave take .* 1 MB are free"):
         jobs.submit(specs, home, start=False)
     assert not folders(home)
+    few = [dataclasses.replace(spec, keep="none") for spec in specs]
+    with pytest.raises(UserError, match="The weights that 1 runs leave"):  # the attacks start from SEAM's
+        jobs.submit(few, home, start=False)
 
 
 def test_checking_a_list_needs_no_torch(home: Path) -> None:
