@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help app demo quick test lint showcase install clusters eval exchange clean
+.PHONY: help app demo quick test gpu lint showcase install clusters eval exchange clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ quick: lint ## lint, types and the fast tests
 
 test: lint ## lint, types and all tests
 	$(PYTEST)
+
+gpu: $(STAMP) ## on a machine with an NVIDIA GPU: check and measure all that differs there, in ten minutes
+	$(RUN)python benchmarks/gpu.py
 
 lint: $(STAMP) ## ruff and mypy
 	$(RUN)ruff check .

@@ -3,10 +3,11 @@
     python benchmarks/large_step.py --shape llama-2-7b --device cuda --buffers bf16 --offload --recompute
     python benchmarks/large_step.py --shape smollm2-135m --device cpu --rows 2 --length 32 --steps 3
 
-All weights are trained, with AdamW and its state in fp32. With fp32 weights that is 12 bytes a parameter before any
-gradient, and SEAM's step needs 28 (`benchmarks/README.md`): 7 billion parameters fit on a device of 141 GB only with
-`--buffers bf16 --offload`. Memory is what the device's allocator had at most, or on a CPU the tensors that lived at
-once. Writes `benchmarks/results/large_step_<shape>_<device>.json`.
+All weights are trained in fp32, with AdamW and its state in fp32 unless `--optimizer` says otherwise. That is 12 bytes
+a parameter before any gradient, and SEAM's step needs 28 (`benchmarks/README.md`): 7 billion parameters fit on a device
+of 141 GB only with `--buffers bf16 --offload`, and on one of 80 GB only with an optimizer that has less to remember.
+Memory is what the device's allocator had at most, or on a CPU the tensors that lived at once. Writes
+`benchmarks/results/large_step_<shape>_<device>.json`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
 from benchmarks.memory import Counter
-from benchmarks.seam_cost import of, rows
+from benchmarks.seam_cost import Step, of, rows
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.defenses.seam import Seam
 from immunelab.experiment.run import versions
@@ -74,31 +75,31 @@ def model_of(shape: str, device: str) -> PreTrainedModel:
         return LlamaForCausalLM(LlamaConfig(max_position_embeddings=2048, **SHAPES[shape])).train()
 
 
-def timed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, method: Trained, batch: Batch) -> float:
+def timed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, step: Step, batch: Batch) -> float:
     """Seconds by the clock of one step with its update."""
     device = next(model.parameters()).device
     waited = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     waited()
     began = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
-    of(method)(model, batch)
+    step(model, batch)
     optimizer.step()
     waited()
     return time.perf_counter() - began
 
 
-def peak(model: PreTrainedModel, optimizer: torch.optim.Optimizer, method: Trained, batch: Batch) -> int:
+def peak(model: PreTrainedModel, optimizer: torch.optim.Optimizer, step: Step, batch: Batch) -> int:
     """The most bytes on the device during one step with its update."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.reset_peak_memory_stats(device)
-        timed(model, optimizer, method, batch)
+        timed(model, optimizer, step, batch)
         return torch.cuda.max_memory_allocated(device)
     states = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     optimizer.zero_grad(set_to_none=True)
     with Counter([*model.parameters(), *model.buffers(), *states]) as counter:
-        timed(model, optimizer, method, batch)
+        timed(model, optimizer, step, batch)
     return counter.peak
 
 
@@ -106,7 +107,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Each method: one step for its memory, and then `steps` for their time. A plain step comes before all of them and
     makes the optimizer's state."""
     saving: dict[str, Any] = {"buffers": args.buffers, "offload": args.offload}
-    shared: dict[str, Any] = {"learning_rate": 0.0, "recompute": args.recompute, "loss_chunk": args.loss_chunk}
+    shared: dict[str, Any] = {
+        "learning_rate": 0.0,
+        "optimizer": args.optimizer,
+        "recompute": args.recompute,
+        "loss_chunk": args.loss_chunk,
+    }
     methods: dict[str, Trained] = {
         "plain fine-tuning": HarmfulSft(**shared),
         "SEAM": Seam(beta=0.01, ascent=args.ascent, **shared, **saving),
@@ -115,11 +121,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     made = [on(rows(seed, args.rows, args.length, SHAPES[args.shape]["vocab_size"]), args.device) for seed in range(3)]
     batch = Batch(harmful=made[0], refusal=made[1], benign=made[2], user=made[0])
     optimizer = loop.make_optimizer(methods["plain fine-tuning"], list(model.parameters()))
-    timed(model, optimizer, methods["plain fine-tuning"], batch)
+    timed(model, optimizer, of(methods["plain fine-tuning"]), batch)
     n, found = sum(p.numel() for p in model.parameters()), {}
     for name, method in methods.items():
-        most = peak(model, optimizer, method, batch)
-        steps = [timed(model, optimizer, method, batch) for _ in range(args.steps)]
+        most = peak(model, optimizer, of(method), batch)
+        steps = [timed(model, optimizer, of(method), batch) for _ in range(args.steps)]
         found[name] = {
             "seconds a step, median": round(statistics.median(steps), 4),
             "seconds a step": [round(step, 4) for step in steps],
@@ -144,6 +150,7 @@ def main() -> None:
     read.add_argument("--rows", type=int, default=8)
     read.add_argument("--length", type=int, default=128)
     read.add_argument("--steps", type=int, default=3)
+    read.add_argument("--optimizer", choices=("adamw", "adafactor", "sgd"), default="adamw")
     read.add_argument("--ascent", choices=("final-logit", "layerwise"), default="final-logit")
     read.add_argument("--buffers", choices=("fp32", "bf16"), default="fp32")
     read.add_argument("--offload", action="store_true")

@@ -72,10 +72,14 @@ def rows(seed: int, batch: int, length: int, vocabulary: int) -> Tokens:
 
 
 def of(method: Trained) -> Step:
-    """A method's step, with its savings, as the loop makes it."""
+    """A method's step, in its precision and with its savings, as the loop makes it."""
 
     def step(model: PreTrainedModel, batch: Batch) -> None:
-        with savings.saving(model, method):
+        mixed = method.precision == "bf16-autocast"
+        with (
+            torch.autocast(model.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False),
+            savings.saving(model, method),
+        ):
             method.step(model, batch)
 
     return step

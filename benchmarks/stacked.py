@@ -17,8 +17,7 @@ import os
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -31,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
+from benchmarks.attack_loop import clock
 from immunelab import corpus as corpora
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.corpus.tokens import Batches
@@ -100,38 +100,26 @@ def adamw(weights: dict[str, Tensor], gradients: dict[str, Tensor], state: Any, 
         weight.sub_(rate * mean / ((square / slow).sqrt() + 1e-8))
 
 
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--attacks", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def compared(counts: Sequence[int], steps: int, rounds: int, device: str) -> dict[int, Any]:
+    """For each number of attacks at once: milliseconds of both ways in turn, and how far their losses are apart."""
     corpus = corpora.load("fable")
     origin, tokenizer = models.load(corpus.model, device)
-    method = replace(HarmfulSft.presets["fable"], steps=args.steps)
-
-    def clock() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() if device == "cuda" else time.process_time()
-
+    method = replace(HarmfulSft.presets["fable"], steps=steps)
     table = {}
-    for many in args.attacks:
+    for many in counts:
         feeds = [Batches(corpus, tokenizer, method, split="attack", seed=k, device=device) for k in range(many)]
-        rows = [[feed(i).user for i in range(args.steps)] for feed in feeds]
+        rows = [[feed(i).user for i in range(steps)] for feed in feeds]
         longest = max(t.input_ids.shape[1] for own in rows for t in own)
         rows = [[padded(t, longest, tokenizer.pad_token_id) for t in own] for own in rows]
         took: dict[str, list[float]] = {"one after the other": [], "stacked": []}
         apart = 0.0
-        for k in range(args.rounds + 1):  # the first is a warm-up
+        for k in range(rounds + 1):  # the first is a warm-up
             losses = {}
             for name, way in (("one after the other", one_after_the_other), ("stacked", stacked)):
-                began = clock()
+                began = clock(device)
                 losses[name] = way(origin, method, rows)
                 if k:
-                    took[name].append((clock() - began) / args.steps / many)
+                    took[name].append((clock(device) - began) / steps / many)
             apart = max(abs(x - y) for a, b in zip(*losses.values(), strict=True) for x, y in zip(a, b, strict=True))
         gain = [x / y for x, y in zip(*took.values(), strict=True)]
         table[many] = {
@@ -143,6 +131,18 @@ def main() -> None:
             "largest difference of losses": apart,
         }
         print(many, table[many], flush=True)
+    return table
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--attacks", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = compared(args.attacks, args.steps, args.rounds, device)
     result = {
         "about": {
             "date": date.today().isoformat(),

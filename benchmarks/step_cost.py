@@ -15,7 +15,6 @@ import platform
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
@@ -25,6 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.attack_loop import clock
+from benchmarks.seam_cost import of
 from immunelab import corpus as corpora
 from immunelab.attacks.harmful_sft import HarmfulSft
 from immunelab.corpus import pairing
@@ -50,24 +53,26 @@ class Anywhere:
 
 
 class Bench:
-    """Fable's rows, and the costs of methods on its model."""
+    """Fable's rows, and the costs of methods on its model, or on another one whose vocabulary is as large."""
 
-    def __init__(self, rounds: int) -> None:
-        self.rounds = rounds
+    def __init__(self, rounds: int, device: str = "cpu", fresh: Callable[[], Any] | None = None) -> None:
+        self.rounds, self.device = rounds, device
         self.corpus = corpora.load("fable")
+        self.tokenizer = models.tokenizer(self.corpus.model)
+        self.fresh = fresh or (lambda: models.load(self.corpus.model, device)[0])
 
     def cost(self, method: Defense | Service) -> dict[str, float]:
         """The cost of a method's step in plain steps; the model is loaded anew."""
-        self.model, self.tokenizer = models.load(self.corpus.model)
+        self.model = self.fresh()
         return self.served(method) if isinstance(method, Service) else self.trained(method)
 
     def trained(self, method: Defense) -> dict[str, float]:
         """Of a defense that trains before release, or trains a vector for a provider."""
         torch.manual_seed(0)
-        plain = self.plain(method.batch_size)
+        plain = self.plain(method.batch_size, "bf16-autocast" if method.precision == "bf16-autocast" else "fp32")
         feed = self.batches(method, "defense")
-        subject, reference = method.prepare(self.model, feed), models.load(self.corpus.model)[0]
-        found = self.compared(lambda i: plain(reference, i), lambda i: method.step(subject, feed(i)))
+        subject, reference, own = method.prepare(self.model, feed), self.fresh(), of(method)
+        found = self.compared(lambda i: plain(reference, i), lambda i: own(subject, feed(i)))
         if not method.overrides():
             return found
         memory = Memory(method.kept(subject), feed)
@@ -84,16 +89,16 @@ class Bench:
         step, users = method.during(self.model, memory, USER.step), self.batches(USER, "attack")
         plain = self.plain(USER.batch_size)
         found = self.compared(lambda i: plain(self.model, i), lambda i: step(self.model, users(i)))
-        began = time.process_time()
+        began = clock(self.device)
         with method.serving(self.model, memory):
-            once = time.process_time() - began
+            once = clock(self.device) - began
         return {"user_step": found["step"], "serving": once * 1e3 / found["plain_ms"], "plain_ms": found["plain_ms"]}
 
-    def plain(self, rows: int) -> Callable[[Any, int], object]:
+    def plain(self, rows: int, precision: Any = "fp32") -> Callable[[Any, int], object]:
         """A plain step of so many rows."""
-        sft = replace(USER, batch_size=rows)
-        feed = self.batches(sft, "attack")
-        return lambda model, i: sft.step(model, feed(i))
+        sft = replace(USER, batch_size=rows, precision=precision)
+        feed, step = self.batches(sft, "attack"), of(sft)
+        return lambda model, i: step(model, feed(i))
 
     def batches(self, method: Any, split: str) -> Batches:
         """A method's minibatches; drawn from all of Fable's rows, which are fewer than some papers'."""
@@ -101,16 +106,16 @@ class Bench:
             method = replace(method, samples=min(method.samples, 200))
         wanted = "unrelated" in method.streams
         pairs = pairing.build(self.corpus, pairing.Rule.of(method), embedder=Anywhere()) if wanted else None
-        return Batches(self.corpus, self.tokenizer, method, split=split, seed=0, pairing=pairs)
+        return Batches(self.corpus, self.tokenizer, method, split=split, seed=0, device=self.device, pairing=pairs)
 
     def compared(self, plain: Timed, own: Timed) -> dict[str, float]:
-        """Median processor time of the two in turn, over the rounds; the first round warms up."""
+        """Median time of the two in turn, over the rounds; the first round warms up."""
         times: dict[Timed, list[float]] = {plain: [], own: []}
         for i in range(self.rounds + 1):
             for step in (plain, own):
-                began = time.process_time()
+                began = clock(self.device)
                 step(i)
-                times[step].append(time.process_time() - began)
+                times[step].append(clock(self.device) - began)
             if i >= FEW and times[own][-1] > LONG * times[plain][-1]:
                 break
         usual, took = (statistics.median(times[step][1:]) for step in (plain, own))

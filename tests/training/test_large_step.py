@@ -17,6 +17,7 @@ def measured(device: str, **settings: Any) -> dict[str, Any]:
         "rows": 2,
         "length": 16,
         "steps": 2,
+        "optimizer": "adamw",
         "ascent": "final-logit",
         "buffers": "fp32",
         "offload": False,
