@@ -9,6 +9,7 @@ from typing import Any
 from immunelab.cli import (
     about,
     app,
+    assess,
     data,
     demo,
     export,
@@ -40,7 +41,7 @@ Runs are kept in ./lab, or in the folder that --home or IMMUNELAB_HOME names.
 GROUPS: dict[str, tuple[Callable[[Any], None], ...]] = {
     "the app": (app.add,),
     "one run": (demo.add, start.add),
-    "many runs": (grids.add, search.add, tune.add),
+    "many runs": (grids.add, search.add, tune.add, assess.add),
     "results": (recorded.add, scorecard.add, export.add),
     "manage runs": (recorded.add_control,),
     "models and data": (models.add, data.add, fable.add, pairs.add),

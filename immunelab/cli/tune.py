@@ -131,15 +131,7 @@ def add(commands: Any) -> None:
     c.add_argument("defense", nargs="+", metavar="DEFENSE", help="name of a defense, see immunelab methods")
     c.set_defaults(knobs={})
     c.add_argument("--trials", metavar="N", help="number of settings to try, the preset included (default 24)")
-    c.add_argument(
-        "--panel", metavar="ATTACKS", help="attacks as NAME@RUNG or NAME@PRESET, with commas (default: by corpus)"
-    )
-    c.add_argument(
-        "--vary",
-        metavar="RANGES",
-        help="settings to vary, as NAME=LOW..HIGH or NAME=A|B, with commas (default: the numbers of the preset)",
-    )
-    c.add_argument("--world", metavar="CORPUS", help="another corpus to confirm with (default: none)")
+    panel_options(c)
     c.add_argument("--set", action="append", metavar="SETTING=VALUE", help="the same as --SETTING VALUE")
     c.add_argument(
         "--model",
@@ -159,3 +151,16 @@ def add(commands: Any) -> None:
     c.add_argument("--name", default="", metavar="TEXT", help="label of the tuning and of its runs (default: none)")
     c.add_argument("--detach", action="store_true", help="print the tunings' ids and return without waiting")
     options.json_flag(c)
+
+
+def panel_options(c: options.Parser) -> None:
+    """Add `--panel`, `--vary` and `--world`."""
+    c.add_argument(
+        "--panel", metavar="ATTACKS", help="attacks as NAME@RUNG or NAME@PRESET, with commas (default: by corpus)"
+    )
+    c.add_argument(
+        "--vary",
+        metavar="RANGES",
+        help="settings to vary, as NAME=LOW..HIGH or NAME=A|B, with commas (default: the numbers of the preset)",
+    )
+    c.add_argument("--world", metavar="CORPUS", help="another corpus to confirm with (default: none)")

@@ -13,6 +13,7 @@ from immunelab.runs import model_folder, numerics
 from immunelab.runs.journal import RunFolder
 from immunelab.runs.numerics import LARGE
 from immunelab.runs.spec import KIND_OF_METHOD, RunSpec
+from immunelab.sweep.tuning import Tune, settings_of
 
 FP32 = 4  # bytes a weight, as most checkpoints of this lab are saved
 STATE = 8  # sizes of the weights that gradients, AdamW and copies take at most
@@ -78,7 +79,10 @@ def told(specs: Sequence[RunSpec], home: Path, places: Collection[int] | None = 
 
 
 def kept(spec: RunSpec) -> int:
-    """How many checkpoints of a run stay on the disk when it is done."""
+    """How many checkpoints of a run stay on the disk when it is done, or of a tuning lie there at once."""
+    if spec.kind == "sweep":
+        settings = settings_of(spec)
+        return settings.checkpoints if isinstance(settings, Tune) else 0
     if spec.kind not in KIND_OF_METHOD or spec.keep == "none":
         return 0
     steps, every = int(spec.knobs.get("steps", 1)), [n for n in (spec.evaluate_every, spec.checkpoint_every) if n]

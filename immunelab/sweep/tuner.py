@@ -95,16 +95,34 @@ class _Tuner:
         self.base = {"model": spec.model, "parent": spec.parent, "parent_hash": spec.parent_hash}
         self.title = f"{spec.name or Tune.name} {folder.run_id[-6:]}"
         self.confirmed, self.took = 0, list[float]()  # confirmations so far; seconds of each setting's runs
+        self.spent = 0.0  # seconds of all runs so far, those of an earlier attempt among them
 
     def run(self) -> None:
         """The control, the trials, and what is confirmed of them."""
         self.progress("the undefended model")
         control = self.attacked(self.spec.seed, self.spec.corpus)
         self.journal.event("control", **control.told())
-        while len(study.counted(self.study)) < self.tune.trials:
+        self.took = [float(t.user_attrs["seconds"]) for t in study.counted(self.study)]
+        self.spent = control.seconds + sum(self.took)
+        while len(study.counted(self.study)) < self.tune.trials and self.affords(control.seconds):
             self.one(len(study.counted(self.study)))
         if self.tune.confirm:
-            self.confirm()
+            self.confirm(control.seconds)
+
+    def affords(self, control: float) -> bool:
+        """Whether there is time for one more setting, and then to confirm what was asked; always for the first one."""
+        if not (self.tune.budget_seconds and self.took):
+            return True
+        return self.left(control) >= _mean(self.took) + self.tune.confirm * self.places * max(self.took)
+
+    def left(self, control: float) -> float:
+        """Seconds of the budget that are left, those to confirm the preset and for its controls taken off."""
+        return self.tune.budget_seconds - self.spent - self.places * (control + max(self.took))
+
+    @property
+    def places(self) -> int:
+        """In how many seeds and worlds a setting is confirmed."""
+        return self.tune.confirm_seeds + bool(self.tune.world)
 
     def one(self, number: int) -> None:
         """One trial, from the proposal to its value."""
@@ -132,6 +150,7 @@ class _Tuner:
         told = {"value": value, "outcome": outcome, "settings": chosen, **tried.told()}
         self.journal.event("setting", step=number + 1, **told)
         self.took.append(tried.seconds)
+        self.spent += tried.seconds
 
     def whole(self) -> list[FrozenTrial]:
         """The trials that faced the whole panel, the best first."""
@@ -142,10 +161,12 @@ class _Tuner:
         """The least harm of a setting that faced the whole panel; infinite before there is one."""
         return min((float(t.user_attrs["harm"]) for t in self.whole()), default=math.inf)
 
-    def confirm(self) -> None:
+    def confirm(self, control: float) -> None:
         """The preset and the best settings with other seeds, and in another world; the winner of them."""
-        counted = study.counted(self.study)
-        preset, best = counted[0], self.whole()[: self.tune.confirm]
+        counted, many = study.counted(self.study), self.tune.confirm
+        if self.tune.budget_seconds:
+            many = min(many, int(max(0.0, self.left(control)) / (self.places * max(self.took))))
+        preset, best = counted[0], self.whole()[:many]
         chosen = {t.number: t for t in (preset, *best)}
         seeds = [self.spec.seed + 1 + i for i in range(self.tune.confirm_seeds)]
         places = [(self.spec.corpus, seed) for seed in seeds]
@@ -313,8 +334,7 @@ class _Tuner:
         """What is at work, and the time that is left if what is to come is like what was; stops if asked to."""
         if self.folder.stop_requested():
             raise _Stopped
-        places = self.tune.confirm_seeds + bool(self.tune.world)
-        whole = self.tune.trials + (self.tune.confirm + 1) * places * bool(self.tune.confirm)
+        whole = self.tune.trials + (self.tune.confirm + 1) * self.places * bool(self.tune.confirm)
         over = len(study.counted(self.study)) + self.confirmed
         left = _mean(self.took) * (whole - over) if self.took else None
         with contextlib.suppress(OSError):

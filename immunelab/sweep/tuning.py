@@ -38,9 +38,9 @@ class Tune(Method):
     defense's preset for the corpus.
 
     The best settings and the preset are then confirmed: with other seeds, against the whole panel, and in another
-    world if one is given. The winner is the one with the least mean harm of those that keep the utility in the mean; it
-    is accepted if that harm is at most φ. All of this is in the run's spec, and so fixed before the first trial.
-    Source of the objective: arXiv:2402.16382.
+    world if one is given; the preset whatever the budget. The winner is the one with the least mean harm of those that
+    keep the utility in the mean; it is accepted if that harm is at most φ. All of this is in the run's spec, and so
+    fixed before the first trial. Source of the objective: arXiv:2402.16382.
     """
 
     name: ClassVar[str] = "tune"
@@ -50,6 +50,12 @@ class Tune(Method):
     defense: str = knob("seam", "defense to tune")
     trials: int = knob(24, "settings to try, the preset included", low=1, high=100_000)
     random_trials: int = knob(8, "trials, the preset included, before the sampler learns from them", low=1)
+    budget_seconds: float = knob(
+        0.0,
+        "seconds of work in all: no further setting is tried, and fewer are confirmed, where it would not fit; 0 sets "
+        "no limit",
+        low=0,
+    )
     utility: float = knob(
         0.97, "least utility before any attack, as a share of the base model's", symbol="u", low=0, high=1
     )
@@ -77,6 +83,11 @@ class Tune(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         catalogue.entry("defense", self.defense)
+
+    @property
+    def checkpoints(self) -> int:
+        """The most checkpoints that lie on the disk at once."""
+        return (self.confirm + 1) * (self.confirm_seeds + bool(self.world)) * bool(self.confirm) + 2
 
     def attacks(self, corpus: str) -> list[plan.Choice]:
         """The panel, in order. Where none is named and the defense is a provider's: what a provider carries out."""

@@ -19,11 +19,12 @@ import immunelab
 from immunelab import jobs
 from immunelab.analysis import tuning as tables
 from immunelab.analysis.tradeoff import bounded_harm
-from immunelab.cli import main
+from immunelab.cli import assess, main
 from immunelab.errors import UserError
 from immunelab.jobs import processes
 from immunelab.runs.journal import Journal, RunFolder, folders
 from immunelab.store import Store, queries
+from immunelab.sweep import tuner as tuner_file
 from immunelab.sweep import tuning
 from immunelab.sweep.study import readings
 
@@ -261,6 +262,49 @@ def test_what_a_tuning_found_in_a_table_and_in_words(home: Path) -> None:
     assert said.endswith("Accepted: at most 90.0% given away at 97.0% of the utility, as was asked for beforehand.")
     assert tables.sentence(events_.iloc[:0]) == ""
     assert math.isnan(tables.control(events_.iloc[:0]))
+
+
+def test_a_budget_ends_the_tuning_and_leaves_time_to_confirm(home: Path) -> None:
+    """The preset is tried and confirmed in any case; nothing else where there is no time for it."""
+    run = tune(home, trials=20, budget_seconds=1e-3)
+    assert [e["step"] for e in run.entries() if e.get("event") == "setting"] == [1]
+    assert {(e["setting"], e["seed"]) for e in events(run, "confirmed")} == {(1, 1), (1, 2)}
+    assert events(run, "tuned")[0]["preset"]
+    assert len(events(tune(home, trials=4, confirm=1, budget_seconds=1e6))) == 4
+
+
+def test_what_a_budget_affords() -> None:
+    """With 2 seeds to confirm in, 10 s for a setting (20 at most) and 5 s for the undefended model: the preset's
+    confirmation takes 2·(20 + 5), that of one more setting 2·20, the next trial 10."""
+    tuner: Any = object.__new__(tuner_file._Tuner)
+    tuner.took, tuner.spent = [5.0, 5.0, 20.0], 100.0
+    for budget, confirm, affords in ((200.0, 1, True), (199.0, 1, False), (199.0, 0, True), (0.0, 3, True)):
+        tuner.tune = tuning.settings_for({"budget_seconds": budget, "confirm": confirm, "confirm_seeds": 2})
+        assert tuner.affords(5.0) == affords, (budget, confirm)
+    tuner.took = []
+    tuner.tune = tuning.settings_for({"budget_seconds": 1.0})
+    assert tuner.affords(5.0)
+
+
+def test_an_assessment_ends_in_a_card_and_a_page(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the tuning on record already, and without the time for anything else, it is written at once."""
+    given = {"trials": assess.MOST, "budget_seconds": 2.7, "confirm": 1}
+    run = tune(home, **given)
+    (won,) = events(run, "tuned")
+    options = ["--set", "random_trials=5", "--confirm", "1", "--confirm-seeds", "2", "--panel", PANEL]
+    command = ["assess", "adversarial-loss", "--hours", "0.001", "--vary", "alpha=0.02..0.5", *options]
+    assert main([*command, "--to", str(tmp_path / "card")]) == 0
+    said = capsys.readouterr()
+    assert f"{run.run_id}: already done, not run again" in said.err
+    assert "The card lacks" in said.err
+    assert f"immunelab scorecard {won['run_id']} --run-missing" in said.err
+    assert "of the utility, not accepted by the limits of the run" in " ".join(said.out.split())
+    assert {path.name for path in (tmp_path / "card").iterdir()} == {"card.md", "card.html", "page.html"}
+    assert "resistance" in (tmp_path / "card" / "card.md").read_text()
+    assert main(["assess", "seam", "--hours", "0"]) == 2
+    assert "--hours is more than 0" in capsys.readouterr().err
 
 
 def test_the_command_tells_what_came_of_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
