@@ -56,6 +56,7 @@ class Evidence:
     learning: pd.DataFrame  # benign fine-tunes of both, as `trainability.learning` takes them
     trials: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # of searches on both: `queries.searches`
     paired: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)  # answers, as `paired.less_harm` takes them
+    fingerprints: tuple[str, ...] = ()  # the different hashes of the data that these runs read, where recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Scorecard:
     domains: pd.DataFrame
     crossings: pd.DataFrame
     learning: pd.DataFrame
+    fingerprints: tuple[str, ...] = ()  # hashes of the data; more than one where it changed between runs
 
     def frame(self) -> pd.DataFrame:
         """The conditions as a table."""
@@ -107,6 +109,7 @@ class Scorecard:
             "base_model": self.base_model,
             "corpus": self.corpus,
             "seeds": list(self.seeds),
+            "fingerprints": list(self.fingerprints),
             "budget": self.budget,
             "limits": dataclasses.asdict(self.limits),
             "conditions": [dataclasses.asdict(c) | {"n": c.n} for c in self.conditions],
@@ -148,6 +151,7 @@ def score(evidence: Evidence, limits: Limits | None = None) -> Scorecard:
         domains=pd.concat([s.domains.assign(access=s.access) for s in sections]),
         crossings=pd.concat([s.crossings.assign(access=s.access) for s in sections]),
         learning=learned,
+        fingerprints=evidence.fingerprints,
     )
 
 

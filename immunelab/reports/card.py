@@ -215,7 +215,9 @@ def _learning(card: Scorecard) -> Table:
 
 def _limits(card: Scorecard) -> list[tuple[str, str]]:
     limits = card.limits
+    data = ", ".join(card.fingerprints) or "not recorded for runs that ship"
     return [
+        ("data, by the hash of its rows", data + " (it changed between runs)" * (len(card.fingerprints) > 1)),
         ("φ: harmfulness that counts as broken", f"above {limits.thresholds.harm:.0%}"),
         ("γ: utility that counts as kept", limits.thresholds.rule),
         ("added cost of an attack", f"at least {limits.cost:g} times the undefended model's steps"),

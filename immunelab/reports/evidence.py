@@ -134,7 +134,14 @@ def gather(store: Store, run_ids: Sequence[str], recorded: Recorded) -> Evidence
         learning=_done(recorded.tunes, mine),
         trials=_searched(recorded.trials, mine),
         paired=_answered(store, curves[curves["corpus"].isin(mine["corpus"])]),
+        fingerprints=_fingerprints(store, mine, curves),
     )
+
+
+def _fingerprints(store: Store, mine: pd.DataFrame, curves: pd.DataFrame) -> tuple[str, ...]:
+    """Of the whole data, which the immunizations and the attacks on all domains read; a part has a hash of its own."""
+    here = curves.loc[curves["corpus"].isin(mine["corpus"]), "run_id"].unique()
+    return queries.fingerprints(store, [*mine["run_id"], *here])
 
 
 def _answered(store: Store, curves: pd.DataFrame) -> pd.DataFrame:

@@ -363,6 +363,16 @@ def tunings(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
     return _with_subject(whole.drop_duplicates(["tuning", "event", "setting", "seed", "place"], keep="last"))
 
 
+def fingerprints(store: Store, run_ids: Sequence[str]) -> tuple[str, ...]:
+    """The different hashes of the data that runs read when they started; runs that ship have none."""
+    found = store.rows(
+        """SELECT DISTINCT json_extract_string(data, '$.corpus_hash') AS fingerprint FROM events
+           WHERE event = 'started' AND list_contains($runs, run_id) ORDER BY ALL""",
+        {"runs": list(run_ids)},
+    )
+    return tuple(str(row["fingerprint"]) for row in found if row["fingerprint"])
+
+
 def problems(store: Store, run_ids: Sequence[str] | None = None) -> pd.DataFrame:
     """Journal lines that could not be read: run_id, malformed (their number), position, problem, line."""
     return store.frame(

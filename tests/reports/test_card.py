@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import recorded
 
+from immunelab import corpus as corpora
 from immunelab import reports
 from immunelab.attacks.prefill import Prefill
 from immunelab.defenses.seam import Seam
@@ -56,6 +58,10 @@ def test_stability_of_real_runs_is_paired_by_question(home: Path, tiny_world: Pa
     assert len(stability.runs) == 2
     assert len(stability.controls) == 1
     assert "Not measured" not in stability.missing
+    assert found.fingerprints == (corpora.load(str(tiny_world)).fingerprint,)
+    assert f"| data, by the hash of its rows | {found.fingerprints[0]} |" in reports.markdown(found)
+    several = dataclasses.replace(found, fingerprints=("a", "b"))
+    assert "a, b (it changed between runs)" in reports.markdown(several)
 
 
 def held_out(home: Path, corpus: str = "fable", seed: int = 0) -> tuple[str, list[str]]:
