@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from immunelab.formatting import share
+from immunelab.formatting import duration, share
 
 CONFIRMED = "confirmed"
 
@@ -68,7 +68,10 @@ def sentence(events: pd.DataFrame) -> str:
         return ""
     knobs: dict[str, Any] = events["knobs"].iloc[0]
     counts = table["outcome"].value_counts()
-    tried = f"{len(table)} of {knobs['trials']} settings of {events['tuned'].iloc[0]} tried"
+    seconds, of = float(knobs.get("budget_seconds", 0.0)), events["tuned"].iloc[0]
+    tried = f"{len(table)} of {knobs['trials']} settings of {of} tried"
+    if seconds:
+        tried = f"{len(table)} setting{'s' * (len(table) > 1)} of {of} tried in a budget of {duration(seconds)}"
     parts = [tried, *(f"{counts[o]} {o}" for o in ("costly", "pruned", "failed") if o in counts)]
     said = [", ".join(parts) + "."]
     whole = table[table["outcome"] == "tried"]

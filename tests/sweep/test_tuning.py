@@ -270,6 +270,8 @@ def test_a_budget_ends_the_tuning_and_leaves_time_to_confirm(home: Path) -> None
     assert [e["step"] for e in run.entries() if e.get("event") == "setting"] == [1]
     assert {(e["setting"], e["seed"]) for e in events(run, "confirmed")} == {(1, 1), (1, 2)}
     assert events(run, "tuned")[0]["preset"]
+    words = tables.sentence(queries.tunings(synced(home), [run.run_id]))
+    assert words.startswith("1 setting of adversarial-loss tried in a budget of")
     assert len(events(tune(home, trials=4, confirm=1, budget_seconds=1e6))) == 4
 
 
