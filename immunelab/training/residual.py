@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from immunelab.errors import UserError
 from immunelab.method import Tokens
+from immunelab.training.gradients import LAYER
 from immunelab.training.losses import IGNORED, forward
 from immunelab.training.models import evaluating
 
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
 
 # Output layers of attention and MLP: Llama, Qwen, Mistral, Gemma, SmolLM · GPT-2 · GPT-NeoX, Phi · OPT
 WRITERS = ("o_proj", "down_proj", "c_proj", "dense", "dense_4h_to_h", "out_proj", "fc2")
+# Input layers of attention and MLP, in the same order
+READERS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "gate_proj",
+    "up_proj",
+    "c_attn",
+    "c_fc",
+    "query_key_value",
+    "dense_h_to_4h",
+    "fc1",
+)
+KINDS = ("attention", "mlp", "read")  # what writes from an attention or an MLP, and what reads
 AFTER_WRITING = ("post_feedforward_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")  # Gemma 2, GLM-4
 
 
@@ -25,6 +40,16 @@ class Writer(NamedTuple):
 
     weight: Tensor
     axis: int
+
+
+class Part(NamedTuple):
+    """A matrix of a layer that writes to the residual stream or reads it, along `axis`; `depth` is 0 in the first
+    layer and 1 in the last."""
+
+    weight: Tensor
+    axis: int
+    kind: str  # of KINDS
+    depth: float
 
 
 def at_prompt_end(model: PreTrainedModel, tokens: Tokens) -> Tensor:
@@ -62,6 +87,30 @@ def writers(model: PreTrainedModel) -> list[Writer]:
             f"are expected. Known names: {', '.join(WRITERS)}."
         )
     return found
+
+
+def parts(model: PreTrainedModel) -> list[Part]:
+    """The matrices of all layers that write to the residual stream or read it; a UserError if the architecture is not
+    known."""
+    writers(model)
+    count, found = max(1, int(model.config.num_hidden_layers) - 1), list[Part]()
+    for name, module in model.named_modules():
+        last, number = name.rsplit(".", 1)[-1], LAYER.search(f".{name}.")
+        linear = isinstance(module, nn.Linear)
+        if not number or not (linear or type(module).__name__ == "Conv1D"):
+            continue
+        kind = "read" if last in READERS else "attention" if "attn" in name or "attention" in name else "mlp"
+        if kind == "read" or last in WRITERS:
+            weight, output = cast(Tensor, module.weight), 0 if linear else 1
+            found.append(Part(weight, 1 - output if kind == "read" else output, kind, int(number[1]) / count))
+    return found
+
+
+def weaken(part: Part, direction: Tensor, strength: float) -> None:
+    """W ← W − s·r·rᵀW along the part's axis, r of unit length (width,), in place."""
+    with torch.no_grad():
+        r, w = direction.to(part.weight.dtype), part.weight
+        w.sub_(torch.outer(r, r @ w) if part.axis == 0 else torch.outer(w @ r, r), alpha=strength)
 
 
 def remove(found: list[Writer], direction: Tensor) -> None:
