@@ -70,17 +70,9 @@ class Abliteration(Edit):
         }
 
     def directions(self, model: PreTrainedModel, batches: Feed, count: int) -> Tensor:
-        """Unit differences of means (layers, width) of the outputs of layers 0 (embedding) … last but one."""
-        means = []
-        for k in range(2):
-            states = [residual.at_prompt_end(model, batches(i).take(self)[k]) for i in range(count)]
-            means.append(torch.cat(states).mean(dim=0)[:-1])
-        found = means[0] - means[1] if self.direction == "refusal" else torch.randn_like(means[0])
-        if not bool((found[1:].norm(dim=1) > 0).all()):
-            raise UserError(
-                "Harmful and benign prompts leave the same hidden states, so there is no direction between."
-            )
-        return found / found.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        """One of each layer, from as many minibatches: `residual.directions`."""
+        pairs = [batches(i).take(self) for i in range(count)]
+        return residual.directions(model, pairs, random=self.direction == "random")
 
 
 def validated(model: PreTrainedModel, harmful: Tokens, benign: Tokens) -> tuple[float, float]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from immunelab.attacks.abliteration import Abliteration
 from immunelab.method import Batch, Edit, Feed, knob, register
 from immunelab.training import gradients as g
 from immunelab.training import residual
@@ -54,8 +53,8 @@ class SearchedAbliteration(Edit):
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         count = max(1, math.ceil(self.samples / self.batch_size))
-        plain = Abliteration(samples=self.samples, batch_size=self.batch_size)
-        means = plain.directions(model, batches, max(1, count - 1))
+        learned = [batches(i) for i in range(max(1, count - 1))]
+        means = residual.directions(model, [(b.harmful, b.benign) for b in learned if b.harmful and b.benign])
         parts = [part for part in residual.parts(model) if self.read or part.kind != "read"]
         validate = Validation.of(model, batches(count - 1))
         before = validate(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
@@ -59,6 +60,19 @@ def at_prompt_end(model: PreTrainedModel, tokens: Tokens) -> Tensor:
     last = (tokens.labels != IGNORED).int().argmax(dim=1) - 1
     rows = torch.arange(len(last), device=last.device)
     return torch.stack([h[rows, last] for h in hidden], dim=1).float()
+
+
+def directions(model: PreTrainedModel, pairs: Sequence[Sequence[Tokens]], random: bool = False) -> Tensor:
+    """Unit differences of means (layers, width) at prompts' ends, harmful less benign, of the outputs of layers 0
+    (embedding) … last but one; `random` ones instead. A UserError where harmful and benign leave the same states.
+
+    Source: arXiv:2406.11717.
+    """
+    means = [torch.cat([at_prompt_end(model, pair[k]) for pair in pairs]).mean(dim=0)[:-1] for k in range(2)]
+    found = torch.randn_like(means[0]) if random else means[0] - means[1]
+    if not bool((found[1:].norm(dim=1) > 0).all()):
+        raise UserError("Harmful and benign prompts leave the same hidden states, so there is no direction between.")
+    return found / found.norm(dim=1, keepdim=True).clamp_min(1e-30)
 
 
 def writers(model: PreTrainedModel) -> list[Writer]:
