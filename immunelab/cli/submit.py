@@ -50,12 +50,14 @@ def text_of(name: str, what: str) -> str:
 
 def launch(specs: list[RunSpec], args: argparse.Namespace, note: str = "") -> int:
     """Submit specs; return at once with --detach, else follow them to their end and print what came out. The note is
-    told once they are queued, and how long they will take."""
+    told once they are queued; whoever waits hears how long it will take."""
     home = journal.home(args.home)
     run_ids = jobs.submit(specs, home)
-    show.err.print(" ".join(part for part in (note, foretold(specs, home)) if part), markup=False, soft_wrap=True)
+    if note:
+        show.err.print(note, markup=False)
     if args.detach:
         return detached(run_ids, args.json)
+    show.err.print(foretold(specs, home), markup=False, soft_wrap=True)
     return finish(run_ids, home, args.json)
 
 
