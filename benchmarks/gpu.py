@@ -127,7 +127,10 @@ def defenses(device: str, small: bool) -> Found:
                 if device.startswith("cuda"):
                     torch.cuda.reset_peak_memory_stats()
                 cost = bench.cost(method if issubclass(cls, Service) else replace(method, precision=precision))
-            except (UserError, RuntimeError) as error:  # torch's errors are RuntimeErrors, a full card among them
+            except UserError as error:  # Safe LoRA needs a model that this shape has not
+                found[told] = {"refused": f"{error!s:.200}"}
+                continue
+            except RuntimeError as error:  # what torch raises, a full card among it
                 found[told] = {"error": f"{type(error).__name__}: {error!s:.200}"}
                 continue
             found[told] = {key: round(value, 2) for key, value in cost.items()}
