@@ -102,7 +102,7 @@ def _complete(won: dict[str, Any], args: argparse.Namespace, home: Path, seconds
         wanted = [one.spec for one in planned if one.state != "done"]
         told = estimate(wanted, runs)
         known = told.seconds * len(wanted) / max(1, len(wanted) - told.unknown)  # what has no record takes as long
-        if not wanted or known <= seconds:
+        if not wanted or (told.basis and known <= seconds):  # with nothing to judge by, nothing is started
             break
     else:
         show.err.print(

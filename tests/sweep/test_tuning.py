@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import immunelab
 from immunelab import jobs
+from immunelab.analysis import estimate
 from immunelab.analysis import tuning as tables
 from immunelab.analysis.tradeoff import bounded_harm
 from immunelab.cli import assess, main
@@ -292,6 +293,7 @@ def test_an_assessment_ends_in_a_card_and_a_page(
     home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the tuning on record already, and without the time for anything else, it is written at once."""
+    monkeypatch.setattr(estimate, "estimate", lambda wanted, runs: estimate.Estimate(1e6, 0, "a test"))
     given = {"trials": assess.MOST, "budget_seconds": 2.7, "confirm": 1}
     run = tune(home, **given)
     (won,) = events(run, "tuned")
