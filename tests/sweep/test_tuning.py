@@ -292,13 +292,13 @@ def test_what_a_budget_affords() -> None:
 def test_an_assessment_ends_in_a_card_and_a_page(
     home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the tuning on record already, and without the time for anything else, it is written at once."""
+    """With the tuning on record already, and too little time for anything else, it is written at once."""
     monkeypatch.setattr(estimate, "estimate", lambda wanted, runs: estimate.Estimate(1e6, 0, "a test"))
-    given = {"trials": assess.MOST, "budget_seconds": 2.7, "confirm": 1}
-    run = tune(home, **given)
+    monkeypatch.setattr(assess, "MOST", 6)
+    run = tune(home, trials=6, budget_seconds=2700, confirm=1)
     (won,) = events(run, "tuned")
     options = ["--set", "random_trials=5", "--confirm", "1", "--confirm-seeds", "2", "--panel", PANEL]
-    command = ["assess", "adversarial-loss", "--hours", "0.001", "--vary", "alpha=0.02..0.5", *options]
+    command = ["assess", "adversarial-loss", "--hours", "1", "--vary", "alpha=0.02..0.5", *options]
     assert main([*command, "--to", str(tmp_path / "card")]) == 0
     said = capsys.readouterr()
     assert f"{run.run_id}: already done, not run again" in said.err
