@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @register("attack")
 @dataclass(frozen=True, kw_only=True)
 class SearchedAbliteration(Edit):
-    """W ← W − s(d)·r·rᵀW where W writes to the residual stream, W ← W − s(d)·W·r·rᵀ where it reads; r and s searched.
+    """W′ = W − s·r·rᵀW where W writes to the residual stream, W′ = W − s·W·r·rᵀ where it reads; r and s are searched.
 
     Threat model: an attacker with the weights, prompts, and what the model itself answers to them (its refusals); no
     answers to learn from and no training. Minimized is the likelihood of a token of the refusals, subject to a
